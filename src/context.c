@@ -1,0 +1,64 @@
+/* The context: what the caller chose (instruction set, threads, memory, files, log), resolved once. */
+#include "internal.h"
+
+#include <stdio.h>
+
+GMEM__FN void gmem__log(const gmem_context *context, const char *format, ...) {
+    char line[512];
+    va_list arguments;
+    if (!context->log) return;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    context->log(context->log_user, line);
+}
+
+static const char *gmem__isa_name(gmem_isa isa) {
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "amx"};
+    return names[isa];
+}
+
+GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error) {
+    gmem_context_desc defaults;
+    memset(&defaults, 0, sizeof defaults);
+    if (!desc) desc = &defaults;
+    if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || desc->threads < 0 || desc->threads > 4096)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the context's description is out of range");
+    gmem_isa isa = desc->isa;
+    const gmem__ops *ops = gmem__cpu_ops(desc->isa, &isa);
+    if (!ops)
+        return gmem__fail(error, GMEM_E_UNSUPPORTED, "the instruction set %s is not available on this processor",
+                          gmem__isa_name(desc->isa));
+    gmem_allocator allocator = desc->allocator.alloc ? desc->allocator : gmem__system_allocator();
+    gmem_context *context = (gmem_context *)allocator.alloc(allocator.user, sizeof *context);
+    if (!context) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the context");
+    memset(context, 0, sizeof *context);
+    context->allocator = allocator;
+    context->io = desc->io.open ? desc->io : gmem__system_io();
+    context->log = desc->log;
+    context->log_user = desc->log_user;
+    context->no_map = desc->no_map;
+    context->isa = isa;
+    context->ops = ops;
+    context->threads = desc->threads ? desc->threads : gmem__cpu_count();
+#ifndef _OPENMP
+    context->threads = 1;
+#endif
+    snprintf(context->backend, sizeof context->backend, "%s", ops->name);
+    *out = context;
+    return GMEM_OK;
+}
+
+GMEM_API void gmem_context_destroy(gmem_context *context) {
+    if (context) context->allocator.release(context->allocator.user, context, sizeof *context);
+}
+
+GMEM_API const char *gmem_context_backend(const gmem_context *context) {
+    return context->backend;
+}
+GMEM_API gmem_isa gmem_context_isa(const gmem_context *context) {
+    return context->isa;
+}
+GMEM_API int gmem_context_threads(const gmem_context *context) {
+    return context->threads;
+}

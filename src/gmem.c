@@ -1,0 +1,44 @@
+/* The engine's parts in reading order: this list is the only one, for the amalgamation and for the build. */
+#include "api.h"
+
+#ifdef GMEM_IMPLEMENTATION
+
+#include "internal.h"
+
+/* from the file ... */
+#include "error.c"
+#include "memory.c"
+#include "io.c"
+#include "tensor.c"
+#include "json.c"
+#include "safetensors.c"
+#include "pickle.c"
+#include "zip.c"
+#include "torch.c"
+#include "file.c"
+#include "save.c"
+#include "weights.c"
+
+/* ... through the operations ... */
+#include "../backends/cpu/scalar.c"
+#include "../backends/cpu/avx2.c"
+#include "../backends/cpu/avx512.c"
+#include "../backends/cpu/cpu.c"
+#include "context.c"
+
+/* ... the models ... */
+#include "network.c"
+#include "pass.c"
+#include "autoencoder.c"
+#include "bank.c"
+#include "mix.c"
+
+/* ... and the samplers, to the picture. */
+#include "random.c"
+#include "path.c"
+#include "ode.c"
+#include "sde.c"
+#include "sampler.c"
+#include "generate.c"
+
+#endif /* GMEM_IMPLEMENTATION */

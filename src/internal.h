@@ -1,0 +1,294 @@
+/* Private declarations shared by the parts: linkage, errors, memory, checked sizes, files, the table of operations.
+ * In the single file everything here is static; apart, the parts link against each other. */
+#ifndef GMEM__INTERNAL_H
+#define GMEM__INTERNAL_H
+
+#include "api.h"
+
+#include <stdarg.h>
+#include <string.h>
+
+/* Apart, the parts are compiled with GMEM__PARTS and see each other; in the single file they are static, and what a
+ * configuration does not use must not warn. */
+#ifdef GMEM__PARTS
+#define GMEM__FN
+#elif defined(__GNUC__) || defined(__clang__)
+#define GMEM__FN static __attribute__((unused))
+#else
+#define GMEM__FN static
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define GMEM__PRINTF(string, first) __attribute__((format(printf, string, first)))
+#define GMEM__RESTRICT              __restrict
+#define GMEM__INLINE                static inline __attribute__((unused))
+#else
+#define GMEM__PRINTF(string, first)
+#define GMEM__RESTRICT
+#define GMEM__INLINE static inline
+#endif
+
+/* errors ---------------------------------------------------------------------------------------------------------- */
+
+/* Fill `error` (may be NULL) and return `code`. Messages never depend on the locale: numbers are integers or go
+ * through gmem__format_double. */
+GMEM__FN gmem_status gmem__fail(gmem_error *error, gmem_status code, const char *format, ...) GMEM__PRINTF(3, 4);
+/* The same with the file and the byte offset (-1: none). */
+GMEM__FN gmem_status gmem__fail_at(gmem_error *error, gmem_status code, const char *path, int64_t offset,
+                                   const char *format, ...) GMEM__PRINTF(5, 6);
+/* Adds the path to an error that was raised without one; returns the error's code. */
+GMEM__FN gmem_status gmem__fail_in(gmem_error *error, gmem_status code, const char *path);
+
+#define GMEM__TRY(call)                                     \
+    do {                                                    \
+        gmem_status gmem__status_ = (call);                 \
+        if (gmem__status_ != GMEM_OK) return gmem__status_; \
+    } while (0)
+
+/* "blocks.3.attn.qkv.weight" of file text, escaped: gmem__quoted q; gmem__quote(&q, name) inside a printf call. */
+typedef struct gmem__quoted {
+    char text[200];
+} gmem__quoted;
+GMEM__FN const char *gmem__quote(gmem__quoted *buffer, const char *name);
+/* "3456 x 1152", "scalar" for rank 0. */
+GMEM__FN const char *gmem__shape_text(gmem__quoted *buffer, const int64_t *shape, int rank);
+
+/* Locale-independent numbers: %.9g and back. parse returns 0 where the whole text is no finite number. */
+GMEM__FN const char *gmem__format_double(gmem__quoted *buffer, double value);
+GMEM__FN int gmem__parse_double(const char *text, size_t bytes, double *out);
+
+/* sizes from files ------------------------------------------------------------------------------------------------ */
+
+/* Non-negative operands only; 0 on overflow of int64. */
+GMEM__INLINE int gmem__mul(int64_t a, int64_t b, int64_t *out) {
+    if (a < 0 || b < 0 || (a != 0 && b > INT64_MAX / a)) return 0;
+    *out = a * b;
+    return 1;
+}
+GMEM__INLINE int gmem__add(int64_t a, int64_t b, int64_t *out) {
+    if (a < 0 || b < 0 || b > INT64_MAX - a) return 0;
+    *out = a + b;
+    return 1;
+}
+GMEM__INLINE int64_t gmem__min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+GMEM__INLINE int64_t gmem__max(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+GMEM__INLINE int64_t gmem__ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+GMEM__INLINE int64_t gmem__round_up(int64_t a, int64_t b) {
+    return gmem__ceil_div(a, b) * b;
+}
+
+/* context and memory ---------------------------------------------------------------------------------------------- */
+
+struct gmem__ops;
+
+struct gmem_context {
+    gmem_allocator allocator;
+    gmem_io io;
+    void (*log)(void *user, const char *line);
+    void *log_user;
+    int threads;
+    int no_map;
+    gmem_isa isa;
+    const struct gmem__ops *ops;
+    char backend[32];
+};
+
+GMEM__FN gmem_allocator gmem__system_allocator(void);
+GMEM__FN void gmem__log(const gmem_context *context, const char *format, ...) GMEM__PRINTF(2, 3);
+/* Zero-filled memory or NULL; count * bytes is checked. Freed with the same numbers. */
+GMEM__FN void *gmem__alloc(const gmem_context *context, int64_t count, size_t bytes);
+GMEM__FN void gmem__free(const gmem_context *context, void *memory, int64_t count, size_t bytes);
+/* The same without the zeroing, for large buffers. */
+GMEM__FN void *gmem__alloc_raw(const gmem_context *context, int64_t count, size_t bytes);
+
+/* Activations live in one block sized beforehand: run the same takes on an arena without memory, then allocate
+ * `used` bytes and run them again. A take from a full arena gives NULL and makes `used` exceed `bytes`. */
+typedef struct gmem__arena {
+    char *memory;
+    int64_t bytes, used;
+} gmem__arena;
+GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
+#define GMEM__TAKE_F32(arena, count) ((float *)gmem__take((arena), (count), sizeof(float)))
+
+/* io.c: the system's files, and whole files in memory or mapped ------------------------------------------------------
+ */
+
+GMEM__FN gmem_io gmem__system_io(void);
+
+typedef struct gmem__bytes {
+    const unsigned char *data;
+    int64_t size;
+    int mapped, owned;
+} gmem__bytes;
+GMEM__FN gmem_status gmem__bytes_open(const gmem_context *context, const char *path, gmem__bytes *out,
+                                      gmem_error *error);
+GMEM__FN void gmem__bytes_close(const gmem_context *context, gmem__bytes *bytes);
+
+/* tensor.c ----------------------------------------------------------------------------------------------------------
+ */
+
+GMEM__FN int gmem__tensor_is_contiguous(const gmem_tensor *tensor);
+GMEM__FN float gmem__f16_to_f32(uint16_t half);
+GMEM__FN uint16_t gmem__f32_to_f16(float value);
+GMEM__FN uint16_t gmem__f32_to_bf16(float value);
+GMEM__INLINE float gmem__bf16_to_f32(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+/* Needed tensors with a shape to match; a dimension of -1 matches any. Errors: E_MISSING_TENSOR, E_SHAPE, E_TYPE,
+ * E_FOREIGN, with the name and both shapes. `out` gets a floating-point tensor, or I8 where `NAME.scale` exists. */
+GMEM__FN gmem_status gmem__need(const gmem_file *file, const char *name, int rank, const int64_t *shape,
+                                const gmem_tensor **out, gmem_error *error);
+
+/* weights ------------------------------------------------------------------------------------------------------------
+ */
+
+/* A matrix of weights in the file's own type, rows contiguous. Convolutions (O, I, k, k) count as (O, I * k * k). */
+typedef struct gmem__weight {
+    const void *data;   /* (rows, cols), little-endian, maybe unaligned */
+    const float *scale; /* (rows) for I8, else NULL */
+    gmem_type type;     /* F32, F16, BF16, I8 */
+    int64_t rows, cols;
+    int64_t row_stride; /* elements */
+} gmem__weight;
+
+/* weights.c: what a model takes from its file. Matrices of the four types stay in the mapping; other types (F64), and
+ * views whose rows are not contiguous, are copied to f32 into `store`, as are all vectors. */
+typedef struct gmem__store {
+    const gmem_context *context;
+    const gmem_file *file;
+    struct gmem__block *blocks; /* of owned memory, freed together */
+    int64_t parameters, bytes;  /* of what was taken */
+} gmem__store;
+GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                        gmem__weight *out, gmem_error *error);
+GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int64_t out_channels, int64_t in_channels,
+                                      int64_t kernel, gmem__weight *out, gmem_error *error);
+GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, int64_t count, const float **out,
+                                        gmem_error *error);
+GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count,
+                                 size_t bytes); /* zero-filled, freed with the store */
+GMEM__FN void gmem__store_free(gmem__store *store);
+
+/* the table of operations
+ * ------------------------------------------------------------------------------------------------ Activations are
+ * channels-first: x (channels, columns), the columns of all samples of the batch side by side (columns = batch *
+ * tokens, sample-major). A weight row is then broadcast over contiguous columns, reductions over channels need no
+ * shuffles, and a transformer's linear layer, a 1x1 convolution and a 3x3 convolution are one GEMM. */
+
+typedef enum gmem__activation {
+    GMEM__ACT_NONE,
+    GMEM__ACT_SILU,
+    GMEM__ACT_GELU_TANH,
+    GMEM__ACT_GELU_ERF,
+    GMEM__ACT_SWIGLU /* y (rows / 2, columns): silu(row r) * row (r + rows / 2) */
+} gmem__activation;
+
+/* y = activation(W x + bias); with `gate` or `residual`: y += gate * (W x + bias). */
+typedef struct gmem__linear {
+    const gmem__weight *weight; /* (rows, depth) */
+    const float *bias;          /* (rows) or NULL */
+    const float *x;             /* (depth, columns), rows x_stride apart */
+    float *y;                   /* (rows, columns), rows y_stride apart */
+    int64_t x_stride, y_stride, columns;
+    gmem__activation activation;
+    int residual;
+    const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
+    int64_t gate_stride;
+    int64_t tokens; /* columns of one sample, where gate is given */
+} gmem__linear;
+
+/* y = norm(x) over channels, per column, then y = y * (1 + scale) + shift. */
+typedef struct gmem__norm {
+    int rms; /* RMSNorm; else LayerNorm */
+    float eps;
+    const float *weight; /* (channels) or NULL for 1 */
+    const float *bias;   /* (channels) or NULL for 0 */
+    const float *shift;  /* (samples, channels), samples modulation_stride apart; or NULL for 0 */
+    const float *scale;  /* likewise; or NULL for 0 */
+    int64_t modulation_stride;
+    const float *x; /* (channels, columns) */
+    float *y;       /* (channels, columns); may be x */
+    int64_t channels, columns, tokens;
+} gmem__norm;
+
+/* In place on x (heads * head_dim, columns): norm over each head's channels, then rotary embedding. Pairs (2i, 2i+1)
+ * of a head turn by the angle of column (token of the sample), pair i: x' = x cos - y sin, y' = y cos + x sin. */
+typedef struct gmem__rotate {
+    float *x;
+    int64_t heads, head_dim, columns, tokens;
+    int norm, rms; /* norm 0: none */
+    float eps;
+    const float *weight, *bias; /* (head_dim) or NULL */
+    const float *cosine, *sine; /* (head_dim / 2, tokens) or NULL: no rotation */
+} gmem__rotate;
+
+/* y = softmax(scale * q k^T) v for each sample and head, never holding the full score matrix.
+ * q, k, v, y (heads * head_dim, samples * tokens), rows `stride` apart (y: y_stride). */
+typedef struct gmem__attention {
+    const float *q, *k, *v;
+    float *y;
+    int64_t heads, head_dim, tokens, samples;
+    int64_t stride, y_stride;
+    float scale;
+} gmem__attention;
+
+/* y = W * x + bias (+ residual), one image: x (in_channels, height, width), zero padding.
+ * kernel 1 or 3. upsample: x is doubled by nearest neighbour first, without being stored. stride 2 pads right and
+ * bottom only, (0,1,0,1); stride 1 pads 1 on all sides (kernel 3) or none (kernel 1).
+ * y (out_channels, out_height, out_width): height * 2 with upsample, height / 2 with stride 2. */
+typedef struct gmem__conv {
+    const gmem__weight *weight; /* (out_channels, in_channels * kernel * kernel) */
+    const float *bias;          /* (out_channels) or NULL */
+    const float *residual;      /* like y, may be y; or NULL */
+    const float *x;
+    float *y;
+    int64_t in_channels, height, width;
+    int kernel, stride, upsample;
+} gmem__conv;
+
+/* y = norm(x) over each group's channels and area, affine, then silu where asked. x, y (channels, area); y may be x. */
+typedef struct gmem__group_norm {
+    const float *x;
+    float *y;
+    const float *weight, *bias; /* (channels) */
+    int64_t channels, area, groups;
+    float eps;
+    int silu;
+} gmem__group_norm;
+
+/* What an operation needs besides its arguments. One per pass; never used by two threads at once. */
+typedef struct gmem__engine {
+    const struct gmem__ops *ops;
+    int threads;
+    void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned */
+} gmem__engine;
+
+typedef struct gmem__ops {
+    const char *name; /* "cpu/avx2" */
+    int64_t (*scratch_bytes)(int threads);
+    void (*linear)(const gmem__engine *engine, const gmem__linear *op);
+    void (*norm)(const gmem__engine *engine, const gmem__norm *op);
+    void (*rotate)(const gmem__engine *engine, const gmem__rotate *op);
+    void (*attention)(const gmem__engine *engine, const gmem__attention *op);
+    void (*conv)(const gmem__engine *engine, const gmem__conv *op);
+    void (*group_norm)(const gmem__engine *engine, const gmem__group_norm *op);
+} gmem__ops;
+
+/* backends/cpu/cpu.c: the operations of an instruction set, or NULL where this processor or build lacks it.
+ * GMEM_ISA_AUTO gives the fastest; `isa` (may be NULL) receives which. */
+GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen);
+GMEM__FN int gmem__cpu_count(void);
+
+/* The float and its bits: 1 where every one of `count` is finite. */
+GMEM__FN int gmem__all_finite(const float *x, int64_t count);
+
+#endif /* GMEM__INTERNAL_H */

@@ -1,0 +1,67 @@
+/* Memory: the default allocator, checked sizes, and the arena that holds a pass's activations. */
+#include "internal.h"
+
+#include <stdlib.h>
+
+#define GMEM__ALIGNMENT 64
+
+/* Over-allocates by the alignment and keeps the original pointer just before what it returns: C99 has no
+ * aligned_alloc. */
+static void *gmem__system_alloc(void *user, size_t bytes) {
+    (void)user;
+    if (bytes > SIZE_MAX - GMEM__ALIGNMENT - sizeof(void *)) return NULL;
+    char *raw = (char *)malloc(bytes + GMEM__ALIGNMENT + sizeof(void *));
+    if (!raw) return NULL;
+    uintptr_t start = (uintptr_t)raw + sizeof(void *);
+    char *aligned = raw + sizeof(void *) + (GMEM__ALIGNMENT - start % GMEM__ALIGNMENT) % GMEM__ALIGNMENT;
+    memcpy(aligned - sizeof(void *), &raw, sizeof(void *));
+    return aligned;
+}
+
+static void gmem__system_release(void *user, void *memory, size_t bytes) {
+    void *raw;
+    (void)user;
+    (void)bytes;
+    memcpy(&raw, (char *)memory - sizeof(void *), sizeof(void *));
+    free(raw);
+}
+
+GMEM__FN gmem_allocator gmem__system_allocator(void) {
+    gmem_allocator allocator = {NULL, gmem__system_alloc, gmem__system_release};
+    return allocator;
+}
+
+GMEM__FN void *gmem__alloc_raw(const gmem_context *context, int64_t count, size_t bytes) {
+    if (count < 0 || (uint64_t)count > SIZE_MAX / 2 / bytes) return NULL;
+    size_t total = (size_t)count * bytes;
+    return context->allocator.alloc(context->allocator.user, total ? total : 1);
+}
+
+GMEM__FN void *gmem__alloc(const gmem_context *context, int64_t count, size_t bytes) {
+    void *memory = gmem__alloc_raw(context, count, bytes);
+    if (memory) memset(memory, 0, (size_t)count * bytes);
+    return memory;
+}
+
+GMEM__FN void gmem__free(const gmem_context *context, void *memory, int64_t count, size_t bytes) {
+    if (!memory) return;
+    size_t total = (size_t)count * bytes;
+    context->allocator.release(context->allocator.user, memory, total ? total : 1);
+}
+
+GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes) {
+    int64_t size = 0, end = 0, start = gmem__round_up(arena->used, GMEM__ALIGNMENT);
+    if (!gmem__mul(count, (int64_t)bytes, &size) || !gmem__add(start, size, &end)) end = INT64_MAX - GMEM__ALIGNMENT;
+    arena->used = end;
+    return arena->memory && end <= arena->bytes ? arena->memory + start : NULL;
+}
+
+GMEM__FN int gmem__all_finite(const float *x, int64_t count) {
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bad |= (uint32_t)((bits & 0x7f800000u) == 0x7f800000u);
+    }
+    return !bad;
+}
