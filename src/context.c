@@ -53,12 +53,6 @@ GMEM_API void gmem_context_destroy(gmem_context *context) {
     if (context) context->allocator.release(context->allocator.user, context, sizeof *context);
 }
 
-GMEM_API const char *gmem_context_backend(const gmem_context *context) {
-    return context->backend;
-}
-GMEM_API gmem_isa gmem_context_isa(const gmem_context *context) {
-    return context->isa;
-}
-GMEM_API int gmem_context_threads(const gmem_context *context) {
-    return context->threads;
-}
+GMEM_API const char *gmem_context_backend(const gmem_context *context) { return context->backend; }
+GMEM_API gmem_isa gmem_context_isa(const gmem_context *context) { return context->isa; }
+GMEM_API int gmem_context_threads(const gmem_context *context) { return context->threads; }

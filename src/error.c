@@ -4,9 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-GMEM_API const char *gmem_version(void) {
-    return GMEM_VERSION;
-}
+GMEM_API const char *gmem_version(void) { return GMEM_VERSION; }
 
 GMEM_API const char *gmem_status_name(gmem_status status) {
     static const char *const names[] = {

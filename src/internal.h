@@ -70,18 +70,10 @@ GMEM__INLINE int gmem__add(int64_t a, int64_t b, int64_t *out) {
     *out = a + b;
     return 1;
 }
-GMEM__INLINE int64_t gmem__min(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-GMEM__INLINE int64_t gmem__max(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-GMEM__INLINE int64_t gmem__ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-GMEM__INLINE int64_t gmem__round_up(int64_t a, int64_t b) {
-    return gmem__ceil_div(a, b) * b;
-}
+GMEM__INLINE int64_t gmem__min(int64_t a, int64_t b) { return a < b ? a : b; }
+GMEM__INLINE int64_t gmem__max(int64_t a, int64_t b) { return a > b ? a : b; }
+GMEM__INLINE int64_t gmem__ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+GMEM__INLINE int64_t gmem__round_up(int64_t a, int64_t b) { return gmem__ceil_div(a, b) * b; }
 
 /* context and memory ---------------------------------------------------------------------------------------------- */
 
