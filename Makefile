@@ -1,32 +1,57 @@
 # make demo            builds the command and draws demo.png
 # make test            installs what the tests need, builds everything, runs every test
-# make build/gmem      the command alone: needs a C compiler and make
+# make build/gmem      the command alone: needs a C compiler and make; honours CC, CFLAGS, LDFLAGS
 # make gmem.h          the single header, regenerated from src/ and backends/
-# make bench           measures (bench/README.md)
+# make bench           measures this machine (bench/README.md)
 # make install PREFIX=/usr/local
 
 CC      ?= cc
 CFLAGS  ?= -O2
-PREFIX  ?= /usr/local
+BUILD   ?= build
 WARN    := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
-OPENMP  := $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
-override CFLAGS += -std=c99 $(WARN) $(OPENMP)
+OPENMP  ?= $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
+COMPILE  = $(CC) -std=c99 $(WARN) $(OPENMP) $(CFLAGS) -MMD -MP
+LINK     = $(CC) $(OPENMP) $(CFLAGS) $(LDFLAGS)
 LIBS    := -lm
 
-PARTS   := $(filter-out src/gmem.c,$(wildcard src/*.c)) $(wildcard backends/*/*.c)
-HEADERS := $(wildcard src/*.h backends/*/*.h backends/*/*.inc)
-OBJECTS := $(PARTS:%.c=build/%.o)
+# src/gmem.c is the only list of the parts, in reading order.
+PARTS   := $(shell awk -F'"' '/^\#include ".*\.c"/ { p = "src/" $$2; sub("src/../", "", p); print p }' src/gmem.c)
+OBJECTS := $(PARTS:%.c=$(BUILD)/%.o)
+TESTS   := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
-all: build/gmem
+all: $(BUILD)/gmem
 
-build/%.o: %.c $(HEADERS)
+$(BUILD)/%.o: %.c
 	@mkdir -p $(dir $@)
-	$(CC) $(CFLAGS) -DGMEM__PARTS -c $< -o $@
+	$(COMPILE) -DGMEM__PARTS -c $< -o $@
 
-build/libgmem.a: $(OBJECTS)
+$(BUILD)/libgmem.a: $(OBJECTS)
+	@rm -f $@
 	$(AR) rcs $@ $(OBJECTS)
 
-gmem.h: $(PARTS) $(HEADERS) src/gmem.c tools/amalgamate.awk
-	awk -f tools/amalgamate.awk src/gmem.c > $@.tmp && mv $@.tmp $@
+gmem.h: $(PARTS) $(wildcard src/*.h backends/cpu/*.h backends/cpu/*.inc) src/gmem.c tools/amalgamate.awk
+	awk -f tools/amalgamate.awk src/gmem.c > $@.tmp
+	mv $@.tmp $@
 
-.PHONY: all
+include examples/rules.mk
+
+# A test program: tests/test_NAME.c with the parts, the golden files and the procedural weights.
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/tests/golden.o $(BUILD)/examples/gmem/procedural.o $(BUILD)/libgmem.a
+	$(LINK) $^ $(LIBS) -o $@
+
+tests: $(TESTS:%=$(BUILD)/tests/%)
+
+test:
+	tools/install-test-deps.sh
+	tests/run.sh
+
+bench: $(BUILD)/gmem
+	bench/run.sh
+
+clean:
+	rm -rf build demo.png
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+.PHONY: all tests test bench clean
+.SECONDARY:

@@ -1,0 +1,52 @@
+#!/bin/bash
+# gmem.h as users take it: the embedding example as C99 and C++, by gcc and clang, without a warning; after any system
+# header; included twice; static; without SIMD, mapping and OpenMP; optimised and not.
+set -eu
+cd "$(dirname "$0")/.."
+out=build/header
+mkdir -p $out
+warn="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
+count=0
+
+cat >$out/late.c <<'C'
+#include <stdio.h>
+#include <stdlib.h>
+#include <math.h>
+#include <fcntl.h>
+#include <unistd.h>
+#include "gmem.h"
+#define GMEM_IMPLEMENTATION
+#include "gmem.h"
+#include "gmem.h"
+int main(void) { return gmem_version()[0] == 0; }
+C
+cat >$out/static.c <<'C'
+#define GMEM_STATIC
+#define GMEM_IMPLEMENTATION
+#include "gmem.h"
+int main(void) { return gmem_version()[0] == 0; }
+C
+
+try() { # try COMPILER SOURCE FLAGS...
+    local compiler=$1 source=$2
+    shift 2
+    case $compiler in *++) set -- "$@" -xc++ ;; esac
+    if ! "$compiler" $warn "$@" -I. "$source" -xnone -lm -o $out/program; then
+        echo "failed: $compiler $* $source"
+        exit 1
+    fi
+    count=$((count + 1))
+}
+
+for pair in "gcc g++" "clang clang++"; do
+    set -- $pair
+    try "$1" examples/embed.c -std=c99 -O2 -fopenmp
+    try "$2" examples/embed.c -std=c++11 -O2 -fopenmp
+    try "$1" $out/late.c -std=c99
+    try "$1" $out/late.c -std=gnu11 -DGMEM_NO_MMAP
+    try "$1" $out/static.c -std=c99 -Wno-unused-function
+    try "$1" $out/late.c -std=c99 -DGMEM_NO_SIMD
+    try "$2" $out/late.c -std=c++17
+done
+$out/program
+echo "$count compilations without a warning"
