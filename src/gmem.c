@@ -21,8 +21,10 @@
 
 /* ... through the operations ... */
 #include "../backends/cpu/scalar.c"
+#include "../backends/cpu/scalar_rows.c"
 #include "../backends/cpu/avx2.c"
 #include "../backends/cpu/avx512.c"
+#include "../backends/cpu/drivers.c"
 #include "../backends/cpu/cpu.c"
 #include "context.c"
 
