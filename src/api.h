@@ -299,6 +299,10 @@ GMEM_API const char *gmem_file_string(const gmem_file *file, const char *key);  
 GMEM_API const char *gmem_file_metadata(const gmem_file *file, const char *key); /* or NULL */
 GMEM_API int64_t gmem_file_metadata_count(const gmem_file *file);
 GMEM_API void gmem_file_metadata_at(const gmem_file *file, int64_t index, const char **key, const char **value);
+/* Every such number and string of the file in order: start with *cursor = 0; 1 while there is another. `string` is set
+ * to NULL for a number. */
+GMEM_API int gmem_file_next_value(const gmem_file *file, int64_t *cursor, const char **key, double *number,
+                                  const char **string);
 
 /* Globals in the pickle that Python would have imported and called ("posix.system"); here they stay inert names. */
 GMEM_API int64_t gmem_file_foreign_count(const gmem_file *file);
