@@ -37,7 +37,7 @@ include examples/rules.mk
 
 # A test program: tests/test_NAME.c with the parts, the golden files and the procedural weights.
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/tests/golden.o $(BUILD)/examples/gmem/procedural.o $(BUILD)/libgmem.a
-	$(LINK) $^ $(LIBS) -o $@
+	$(LINK) $^ $(LIBS) -pthread -o $@
 
 tests: $(TESTS:%=$(BUILD)/tests/%)
 

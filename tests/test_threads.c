@@ -1,0 +1,86 @@
+/* One network, many threads, each with its own sampler: the same pictures as one after another, and nothing for
+ * ThreadSanitizer to report. Each context here runs on one thread, so no OpenMP runtime hides what happens. */
+#include "check.h"
+#include "golden.h"
+
+#include <pthread.h>
+
+enum { STEPS = 4, MAX_THREADS = 8 };
+
+typedef struct job {
+    const gmem_network *network;
+    const float *snippet;
+    int64_t picture, count;
+    float *x; /* (count) */
+    gmem_status status;
+} job;
+
+static void *sample_one(void *argument) {
+    job *work = (job *)argument;
+    gmem_rng rng;
+    gmem_sample_desc desc;
+    memset(&desc, 0, sizeof desc);
+    gmem_rng_init(&rng, GMEM_RNG_PHILOX, 7);
+    gmem_rng_normal(&rng, GMEM_DRAW_LATENT, 0, work->picture, 1, work->count, work->x);
+    desc.sampler.steps = STEPS;
+    desc.batch = 1;
+    desc.snippets = work->snippet;
+    desc.rng = &rng;
+    desc.picture = work->picture;
+    work->status = gmem_sample(work->network, &desc, work->x, NULL);
+    return NULL;
+}
+
+static void sample_all(const gmem_network *network, const float *snippet, int64_t count, int threads, float *out) {
+    job jobs[MAX_THREADS];
+    pthread_t ids[MAX_THREADS];
+    for (int first = 0; first < MAX_THREADS; first += threads) {
+        for (int i = 0; i < threads; i++) {
+            job work = {network, snippet, first + i, count, out + (first + i) * count, GMEM_OK};
+            jobs[i] = work;
+            if (pthread_create(&ids[i], NULL, sample_one, &jobs[i]) != 0) exit(1);
+        }
+        for (int i = 0; i < threads; i++) {
+            pthread_join(ids[i], NULL);
+            CHECK_OK(jobs[i].status);
+        }
+    }
+}
+
+int main(void) {
+    gmem_context_desc context_desc;
+    gmem_network_desc network_desc;
+    gmem_context *context = NULL;
+    gmem_network *network = NULL;
+    memset(&context_desc, 0, sizeof context_desc);
+    memset(&network_desc, 0, sizeof network_desc);
+    context_desc.threads = 1;
+    if (!CHECK_OK(gmem_context_create(&context_desc, &context, NULL))) return check_report();
+    gmem_file *io = golden_open(context, "dit_base.io.safetensors");
+    golden_network weights = golden_procedural(context, io, NULL);
+    network_desc.file = weights.file;
+    if (!CHECK_OK(gmem_network_open(context, &network_desc, &network, NULL))) return check_report();
+
+    const gmem_network_info *info = gmem_network_get_info(network);
+    int64_t count = info->channels * info->height * info->width;
+    float *snippet = golden_f32(io, "c", NULL);
+    float *alone = (float *)calloc((size_t)(MAX_THREADS * count), sizeof *alone);
+    float *together = (float *)calloc((size_t)(MAX_THREADS * count), sizeof *together);
+    if (!alone || !together) return 1;
+    sample_all(network, snippet, count, 1, alone);
+    for (int threads = 2; threads <= MAX_THREADS; threads *= 2) {
+        memset(together, 0, (size_t)(MAX_THREADS * count) * sizeof *together);
+        sample_all(network, snippet, count, threads, together);
+        CHECK(memcmp(alone, together, (size_t)(MAX_THREADS * count) * sizeof *alone) == 0);
+    }
+    CHECK(memcmp(alone, alone + count, (size_t)count * sizeof *alone) != 0); /* pictures differ from each other */
+
+    free(alone);
+    free(together);
+    free(snippet);
+    gmem_network_close(network);
+    golden_network_close(&weights);
+    gmem_file_close(io);
+    gmem_context_destroy(context);
+    return check_report();
+}
