@@ -11,25 +11,44 @@ typedef enum gmem__entry_kind {
     GMEM__ENTRY_FOREIGN
 } gmem__entry_kind;
 
-/* One leaf of the flattened file. Keys and strings live in the file's own memory (gmem__file_alloc). */
+/* One leaf of the flattened file, as a parser hands it over. Keys and strings live in the file's own memory. */
 typedef struct gmem__entry {
-    const char *key; /* full dotted key */
+    const char *key; /* full dotted key; "" for a root that is no dictionary */
+    int64_t nested;  /* bytes of `key` that name real dictionaries and lists: 3 for "ema" holding "blocks.0.bias" */
     gmem__entry_kind kind;
-    gmem_tensor tensor; /* TENSOR; tensor.name == key until the selection strips its prefix */
+    gmem_tensor tensor; /* TENSOR, without its name */
     double number;      /* NUMBER: integers, floats, booleans */
     const char *string; /* STRING: the text; FOREIGN: the global that alone could build the value */
 } gmem__entry;
 
+/* What is kept of them: a tensor, or anything else in little room (checkpoints hold long lists of numbers). */
+typedef struct gmem__leaf {
+    gmem_tensor tensor; /* its name is the full key */
+    int64_t nested;
+} gmem__leaf;
+
+typedef struct gmem__value {
+    const char *key;
+    int32_t kind, nested;
+    union {
+        double number;
+        const char *string;
+    } as;
+} gmem__value;
+
 struct gmem_file {
     const gmem_context *context;
     char *path;
-    int64_t path_bytes;
     gmem_format format;
     gmem__bytes bytes;
     struct gmem__block *blocks; /* everything allocated with gmem__file_alloc */
+    int64_t held;               /* bytes of memory held, against the limit */
+    int over_limit;             /* gmem__file_alloc has refused because of it */
 
-    gmem__entry *entries; /* (entry_count) in the file's order */
-    int64_t entry_count, entry_capacity;
+    gmem__leaf *leaves; /* (leaf_count) tensors in the file's order */
+    int64_t leaf_count, leaf_capacity;
+    gmem__value *values; /* (value_count) */
+    int64_t value_count, value_capacity;
     const char **foreign; /* (foreign_count) distinct names of globals that stayed inert */
     int64_t foreign_count, foreign_capacity;
     const char **metadata; /* (2 * metadata_count) keys and values in turn; safetensors' __metadata__ */
@@ -38,16 +57,17 @@ struct gmem_file {
     const char *key;       /* the selection */
     gmem_tensor *selected; /* (selected_count) views with prefixes removed from their names */
     int64_t selected_count;
-    int32_t *index; /* a hash table over `selected`, for gmem_file_find */
-    int64_t index_size;
+    int32_t *index; /* (selected_count) the selection in the order of its names, for gmem_file_find */
 };
 
-/* Memory that lives as long as the file (zero-filled), or NULL. */
+/* Memory that lives as long as the file (zero-filled), or NULL: the system has no more, or the file wants more than 16
+ * times its size + 1 MiB. gmem__file_no_memory raises what it was: E_MEMORY or E_LIMIT. */
 GMEM__FN void *gmem__file_alloc(gmem_file *file, int64_t count, size_t bytes);
 /* A NUL-terminated copy in the file's memory, or NULL. */
 GMEM__FN char *gmem__file_text(gmem_file *file, const char *text, int64_t bytes);
+GMEM__FN gmem_status gmem__file_no_memory(gmem_file *file, gmem_error *error);
 
-/* The parsers' outputs; keys and strings must live in the file's memory. Errors: E_MEMORY. */
+/* The parsers' outputs; keys and strings must live in the file's memory. Errors: E_MEMORY, E_LIMIT. */
 GMEM__FN gmem_status gmem__file_add(gmem_file *file, const gmem__entry *entry, gmem_error *error);
 GMEM__FN gmem_status gmem__file_add_foreign(gmem_file *file, const char *name, gmem_error *error);
 GMEM__FN gmem_status gmem__file_add_metadata(gmem_file *file, const char *key, const char *value, gmem_error *error);
@@ -56,5 +76,19 @@ GMEM__FN gmem_status gmem__file_add_metadata(gmem_file *file, const char *key, c
 GMEM__FN gmem_status gmem__parse_safetensors(gmem_file *file, gmem_error *error);
 GMEM__FN gmem_status gmem__parse_torch_zip(gmem_file *file, gmem_error *error);
 GMEM__FN gmem_status gmem__parse_torch_legacy(gmem_file *file, gmem_error *error);
+
+/* The global that alone could build the selection's `name` or what it lies in ("argparse.Namespace"), or NULL. */
+GMEM__FN const char *gmem__file_foreign_at(const gmem_file *file, const char *name);
+
+/* The offset of the first byte that is not UTF-8 (no overlong forms, no surrogates), or -1. */
+GMEM__FN int64_t gmem__utf8_error(const char *text, int64_t bytes);
+/* Sorts `order` (count), which holds 0 to count - 1 on return, by `compare`: heapsort, for names chosen by strangers
+ * must not cost more than n log n. Equal items keep their order. */
+GMEM__FN void gmem__sort(int32_t *order, int64_t count, int (*compare)(const void *user, int32_t a, int32_t b),
+                         const void *user);
+/* Why the last call of the I/O hooks failed, as far as the system tells; "" where it does not. Call
+ * gmem__io_forget before the call. */
+GMEM__FN void gmem__io_forget(void);
+GMEM__FN const char *gmem__io_reason(void);
 
 #endif /* GMEM__FILE_H */

@@ -78,6 +78,7 @@ GMEM__INLINE int64_t gmem__round_up(int64_t a, int64_t b) { return gmem__ceil_di
 /* context and memory ---------------------------------------------------------------------------------------------- */
 
 struct gmem__ops;
+struct gmem__block;
 
 struct gmem_context {
     gmem_allocator allocator;
@@ -107,6 +108,11 @@ typedef struct gmem__arena {
 } gmem__arena;
 GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
 #define GMEM__TAKE_F32(arena, count) ((float *)gmem__take((arena), (count), sizeof(float)))
+
+/* Allocations that are freed together; small ones share a block. Zero-filled, `align` a power of two up to 64. */
+GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block **blocks, int64_t count, size_t bytes,
+                                 size_t align);
+GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks);
 
 /* io.c: the system's files, and whole files in memory or mapped ------------------------------------------------------
  */

@@ -56,6 +56,48 @@ GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes) {
     return arena->memory && end <= arena->bytes ? arena->memory + start : NULL;
 }
 
+typedef struct gmem__block {
+    struct gmem__block *next;
+    int64_t bytes, used; /* of the whole allocation, this header included */
+} gmem__block;
+
+/* A new block goes first in the list, unless the first one has more room left for what comes. */
+static gmem__block *gmem__block_add(const gmem_context *context, gmem__block **blocks, int64_t need) {
+    int64_t bytes = gmem__max(need, *blocks ? gmem__min(2 * (*blocks)->bytes, 65536) : 2048);
+    gmem__block *block = (gmem__block *)gmem__alloc(context, bytes, 1);
+    if (!block) return NULL;
+    block->bytes = bytes;
+    block->used = (int64_t)sizeof *block;
+    if (*blocks && bytes - need < (*blocks)->bytes - (*blocks)->used) {
+        block->next = (*blocks)->next;
+        (*blocks)->next = block;
+    } else {
+        block->next = *blocks;
+        *blocks = block;
+    }
+    return block;
+}
+
+GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block **blocks, int64_t count, size_t bytes,
+                                 size_t align) {
+    int64_t size, need, a = (int64_t)align;
+    if (!gmem__mul(count, (int64_t)bytes, &size) || !gmem__add(size, 2 * GMEM__ALIGNMENT, &need)) return NULL;
+    gmem__block *block = *blocks;
+    if (!block || block->bytes - gmem__round_up(block->used, a) < size) block = gmem__block_add(context, blocks, need);
+    if (!block) return NULL;
+    int64_t start = gmem__round_up(block->used, a);
+    block->used = start + size;
+    return (char *)block + start;
+}
+
+GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks) {
+    while (*blocks) {
+        gmem__block *block = *blocks;
+        *blocks = block->next;
+        gmem__free(context, block, block->bytes, 1);
+    }
+}
+
 GMEM__FN int gmem__all_finite(const float *x, int64_t count) {
     uint32_t bad = 0;
     for (int64_t i = 0; i < count; i++) {
