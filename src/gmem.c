@@ -20,6 +20,7 @@
 #include "weights.c"
 
 /* ... through the operations ... */
+#include "../backends/cpu/pack.c"
 #include "../backends/cpu/scalar.c"
 #include "../backends/cpu/scalar_rows.c"
 #include "../backends/cpu/avx2.c"

@@ -1,0 +1,193 @@
+/* The CPU's operations: the choice of the instruction set, and the products cut into tasks. OpenMP pragmas stay in this
+ * file and in drivers.c, outside the kernels' target regions, where compilers mishandle them. */
+#include "cpu.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef GMEM__X86
+#include <cpuid.h>
+#endif
+
+/* Operations with the kernels that they run on; engine->ops points to the first member. */
+typedef struct gmem__cpu {
+    gmem__ops ops;
+    const gmem__kernels *(*kernels)(void);
+} gmem__cpu;
+
+GMEM__FN const gmem__kernels *gmem__engine_kernels(const gmem__engine *engine) {
+    return ((const gmem__cpu *)(const void *)engine->ops)->kernels();
+}
+
+/* tasks ----------------------------------------------------------------------------------------------------------- */
+
+static int64_t gmem__cpu_scratch_bytes(int threads) {
+    return (GMEM__SHARED + (int64_t)threads * GMEM__SCRATCH) * (int64_t)sizeof(float);
+}
+
+/* engine->scratch is the shared part, then one part for each thread. */
+GMEM__FN float *gmem__engine_scratch(const gmem__engine *engine, int thread) {
+    return (float *)engine->scratch + GMEM__SHARED + (int64_t)thread * GMEM__SCRATCH;
+}
+
+/* Runs task(job, i, scratch) for each i below `tasks`, in any order on any thread. What a task computes depends on its
+ * number only, so that results don't depend on the number of threads. */
+static void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
+                            void (*task)(const void *job, int64_t i, float *scratch), const void *job) {
+    int64_t i;
+#ifdef _OPENMP
+    if (engine->threads > 1 && tasks > 1) {
+#pragma omp parallel for schedule(dynamic) num_threads(engine->threads)
+        for (i = 0; i < tasks; i++)
+            task(job, i, gmem__engine_scratch(engine, omp_get_thread_num()));
+        return;
+    }
+#endif
+    for (i = 0; i < tasks; i++)
+        task(job, i, gmem__engine_scratch(engine, 0));
+}
+
+/* linear and conv ------------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__gemm_job {
+    const gmem__gemm *gemm;
+    const gmem__kernels *kernels;
+    int64_t rows, row_block; /* of y, hence pairs with SWIGLU */
+    int64_t column, columns; /* the columns being worked on */
+    int64_t column_tasks;
+    float *panels; /* these columns, packed for all row blocks; or NULL */
+} gmem__gemm_job;
+
+static void gmem__pack_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
+    const int64_t nr = job->kernels->nr, done = i * nr;
+    (void)scratch;
+    gmem__pack(job->gemm, 0, job->gemm->depth, job->column + done, gmem__min(nr, job->columns - done), nr,
+               job->panels + done * job->gemm->depth);
+}
+
+static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
+    const int64_t done = i % job->column_tasks * GMEM__NC;
+    gmem__tile tile;
+    tile.row = i / job->column_tasks * job->row_block;
+    tile.rows = gmem__min(job->row_block, job->rows - tile.row);
+    tile.column = job->column + done;
+    tile.columns = gmem__min(GMEM__NC, job->columns - done);
+    job->kernels->gemm(job->gemm, &tile, job->panels ? job->panels + done * job->gemm->depth : NULL, scratch);
+}
+
+static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {
+    const int64_t halves = gemm->activation == GMEM__ACT_SWIGLU ? 2 : 1, threads = engine->threads;
+    gmem__gemm_job job;
+    job.gemm = gemm;
+    job.kernels = gmem__engine_kernels(engine);
+    job.rows = gemm->rows / halves;
+    /* as few blocks as fit, but enough of them to keep the threads evenly busy */
+    const int64_t largest = GMEM__MC / halves / job.kernels->mr * job.kernels->mr;
+    int64_t blocks = gmem__ceil_div(job.rows, largest);
+    if (gmem__ceil_div(gemm->columns, GMEM__NC) < 4 * threads && threads > 1)
+        blocks = gmem__max(blocks, gmem__min(4 * threads, gmem__ceil_div(job.rows, job.kernels->mr)));
+    job.row_block = gmem__min(largest, gmem__round_up(gmem__ceil_div(job.rows, blocks), job.kernels->mr));
+    const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
+    /* x is packed once for all row blocks where there are several and it fits */
+    const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
+    const int share = row_tasks > 1 && packable > 0;
+    for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
+        job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
+        job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
+        job.panels = share ? (float *)engine->scratch : NULL;
+        if (share) gmem__run_tasks(engine, gmem__ceil_div(job.columns, job.kernels->nr), gmem__pack_task, &job);
+        gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__gemm_task, &job);
+    }
+}
+
+static void gmem__cpu_linear(const gmem__engine *engine, const gmem__linear *op) {
+    gmem__gemm gemm;
+    memset(&gemm, 0, sizeof gemm);
+    gemm.weight = op->weight;
+    gemm.rows = op->weight->rows;
+    gemm.depth = op->weight->cols;
+    gemm.columns = op->columns;
+    gemm.x = op->x;
+    gemm.x_stride = op->x_stride;
+    gemm.bias = op->bias;
+    gemm.activation = op->activation;
+    gemm.gate = op->gate;
+    gemm.gate_stride = op->gate_stride;
+    gemm.tokens = op->tokens;
+    gemm.residual = op->residual || op->gate ? op->y : NULL;
+    gemm.y = op->y;
+    gemm.y_stride = op->y_stride;
+    gmem__gemm_run(engine, &gemm);
+}
+
+static void gmem__cpu_conv(const gmem__engine *engine, const gmem__conv *op) {
+    const int64_t area = (op->height << op->upsample) / op->stride * ((op->width << op->upsample) / op->stride);
+    gmem__gemm gemm;
+    memset(&gemm, 0, sizeof gemm);
+    gemm.weight = op->weight;
+    gemm.rows = op->weight->rows;
+    gemm.depth = op->weight->cols;
+    gemm.columns = area;
+    gemm.conv = op;
+    gemm.bias = op->bias;
+    gemm.activation = GMEM__ACT_NONE;
+    gemm.residual = op->residual;
+    gemm.y = op->y;
+    gemm.y_stride = area;
+    gmem__gemm_run(engine, &gemm);
+}
+
+/* the choice ------------------------------------------------------------------------------------------------------ */
+
+#ifdef GMEM__X86
+/* The processor has the instructions and the system saves their registers. */
+static int gmem__has_isa(gmem_isa isa) {
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    const unsigned fma = 1u << 12, xsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
+    if ((c & (fma | xsave | avx | f16c)) != (fma | xsave | avx | f16c)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); /* XCR0: what the system saves */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    const unsigned avx2 = 1u << 5, ymm = 0x6;
+    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, zmm = 0xe6; /* F, DQ, BW, VL */
+    if ((low & ymm) != ymm || !(b & avx2)) return 0;
+    return isa == GMEM_ISA_AVX2 || (isa == GMEM_ISA_AVX512 && (low & zmm) == zmm && (b & avx512) == avx512);
+}
+#endif
+
+#define GMEM__CPU_OPS(name, kernels)                                   \
+    {                                                                  \
+        {name,           gmem__cpu_scratch_bytes, gmem__cpu_linear,    \
+         gmem__cpu_norm, gmem__cpu_rotate,        gmem__cpu_attention, \
+         gmem__cpu_conv, gmem__cpu_group_norm},                        \
+            kernels                                                    \
+    }
+
+GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen) {
+    static const gmem__cpu scalar = GMEM__CPU_OPS("cpu/scalar", gmem__scalar_kernels);
+    gmem_isa found = GMEM_ISA_SCALAR;
+    const gmem__cpu *cpu = isa == GMEM_ISA_AUTO || isa == GMEM_ISA_SCALAR ? &scalar : NULL;
+#ifdef GMEM__X86
+    static const gmem__cpu avx2 = GMEM__CPU_OPS("cpu/avx2", gmem__avx2_kernels);
+    static const gmem__cpu avx512 = GMEM__CPU_OPS("cpu/avx512", gmem__avx512_kernels);
+    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX2) && gmem__has_isa(GMEM_ISA_AVX2))
+        cpu = &avx2, found = GMEM_ISA_AVX2;
+    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX512) && gmem__has_isa(GMEM_ISA_AVX512))
+        cpu = &avx512, found = GMEM_ISA_AVX512;
+#endif
+    if (!cpu) return NULL;
+    if (chosen) *chosen = found;
+    return &cpu->ops;
+}
+
+#undef GMEM__CPU_OPS
+
+GMEM__FN int gmem__cpu_count(void) {
+#ifdef _OPENMP
+    return omp_get_num_procs();
+#else
+    return 1;
+#endif
+}

@@ -1,0 +1,104 @@
+/* The CPU backend's inside: what the drivers (cpu.c) ask of an instruction set (scalar*.c, avx2.c, avx512.c). A driver
+ * cuts an operation into tasks and runs them on its threads; a kernel does one task on one thread. */
+#ifndef GMEM__CPU_H
+#define GMEM__CPU_H
+
+#include "../../src/internal.h"
+
+/* Function-wise target regions, as gcc and clang have them, make -march flags unnecessary. */
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(GMEM_NO_SIMD)
+#define GMEM__X86_READY 1 /* the kernels are on their way */
+#endif
+
+/* The GEMM's blocks (BLIS's MC, NC, KC). A task's share of x and of y stay in the second-level cache, a strip of
+ * weights in the first-level one. */
+#define GMEM__MC 192
+#define GMEM__NC 256
+#define GMEM__KC 384
+
+/* Scratch of one thread and what all share, in floats. The shared part holds an operand x that was packed for all row
+ * blocks; where x is too deep for it, each task packs its own. */
+#define GMEM__SCRATCH (256 * 1024)
+#define GMEM__SHARED  (2 * 1024 * 1024)
+
+/* Row operations go in tasks of so many columns (norm, rotate) or queries (attention), never across samples. */
+#define GMEM__COLUMN_BLOCK 64
+
+/* One matrix product, the common form of gmem__linear and gmem__conv:
+ * y (rows, columns) = W (rows, depth) x (depth, columns), then the epilogue. */
+typedef struct gmem__gemm {
+    const gmem__weight *weight;
+    const float *x; /* (depth, columns), rows x_stride apart */
+    int64_t x_stride;
+    const gmem__conv *conv; /* or the image whose patches are x, which is then never stored whole */
+    int64_t rows, depth, columns;
+    /* epilogue: y = residual + gate * activation(W x + bias) */
+    const float *bias; /* (rows) or NULL */
+    gmem__activation activation;
+    const float *gate; /* (samples, rows) or NULL */
+    int64_t gate_stride, tokens;
+    const float *residual; /* like y, may be y; or NULL */
+    float *y;              /* (rows, columns), or (rows / 2, columns) for SWIGLU; rows y_stride apart */
+    int64_t y_stride;
+} gmem__gemm;
+
+/* A rectangle of a gmem__gemm's product. With SWIGLU rows go in pairs: `row` and `rows` count pairs, j standing for
+ * rows j and j + gemm->rows / 2, so that the epilogue sees both. */
+typedef struct gmem__tile {
+    int64_t row, rows, column, columns;
+} gmem__tile;
+
+/* The rows of the product that a tile computes, and the i-th of them. */
+GMEM__INLINE int64_t gmem__tile_rows(const gmem__gemm *gemm, const gmem__tile *tile) {
+    return gemm->activation == GMEM__ACT_SWIGLU ? 2 * tile->rows : tile->rows;
+}
+GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i) {
+    return i < tile->rows ? tile->row + i : gemm->rows / 2 + tile->row + i - tile->rows;
+}
+
+/* pack.c: x[k .. k + depth) of `columns` columns from `column` on, as panels of nr columns [columns / nr][depth][nr],
+ * the last one padded with zeros. */
+GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
+                         float *panels);
+
+typedef struct gmem__kernels {
+    int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
+    /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
+     * the whole depth; or NULL, then the kernel packs them. scratch (GMEM__SCRATCH). */
+    void (*gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch);
+
+    /* Columns [begin, end) of all, which belong to one sample. */
+    void (*norm)(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
+    /* One head of columns [begin, end) of all, which belong to one sample. */
+    void (*rotate)(const gmem__rotate *op, int64_t head, int64_t sample, int64_t begin, int64_t end);
+    /* Queries [begin, end) of the sample's tokens; at most GMEM__COLUMN_BLOCK. scratch (GMEM__SCRATCH). */
+    void (*attention)(const gmem__attention *op, int64_t sample, int64_t head, int64_t begin, int64_t end,
+                      float *scratch);
+    void (*group_norm)(const gmem__group_norm *op, int64_t group);
+} gmem__kernels;
+
+/* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */
+GMEM__FN const gmem__kernels *gmem__scalar_kernels(void);
+#ifdef GMEM__X86
+GMEM__FN const gmem__kernels *gmem__avx2_kernels(void);
+GMEM__FN const gmem__kernels *gmem__avx512_kernels(void);
+#endif
+
+/* scalar_rows.c: the references of the row operations. */
+GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
+GMEM__FN void gmem__scalar_rotate(const gmem__rotate *op, int64_t head, int64_t sample, int64_t begin, int64_t end);
+GMEM__FN void gmem__scalar_attention(const gmem__attention *op, int64_t sample, int64_t head, int64_t begin,
+                                     int64_t end, float *scratch);
+GMEM__FN void gmem__scalar_group_norm(const gmem__group_norm *op, int64_t group);
+
+/* drivers.c: the row operations, cut into tasks that don't depend on the number of threads. */
+GMEM__FN void gmem__cpu_norm(const gmem__engine *engine, const gmem__norm *op);
+GMEM__FN void gmem__cpu_rotate(const gmem__engine *engine, const gmem__rotate *op);
+GMEM__FN void gmem__cpu_attention(const gmem__engine *engine, const gmem__attention *op);
+GMEM__FN void gmem__cpu_group_norm(const gmem__engine *engine, const gmem__group_norm *op);
+
+/* cpu.c: the kernels behind engine->ops, and a thread's GMEM__SCRATCH floats of engine->scratch. */
+GMEM__FN const gmem__kernels *gmem__engine_kernels(const gmem__engine *engine);
+GMEM__FN float *gmem__engine_scratch(const gmem__engine *engine, int thread);
+
+#endif /* GMEM__CPU_H */

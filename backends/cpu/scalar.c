@@ -1,0 +1,110 @@
+/* The portable GEMM, for processors without a vector version and as the reference of those that have one. Plain loops
+ * of constant length, which compilers vectorise for what every processor of an architecture has. */
+#include "cpu.h"
+
+#include <math.h>
+
+#define GMEM__SCALAR_NR 32
+
+/* weight[row][k .. k + count) as floats. */
+static void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+    const unsigned char *data = (const unsigned char *)weight->data;
+    const int64_t first = row * weight->row_stride + k;
+    uint16_t half;
+    switch (weight->type) {
+    case GMEM_F16:
+        for (int64_t i = 0; i < count; i++) {
+            memcpy(&half, data + (first + i) * 2, sizeof half);
+            out[i] = gmem__f16_to_f32(half);
+        }
+        break;
+    case GMEM_BF16:
+        for (int64_t i = 0; i < count; i++) {
+            memcpy(&half, data + (first + i) * 2, sizeof half);
+            out[i] = gmem__bf16_to_f32(half);
+        }
+        break;
+    case GMEM_I8:
+        for (int64_t i = 0; i < count; i++)
+            out[i] = weight->scale[row] * (float)(signed char)data[first + i];
+        break;
+    default:
+        memcpy(out, data + first * 4, (size_t)count * sizeof *out);
+    }
+}
+
+/* sum (nr) += w (depth) * panel (depth, nr) */
+static void gmem__scalar_dot(const float *w, const float *panel, int64_t depth, float *sum) {
+    float local[GMEM__SCALAR_NR];
+    memcpy(local, sum, sizeof local);
+    for (int64_t k = 0; k < depth; k++, panel += GMEM__SCALAR_NR)
+        for (int c = 0; c < GMEM__SCALAR_NR; c++)
+            local[c] += w[k] * panel[c];
+    memcpy(sum, local, sizeof local);
+}
+
+static float gmem__scalar_activate(gmem__activation activation, float x) {
+    switch (activation) {
+    case GMEM__ACT_SILU:
+    case GMEM__ACT_SWIGLU:
+        return x / (1 + expf(-x));
+    case GMEM__ACT_GELU_TANH:
+        return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+    case GMEM__ACT_GELU_ERF:
+        return 0.5f * x * (1 + erff(x * 0.7071067812f));
+    default:
+        return x;
+    }
+}
+
+/* From the product's rows, GMEM__NC floats apart, to y. */
+static void gmem__scalar_epilogue(const gmem__gemm *gemm, const gmem__tile *tile, const float *product) {
+    const int swiglu = gemm->activation == GMEM__ACT_SWIGLU;
+    for (int64_t i = 0; i < tile->rows; i++) {
+        const int64_t row = tile->row + i;
+        const float *sums = product + i * GMEM__NC, *up = product + (tile->rows + i) * GMEM__NC;
+        const float bias = gemm->bias ? gemm->bias[row] : 0;
+        const float up_bias = gemm->bias && swiglu ? gemm->bias[row + gemm->rows / 2] : 0;
+        const int64_t first = row * gemm->y_stride + tile->column;
+        for (int64_t c = 0; c < tile->columns; c++) {
+            float value = gmem__scalar_activate(gemm->activation, sums[c] + bias);
+            if (swiglu) value *= up[c] + up_bias;
+            if (gemm->gate) value *= gemm->gate[(tile->column + c) / gemm->tokens * gemm->gate_stride + row];
+            if (gemm->residual) value += gemm->residual[first + c];
+            gemm->y[first + c] = value;
+        }
+    }
+}
+
+static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
+    const int64_t rows = gmem__tile_rows(gemm, tile), nr = GMEM__SCALAR_NR;
+    float *product = scratch;                   /* (rows, GMEM__NC) */
+    float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
+    float *weights = own + GMEM__KC * GMEM__NC; /* (GMEM__KC) */
+    for (int64_t i = 0; i < rows * GMEM__NC; i++)
+        product[i] = 0;
+    for (int64_t k = 0; k < gemm->depth; k += GMEM__KC) {
+        const int64_t depth = gmem__min(GMEM__KC, gemm->depth - k), panel_depth = panels ? gemm->depth : depth;
+        const float *first = panels ? panels + k * nr : own;
+        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, own);
+        for (int64_t i = 0; i < rows; i++) {
+            gmem__scalar_weights(gemm->weight, gmem__tile_row(gemm, tile, i), k, depth, weights);
+            for (int64_t c = 0; c < tile->columns; c += nr)
+                gmem__scalar_dot(weights, first + c * panel_depth, depth, product + i * GMEM__NC + c);
+        }
+    }
+    gmem__scalar_epilogue(gemm, tile, product);
+}
+
+GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
+    static const gmem__kernels kernels = {1,
+                                          GMEM__SCALAR_NR,
+                                          gmem__scalar_gemm,
+                                          gmem__scalar_norm,
+                                          gmem__scalar_rotate,
+                                          gmem__scalar_attention,
+                                          gmem__scalar_group_norm};
+    return &kernels;
+}
+
+#undef GMEM__SCALAR_NR
