@@ -33,6 +33,7 @@
 #include "network.c"
 #include "pass.c"
 #include "autoencoder.c"
+#include "autoencoder_run.c"
 #include "bank.c"
 #include "mix.c"
 

@@ -1,0 +1,345 @@
+/* Autoencoders at work: the walk through a half's layers, decoding, encoding, and what lies between the transformer's
+ * latents and pixels. */
+#include "autoencoder.h"
+
+#include <math.h>
+
+/* the walk -------------------------------------------------------------------------------------------------------- */
+
+/* The working memory of one image: two states that layers read and write in turn, and what a layer needs inside. */
+typedef struct gmem__ae_plan {
+    int64_t input, state, work; /* floats */
+    int64_t out_channels, out_height, out_width;
+} gmem__ae_plan;
+
+static int gmem__ae_volume(int64_t channels, int64_t height, int64_t width, int64_t *out) {
+    return gmem__mul(channels, height, out) && gmem__mul(*out, width, out);
+}
+
+/* The largest states of a run over an image of this size; 0 where a size overflows. */
+static int gmem__ae_measure_run(const gmem__ae_net *net, int64_t height, int64_t width, gmem__ae_plan *plan) {
+    plan->state = plan->work = 0;
+    for (int64_t i = 0; i < net->count; i++) {
+        const gmem__ae_layer *layer = net->layers + i;
+        int64_t before = 0, after = 0, inside = 0;
+        if (!gmem__ae_volume(layer->in, height, width, &before)) return 0;
+        if (layer->upsample && (!gmem__mul(height, 2, &height) || !gmem__mul(width, 2, &width))) return 0;
+        height /= layer->stride;
+        width /= layer->stride;
+        if (!gmem__ae_volume(layer->out, height, width, &after)) return 0;
+        if (layer->kind == GMEM__AE_RESIDUAL) inside = after;
+        if (layer->kind == GMEM__AE_ATTENTION && !gmem__mul(after, 3, &inside)) return 0;
+        if (i == 0) plan->input = before; /* the first layer reads the caller's memory */
+        if (i > 0) plan->state = gmem__max(plan->state, before);
+        plan->state = gmem__max(plan->state, after);
+        plan->work = gmem__max(plan->work, inside);
+        plan->out_channels = layer->out;
+    }
+    plan->out_height = height;
+    plan->out_width = width;
+    return 1;
+}
+
+typedef struct gmem__ae_walk {
+    gmem__engine engine;
+    float *x, *spare;      /* (plan.state) each; x holds the state */
+    float *work;           /* (plan.work) */
+    int64_t height, width; /* of the state */
+} gmem__ae_walk;
+
+static void gmem__ae_swap(gmem__ae_walk *walk) {
+    float *x = walk->x;
+    walk->x = walk->spare;
+    walk->spare = x;
+}
+
+static gmem__conv gmem__ae_conv_of(const gmem__ae_walk *walk, const gmem__ae_conv *conv, int64_t in_channels,
+                                   const float *x, float *y) {
+    gmem__conv op;
+    memset(&op, 0, sizeof op);
+    op.weight = &conv->weight;
+    op.bias = conv->bias;
+    op.x = x;
+    op.y = y;
+    op.in_channels = in_channels;
+    op.height = walk->height;
+    op.width = walk->width;
+    op.kernel = conv->kernel;
+    op.stride = 1;
+    return op;
+}
+
+/* y (out, height, width) = conv(x) (+ residual), at the state's size. */
+static void gmem__ae_run_conv(const gmem__ae_walk *walk, const gmem__ae_conv *conv, int64_t in_channels, const float *x,
+                              const float *residual, float *y) {
+    gmem__conv op = gmem__ae_conv_of(walk, conv, in_channels, x, y);
+    op.residual = residual;
+    walk->engine.ops->conv(&walk->engine, &op);
+}
+
+/* A convolution that stands alone, and may change the size. */
+static void gmem__ae_run_layer(gmem__ae_walk *walk, const gmem__ae_layer *layer, const float *x) {
+    gmem__conv op = gmem__ae_conv_of(walk, &layer->conv[0], layer->in, x, walk->spare);
+    op.stride = layer->stride;
+    op.upsample = layer->upsample;
+    walk->engine.ops->conv(&walk->engine, &op);
+    walk->height = walk->height * (layer->upsample ? 2 : 1) / layer->stride;
+    walk->width = walk->width * (layer->upsample ? 2 : 1) / layer->stride;
+    gmem__ae_swap(walk);
+}
+
+static void gmem__ae_run_norm(const gmem__ae_walk *walk, const gmem__ae_norm *norm, int64_t channels, int silu,
+                              const float *x, float *y) {
+    gmem__group_norm op;
+    memset(&op, 0, sizeof op);
+    op.x = x;
+    op.y = y;
+    op.weight = norm->weight;
+    op.bias = norm->bias;
+    op.channels = channels;
+    op.area = walk->height * walk->width;
+    op.groups = GMEM__AE_GROUPS;
+    op.eps = GMEM__AE_EPS;
+    op.silu = silu;
+    walk->engine.ops->group_norm(&walk->engine, &op);
+}
+
+static void gmem__ae_run_residual(gmem__ae_walk *walk, const gmem__ae_layer *layer) {
+    float *h = walk->work;
+    gmem__ae_run_norm(walk, &layer->norm[0], layer->in, 1, walk->x, walk->spare);
+    gmem__ae_run_conv(walk, &layer->conv[0], layer->in, walk->spare, NULL, h);
+    gmem__ae_run_norm(walk, &layer->norm[1], layer->out, 1, h, h);
+    if (layer->in != layer->out) {
+        gmem__ae_run_conv(walk, &layer->conv[2], layer->in, walk->x, NULL, walk->spare);
+        gmem__ae_swap(walk);
+    }
+    gmem__ae_run_conv(walk, &layer->conv[1], layer->out, h, walk->x, walk->x);
+}
+
+static void gmem__ae_run_attention(gmem__ae_walk *walk, const gmem__ae_layer *layer) {
+    int64_t channels = layer->in, area = walk->height * walk->width;
+    gmem__attention op;
+    float *qkv[3];
+    gmem__ae_run_norm(walk, &layer->norm[0], channels, 0, walk->x, walk->spare);
+    for (int i = 0; i < 3; i++) {
+        qkv[i] = walk->work + i * channels * area;
+        gmem__ae_run_conv(walk, &layer->conv[i], channels, walk->spare, NULL, qkv[i]);
+    }
+    memset(&op, 0, sizeof op);
+    op.q = qkv[0];
+    op.k = qkv[1];
+    op.v = qkv[2];
+    op.y = walk->spare;
+    op.heads = 1;
+    op.head_dim = channels;
+    op.tokens = area;
+    op.samples = 1;
+    op.stride = op.y_stride = area;
+    op.scale = (float)(1 / sqrt((double)channels));
+    walk->engine.ops->attention(&walk->engine, &op);
+    gmem__ae_run_conv(walk, &layer->conv[3], channels, walk->spare, walk->x, walk->x);
+}
+
+/* One image through a half; the result is in walk->x. The first layer is a convolution, so the input stays as it is. */
+static void gmem__ae_run(gmem__ae_walk *walk, const gmem__ae_net *net, const float *input) {
+    for (int64_t i = 0; i < net->count; i++) {
+        const gmem__ae_layer *layer = net->layers + i;
+        switch (layer->kind) {
+        case GMEM__AE_CONV:
+            gmem__ae_run_layer(walk, layer, i == 0 ? input : walk->x);
+            break;
+        case GMEM__AE_RESIDUAL:
+            gmem__ae_run_residual(walk, layer);
+            break;
+        case GMEM__AE_ATTENTION:
+            gmem__ae_run_attention(walk, layer);
+            break;
+        case GMEM__AE_NORM_SILU:
+            gmem__ae_run_norm(walk, &layer->norm[0], layer->in, 1, walk->x, walk->x);
+            break;
+        }
+    }
+}
+
+/* a batch --------------------------------------------------------------------------------------------------------- */
+
+/* A call's images, one after the other through one block of memory. */
+typedef struct gmem__ae_job {
+    const gmem_context *context;
+    const gmem__ae_net *net;
+    int64_t count, height, width;
+    const float *input; /* (count, in, height, width) */
+    gmem__ae_plan plan;
+    gmem__arena arena;
+    float *a, *b, *work;
+    void *scratch;
+    float *results; /* (count, out_channels, out_height, out_width): the caller's outputs wait for the last image */
+} gmem__ae_job;
+
+static int64_t gmem__ae_result_size(const gmem__ae_plan *plan) {
+    return plan->out_channels * plan->out_height * plan->out_width;
+}
+
+static void gmem__ae_take(gmem__ae_job *job) {
+    const gmem_context *context = job->context;
+    job->arena.used = 0;
+    job->a = GMEM__TAKE_F32(&job->arena, job->plan.state);
+    job->b = GMEM__TAKE_F32(&job->arena, job->plan.state);
+    job->work = GMEM__TAKE_F32(&job->arena, job->plan.work);
+    job->scratch = gmem__take(&job->arena, context->ops->scratch_bytes(context->threads), 1);
+    job->results = GMEM__TAKE_F32(&job->arena, job->count * gmem__ae_result_size(&job->plan));
+}
+
+static void gmem__ae_job_end(gmem__ae_job *job) { gmem__free(job->context, job->arena.memory, job->arena.bytes, 1); }
+
+static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
+    int64_t size = 0;
+    if (!gmem__ae_measure_run(job->net, job->height, job->width, &job->plan) ||
+        !gmem__mul(gmem__max(job->plan.state, job->plan.input), job->count, &size))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "%lld images of %lld x %lld are too large", (long long)job->count,
+                          (long long)job->height, (long long)job->width);
+    gmem__ae_take(job);
+    job->arena.bytes = job->arena.used;
+    job->arena.memory = (char *)gmem__alloc_raw(job->context, job->arena.bytes, 1);
+    if (!job->arena.memory)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the autoencoder: %lld bytes",
+                          (long long)job->arena.bytes);
+    gmem__ae_take(job);
+    return GMEM_OK;
+}
+
+static gmem_status gmem__ae_job_images(gmem__ae_job *job, gmem_error *error) {
+    int64_t size = gmem__ae_result_size(&job->plan);
+    for (int64_t i = 0; i < job->count; i++) {
+        gmem__engine engine = {job->context->ops, job->context->threads, job->scratch};
+        gmem__ae_walk walk = {engine, job->a, job->b, job->work, job->height, job->width};
+        gmem__ae_run(&walk, job->net, job->input + i * job->plan.input);
+        if (!gmem__all_finite(walk.x, size))
+            return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
+                              (long long)i);
+        memcpy(job->results + i * size, walk.x, (size_t)size * sizeof(float));
+    }
+    return GMEM_OK;
+}
+
+/* On success the results wait in the job until gmem__ae_job_end. */
+static gmem_status gmem__ae_job_run(gmem__ae_job *job, gmem_error *error) {
+    GMEM__TRY(gmem__ae_job_begin(job, error));
+    gmem_status status = gmem__ae_job_images(job, error);
+    if (status != GMEM_OK) gmem__ae_job_end(job);
+    return status;
+}
+
+static gmem__ae_job gmem__ae_job_of(const gmem_autoencoder *ae, const gmem__ae_net *net, int64_t count, int64_t height,
+                                    int64_t width, const float *input) {
+    gmem__ae_job job;
+    memset(&job, 0, sizeof job);
+    job.context = ae->context;
+    job.net = net;
+    job.count = count;
+    job.height = height;
+    job.width = width;
+    job.input = input;
+    return job;
+}
+
+GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t count, int64_t height, int64_t width,
+                                 const float *z, float *out, gmem_error *error) {
+    if (!autoencoder || !z || !out || count < 1 || height < 1 || width < 1)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_decode needs latents (count, channels, height, width)");
+    gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->decoder, count, height, width, z);
+    GMEM__TRY(gmem__ae_job_run(&job, error));
+    memcpy(out, job.results, (size_t)(count * gmem__ae_result_size(&job.plan)) * sizeof(float));
+    gmem__ae_job_end(&job);
+    return GMEM_OK;
+}
+
+/* The posterior's parameters (2 * size): mean, then logvar clamped as DiagonalGaussianDistribution does. */
+static void gmem__ae_split(const float *moments, int64_t size, float *mean, float *logvar) {
+    memcpy(mean, moments, (size_t)size * sizeof(float));
+    for (int64_t i = 0; i < size; i++) {
+        float value = moments[size + i];
+        logvar[i] = value < -30 ? -30 : value > 20 ? 20 : value;
+    }
+}
+
+GMEM_API gmem_status gmem_encode(const gmem_autoencoder *autoencoder, int64_t count, int64_t height, int64_t width,
+                                 const float *image, float *mean, float *logvar, gmem_error *error) {
+    if (!autoencoder || !image || !mean || !logvar || count < 1 || height < 1 || width < 1)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_encode needs images (count, 3, height, width)");
+    if (!autoencoder->info.has_encoder)
+        return gmem__fail(error, GMEM_E_COMBINATION, "this autoencoder's file has a decoder only");
+    if (height % autoencoder->info.factor != 0 || width % autoencoder->info.factor != 0)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "an image of %lld x %lld: both must be multiples of %lld",
+                          (long long)height, (long long)width, (long long)autoencoder->info.factor);
+    gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->encoder, count, height, width, image);
+    GMEM__TRY(gmem__ae_job_run(&job, error));
+    int64_t size = gmem__ae_result_size(&job.plan) / 2;
+    for (int64_t i = 0; i < count; i++) {
+        gmem__ae_split(job.results + 2 * i * size, size, mean + i * size, logvar + i * size);
+    }
+    gmem__ae_job_end(&job);
+    return GMEM_OK;
+}
+
+/* latents and pixels ---------------------------------------------------------------------------------------------- */
+
+GMEM_API void gmem_denormalize(float *x, int64_t count, int64_t channels, int64_t area, const float *mean,
+                               const float *std, double multiplier) {
+    for (int64_t row = 0; row < count * channels; row++) {
+        float scale = (float)((std ? (double)std[row % channels] : 1) / multiplier);
+        float shift = mean ? mean[row % channels] : 0;
+        float *values = x + row * area;
+        for (int64_t i = 0; i < area; i++) {
+            values[i] = values[i] * scale + shift;
+        }
+    }
+}
+
+static gmem_status gmem__need_stats(const gmem_file *file, const char *name, int64_t channels, int positive,
+                                    const gmem_tensor **out, gmem_error *error) {
+    const gmem_tensor *tensor = gmem_file_find_any(file, name);
+    if (!tensor) return gmem__fail_at(error, GMEM_E_MISSING_TENSOR, gmem_file_path(file), -1, "no tensor \"%s\"", name);
+    if (gmem_tensor_count(tensor) != channels)
+        return gmem__fail_at(error, GMEM_E_SHAPE, gmem_file_path(file), -1, "\"%s\" has %lld elements, expected %lld",
+                             name, (long long)gmem_tensor_count(tensor), (long long)channels);
+    for (int64_t i = 0; i < channels; i++) {
+        float value = 0;
+        gmem_tensor_read_f32(tensor, i, 1, &value);
+        if (!gmem__all_finite(&value, 1) || (positive && value <= 0))
+            return gmem__fail_at(error, GMEM_E_ARGUMENT, gmem_file_path(file), -1, "\"%s\" of channel %lld is not %s",
+                                 name, (long long)i, positive ? "positive" : "finite");
+    }
+    *out = tensor;
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_read_latent_stats(const gmem_file *file, int64_t channels, float *mean, float *std,
+                                            gmem_error *error) {
+    const gmem_tensor *means = NULL, *stds = NULL;
+    if (!file || !mean || !std || channels < 1)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_read_latent_stats needs a file and room for its channels");
+    GMEM__TRY(gmem__need_stats(file, "mean", channels, 0, &means, error));
+    GMEM__TRY(gmem__need_stats(file, "std", channels, 1, &stds, error));
+    gmem_tensor_read_f32(means, 0, channels, mean);
+    gmem_tensor_read_f32(stds, 0, channels, std);
+    return GMEM_OK;
+}
+
+/* The published rounding: 127.5 y + 128 truncated. NaN gives 0. */
+static uint8_t gmem__pixel(float y) {
+    float value = 127.5f * y + 128.0f;
+    return (uint8_t)(!(value > 0) ? 0 : value >= 255 ? 255 : value);
+}
+
+GMEM_API void gmem_pixels(const float *decoded, int64_t count, int64_t height, int64_t width, uint8_t *pixels) {
+    int64_t area = height * width;
+    for (int64_t i = 0; i < count; i++) {
+        const float *image = decoded + i * 3 * area;
+        for (int64_t at = 0; at < area; at++) {
+            for (int64_t c = 0; c < 3; c++) {
+                *pixels++ = gmem__pixel(image[c * area + at]);
+            }
+        }
+    }
+}
