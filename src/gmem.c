@@ -30,6 +30,7 @@
 #include "context.c"
 
 /* ... the models ... */
+#include "recognise.c"
 #include "network.c"
 #include "pass.c"
 #include "autoencoder.c"

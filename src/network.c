@@ -1,0 +1,318 @@
+/* Opening a transformer: one table says which tensors a network has, what shape each has and where it goes; loading and
+ * the refusal of everything else both read it. */
+#include "network.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+
+/* the tensors of a network ---------------------------------------------------------------------------------------- */
+
+/* Options that decide whether a tensor belongs to the network. */
+enum {
+    GMEM__IF_SWIGLU = 1,
+    GMEM__IF_GELU = 2,
+    GMEM__IF_RMSNORM = 4,
+    GMEM__IF_QK_NORM = 8,
+    GMEM__IF_QK_BIAS = 16,
+    GMEM__IF_SNIPPETS = 32,
+    GMEM__IF_LABELS = 64
+};
+
+static int gmem__options(const gmem_network_info *info) {
+    int options = info->swiglu ? GMEM__IF_SWIGLU : GMEM__IF_GELU;
+    if (info->rmsnorm) options |= GMEM__IF_RMSNORM;
+    if (info->qk_norm) options |= GMEM__IF_QK_NORM | (info->rmsnorm ? 0 : GMEM__IF_QK_BIAS);
+    return options | (info->snippet_width ? GMEM__IF_SNIPPETS : GMEM__IF_LABELS);
+}
+
+typedef enum gmem__extent {
+    GMEM__ONE, /* as the second one: a vector */
+    GMEM__HIDDEN,
+    GMEM__QKV,
+    GMEM__HEAD,
+    GMEM__MLP,
+    GMEM__MLP_IN,
+    GMEM__MODULATION,
+    GMEM__FINAL_MODULATION,
+    GMEM__OUTPUT,
+    GMEM__TIME,
+    GMEM__SNIPPET,
+    GMEM__LABELS,
+    GMEM__PATCH, /* as the second one: a convolution, (channels, patch, patch) */
+    GMEM__EXTENT_COUNT
+} gmem__extent;
+
+static void gmem__extents(const gmem_network *network, int64_t extents[GMEM__EXTENT_COUNT]) {
+    const gmem_network_info *info = &network->info;
+    extents[GMEM__ONE] = 1;
+    extents[GMEM__HIDDEN] = info->hidden;
+    extents[GMEM__QKV] = 3 * info->hidden;
+    extents[GMEM__HEAD] = info->head_dim;
+    extents[GMEM__MLP] = info->mlp_hidden;
+    extents[GMEM__MLP_IN] = (info->swiglu ? 2 : 1) * info->mlp_hidden;
+    extents[GMEM__MODULATION] = gmem__modulation_rows(info);
+    extents[GMEM__FINAL_MODULATION] = 2 * info->hidden;
+    extents[GMEM__OUTPUT] = info->patch * info->patch * network->out_channels;
+    extents[GMEM__TIME] = GMEM__TIME_WIDTH;
+    extents[GMEM__SNIPPET] = info->snippet_width;
+    extents[GMEM__LABELS] = info->classes + 1;
+    extents[GMEM__PATCH] = info->channels * info->patch * info->patch;
+}
+
+typedef struct gmem__part {
+    const char *name;
+    int options; /* all of these are needed */
+    gmem__extent rows, cols;
+    size_t place; /* of the gmem__weight, or of the vector's pointer, in its struct */
+} gmem__part;
+
+#define GMEM__AT(type, member) offsetof(type, member)
+#define GMEM__LINEAR_PARTS(name, options, rows, cols, type, member)         \
+    {name ".weight", options, rows, cols, GMEM__AT(type, member.weight)}, { \
+        name ".bias", options, rows, GMEM__ONE, GMEM__AT(type, member.bias) \
+    }
+#define GMEM__VECTOR_PART(name, options, rows, type, member) \
+    { name, options, rows, GMEM__ONE, GMEM__AT(type, member) }
+
+/* Below "blocks.N.". */
+static const gmem__part gmem__block_parts[] = {
+    GMEM__VECTOR_PART("norm1.weight", GMEM__IF_RMSNORM, GMEM__HIDDEN, gmem__dit_block, norm1.weight),
+    GMEM__VECTOR_PART("norm2.weight", GMEM__IF_RMSNORM, GMEM__HIDDEN, gmem__dit_block, norm2.weight),
+    GMEM__LINEAR_PARTS("attn.qkv", 0, GMEM__QKV, GMEM__HIDDEN, gmem__dit_block, qkv),
+    GMEM__VECTOR_PART("attn.q_norm.weight", GMEM__IF_QK_NORM, GMEM__HEAD, gmem__dit_block, q_norm.weight),
+    GMEM__VECTOR_PART("attn.q_norm.bias", GMEM__IF_QK_BIAS, GMEM__HEAD, gmem__dit_block, q_norm.bias),
+    GMEM__VECTOR_PART("attn.k_norm.weight", GMEM__IF_QK_NORM, GMEM__HEAD, gmem__dit_block, k_norm.weight),
+    GMEM__VECTOR_PART("attn.k_norm.bias", GMEM__IF_QK_BIAS, GMEM__HEAD, gmem__dit_block, k_norm.bias),
+    GMEM__LINEAR_PARTS("attn.proj", 0, GMEM__HIDDEN, GMEM__HIDDEN, gmem__dit_block, proj),
+    GMEM__LINEAR_PARTS("mlp.w12", GMEM__IF_SWIGLU, GMEM__MLP_IN, GMEM__HIDDEN, gmem__dit_block, mlp_in),
+    GMEM__LINEAR_PARTS("mlp.w3", GMEM__IF_SWIGLU, GMEM__HIDDEN, GMEM__MLP, gmem__dit_block, mlp_out),
+    GMEM__LINEAR_PARTS("mlp.fc1", GMEM__IF_GELU, GMEM__MLP_IN, GMEM__HIDDEN, gmem__dit_block, mlp_in),
+    GMEM__LINEAR_PARTS("mlp.fc2", GMEM__IF_GELU, GMEM__HIDDEN, GMEM__MLP, gmem__dit_block, mlp_out),
+    GMEM__LINEAR_PARTS("adaLN_modulation.1", 0, GMEM__MODULATION, GMEM__HIDDEN, gmem__dit_block, modulation)};
+
+/* The rest. */
+static const gmem__part gmem__outer_parts[] = {
+    GMEM__LINEAR_PARTS("x_embedder.proj", 0, GMEM__HIDDEN, GMEM__PATCH, gmem_network, patch),
+    GMEM__LINEAR_PARTS("t_embedder.mlp.0", 0, GMEM__HIDDEN, GMEM__TIME, gmem_network, time1),
+    GMEM__LINEAR_PARTS("t_embedder.mlp.2", 0, GMEM__HIDDEN, GMEM__HIDDEN, gmem_network, time2),
+    GMEM__LINEAR_PARTS("condition_projection.linear", GMEM__IF_SNIPPETS, GMEM__HIDDEN, GMEM__SNIPPET, gmem_network,
+                       condition),
+    {"y_embedder.embedding_table.weight", GMEM__IF_LABELS, GMEM__LABELS, GMEM__HIDDEN, GMEM__AT(gmem_network, labels)},
+    GMEM__VECTOR_PART("final_layer.norm_final.weight", GMEM__IF_RMSNORM, GMEM__HIDDEN, gmem_network, final_norm.weight),
+    GMEM__LINEAR_PARTS("final_layer.adaLN_modulation.1", 0, GMEM__FINAL_MODULATION, GMEM__HIDDEN, gmem_network,
+                       final_modulation),
+    GMEM__LINEAR_PARTS("final_layer.linear", 0, GMEM__OUTPUT, GMEM__HIDDEN, gmem_network, output)};
+
+#define GMEM__BLOCK_PARTS (sizeof gmem__block_parts / sizeof gmem__block_parts[0])
+#define GMEM__OUTER_PARTS (sizeof gmem__outer_parts / sizeof gmem__outer_parts[0])
+
+/* Training's leftovers, and buffers that are recomputed or read on their own. */
+static const char *const gmem__skipped[] = {"projector.", "projectors.", "feat_rope.", "pos_embed"};
+
+/* refusing what is not in the table ------------------------------------------------------------------------------- */
+
+/* "NAME.weight", or its int8 scales "NAME.weight.scale". */
+static int gmem__part_matches(const gmem__part *part, const char *name) {
+    size_t length = strlen(part->name);
+    return strncmp(name, part->name, length) == 0 && (!name[length] || strcmp(name + length, ".scale") == 0);
+}
+
+static int gmem__in_table(const gmem__part *parts, size_t count, int options, const char *name) {
+    for (size_t i = 0; i < count; i++) {
+        if ((parts[i].options & ~options) == 0 && gmem__part_matches(&parts[i], name)) return 1;
+    }
+    return 0;
+}
+
+static int gmem__is_expected(const char *name, int options) {
+    for (size_t i = 0; i < sizeof gmem__skipped / sizeof gmem__skipped[0]; i++) {
+        if (strncmp(name, gmem__skipped[i], strlen(gmem__skipped[i])) == 0) return 1;
+    }
+    if (strncmp(name, "blocks.", 7) != 0) return gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
+    const char *below = strchr(name + 7, '.');
+    return below && gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below + 1);
+}
+
+/* A tensor that no part of the network reads means another architecture, whose pictures would come out wrong. */
+static gmem_status gmem__refuse_unexpected(const gmem_network *network, gmem_error *error) {
+    int options = gmem__options(&network->info);
+    for (int64_t i = 0; i < gmem_file_tensor_count(network->file); i++) {
+        gmem__quoted quoted;
+        const char *name = gmem_file_tensor(network->file, i)->name;
+        if (!gmem__is_expected(name, options))
+            return gmem__fail(error, GMEM_E_ARCHITECTURE, "%s: not a tensor of a network that gmem knows",
+                              gmem__quote(&quoted, name));
+    }
+    return GMEM_OK;
+}
+
+/* loading ---------------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__load_part(gmem_network *network, const gmem__part *part, const char *prefix, void *base,
+                                   gmem_error *error) {
+    int64_t extents[GMEM__EXTENT_COUNT];
+    char name[96];
+    void *place = (char *)base + part->place;
+    gmem__extents(network, extents);
+    snprintf(name, sizeof name, "%s%s", prefix, part->name);
+    int64_t rows = extents[part->rows], cols = extents[part->cols];
+    if (part->cols == GMEM__ONE) return gmem__store_vector(&network->store, name, rows, (const float **)place, error);
+    if (part->cols == GMEM__PATCH)
+        return gmem__store_conv(&network->store, name, rows, network->info.channels, network->info.patch,
+                                (gmem__weight *)place, error);
+    return gmem__store_matrix(&network->store, name, rows, cols, (gmem__weight *)place, error);
+}
+
+static gmem_status gmem__load_parts(gmem_network *network, const gmem__part *parts, size_t count, const char *prefix,
+                                    void *base, gmem_error *error) {
+    int options = gmem__options(&network->info);
+    for (size_t i = 0; i < count; i++) {
+        if ((parts[i].options & ~options) == 0) GMEM__TRY(gmem__load_part(network, &parts[i], prefix, base, error));
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__load_weights(gmem_network *network, gmem_error *error) {
+    network->blocks =
+        (gmem__dit_block *)gmem__store_alloc(&network->store, network->info.depth, sizeof *network->blocks);
+    if (!network->blocks) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the network");
+    GMEM__TRY(gmem__load_parts(network, gmem__outer_parts, GMEM__OUTER_PARTS, "", network, error));
+    for (int64_t i = 0; i < network->info.depth; i++) {
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "blocks.%lld.", (long long)i);
+        GMEM__TRY(gmem__load_parts(network, gmem__block_parts, GMEM__BLOCK_PARTS, prefix, &network->blocks[i], error));
+    }
+    return GMEM_OK;
+}
+
+/* positions -------------------------------------------------------------------------------------------------------- */
+
+/* The stored one: training's EMA has moved it a little from the formula. pos_embed (1, tokens, hidden). */
+static gmem_status gmem__read_position(const gmem_network *network, float *row, float *out, gmem_error *error) {
+    const gmem_network_info *info = &network->info;
+    const gmem_tensor *stored;
+    int64_t shape[3] = {1, 0, 0};
+    shape[1] = info->tokens;
+    shape[2] = info->hidden;
+    GMEM__TRY(gmem__need(network->file, "pos_embed", 3, shape, &stored, error));
+    for (int64_t token = 0; token < info->tokens; token++) {
+        gmem_tensor_read_f32(stored, token * info->hidden, info->hidden, row);
+        for (int64_t channel = 0; channel < info->hidden; channel++) {
+            out[channel * info->tokens + token] = row[channel];
+        }
+    }
+    return GMEM_OK;
+}
+
+/* Two-dimensional sine and cosine: the first half of the channels is the column's, the second the row's, and in each
+ * half sines come first; angle = coordinate / 10000^(i / (hidden / 4)) (MAE, He et al., 2111.06377). */
+static void gmem__compute_position(const gmem_network_info *info, float *out) {
+    int64_t quarter = info->hidden / 4, columns = info->width / info->patch;
+    for (int64_t channel = 0; channel < info->hidden; channel++) {
+        double frequency = pow(10000.0, -(double)(channel % quarter) / (double)quarter);
+        int is_row = channel / quarter >= 2, is_cosine = channel / quarter % 2 == 1;
+        for (int64_t token = 0; token < info->tokens; token++) {
+            double angle = (double)(is_row ? token / columns : token % columns) * frequency;
+            out[channel * info->tokens + token] = (float)(is_cosine ? cos(angle) : sin(angle));
+        }
+    }
+}
+
+static gmem_status gmem__load_position(gmem_network *network, gmem_error *error) {
+    const gmem_network_info *info = &network->info;
+    float *row = (float *)gmem__store_alloc(&network->store, info->hidden, sizeof *row);
+    float *position = (float *)gmem__store_alloc(&network->store, info->hidden * info->tokens, sizeof *position);
+    if (!row || !position) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the positions");
+    if (gmem_file_find(network->file, "pos_embed")) {
+        GMEM__TRY(gmem__read_position(network, row, position, error));
+    } else if (info->hidden % 4 == 0) {
+        gmem__compute_position(info, position);
+    } else {
+        return gmem__fail(error, GMEM_E_MISSING_TENSOR,
+                          "pos_embed: missing, and not computable for a width of %lld, no multiple of 4",
+                          (long long)info->hidden);
+    }
+    network->position = position;
+    return GMEM_OK;
+}
+
+/* Axial rotary embedding (EVA-02, Fang et al., 2303.11331): the first half of a head's pairs turns by the token's row,
+ * the second by its column, pair i of a half by coordinate / 10000^(2 i / (head_dim / 2)). */
+static gmem_status gmem__compute_rope(gmem_network *network, gmem_error *error) {
+    const gmem_network_info *info = &network->info;
+    int64_t pairs = info->head_dim / 2, half = pairs / 2, columns = info->width / info->patch;
+    float *cosine = (float *)gmem__store_alloc(&network->store, pairs * info->tokens, sizeof *cosine);
+    float *sine = (float *)gmem__store_alloc(&network->store, pairs * info->tokens, sizeof *sine);
+    if (!cosine || !sine) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the rotary embedding");
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        float frequency = (float)pow(10000.0, -2.0 * (double)(pair % half) / (double)pairs);
+        for (int64_t token = 0; token < info->tokens; token++) {
+            float angle = (float)(pair < half ? token / columns : token % columns) * frequency; /* in f32, as trained */
+            cosine[pair * info->tokens + token] = (float)cos((double)angle);
+            sine[pair * info->tokens + token] = (float)sin((double)angle);
+        }
+    }
+    network->rope_cosine = cosine;
+    network->rope_sine = sine;
+    return GMEM_OK;
+}
+
+/* opening ---------------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__load_network(gmem_network *network, const gmem_network_desc *desc, gmem_error *error) {
+    gmem_network_info *info = &network->info;
+    network->store.context = network->context;
+    network->store.file = network->file;
+    GMEM__TRY(gmem__recognise(network->file, desc, info, &network->out_channels, error));
+    GMEM__TRY(gmem__refuse_unexpected(network, error));
+    GMEM__TRY(gmem__load_weights(network, error));
+    GMEM__TRY(gmem__load_position(network, error));
+    if (info->rope) GMEM__TRY(gmem__compute_rope(network, error));
+    gmem__network_name(info, network->name, sizeof network->name);
+    info->name = network->name;
+    info->parameters = network->store.parameters;
+    info->weight_bytes = network->store.bytes;
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network_desc *desc, gmem_network **out,
+                                       gmem_error *error) {
+    if (!context || !desc || !out || (!desc->path && !desc->file) || desc->heads < 0 || desc->latent_height < 0 ||
+        desc->latent_width < 0)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a network needs a path or a file, and sizes that are not negative");
+    gmem_network *network = (gmem_network *)gmem__alloc(context, 1, sizeof *network);
+    if (!network) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the network");
+    network->context = context;
+    network->file = desc->file;
+    gmem_status status = GMEM_OK;
+    if (!desc->file) {
+        status = gmem_file_open(context, desc->path, desc->key, &network->file, error);
+        network->owns_file = status == GMEM_OK;
+    }
+    if (status == GMEM_OK) {
+        status = gmem__load_network(network, desc, error);
+        gmem__fail_in(error, status, gmem_file_path(network->file));
+    }
+    if (status != GMEM_OK) {
+        gmem_network_close(network);
+        return status;
+    }
+    *out = network;
+    return GMEM_OK;
+}
+
+GMEM_API void gmem_network_close(gmem_network *network) {
+    if (!network) return;
+    gmem__store_free(&network->store);
+    if (network->owns_file) gmem_file_close(network->file);
+    gmem__free(network->context, network, 1, sizeof *network);
+}
+
+GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *network) { return &network->info; }
+
+#undef GMEM__AT
+#undef GMEM__LINEAR_PARTS
+#undef GMEM__VECTOR_PART
+#undef GMEM__BLOCK_PARTS
+#undef GMEM__OUTER_PARTS

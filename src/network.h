@@ -1,0 +1,69 @@
+/* The opened transformer: its weights by their place in the network, and what a pass needs to know about it. */
+#ifndef GMEM__NETWORK_H
+#define GMEM__NETWORK_H
+
+#include "internal.h"
+
+#define GMEM__TIME_WIDTH 256 /* of the sinusoidal time embedding: 128 cosines, then 128 sines */
+
+/* W x + b. */
+typedef struct gmem__layer {
+    gmem__weight weight; /* (rows, cols) */
+    const float *bias;   /* (rows) */
+} gmem__layer;
+
+/* What a normalisation learned: both NULL for LayerNorm without affine, no bias for RMSNorm. */
+typedef struct gmem__affine {
+    const float *weight, *bias;
+} gmem__affine;
+
+typedef struct gmem__dit_block {
+    gmem__affine norm1, norm2;   /* (hidden) */
+    gmem__affine q_norm, k_norm; /* (head_dim) */
+    gmem__layer qkv;             /* (3 hidden, hidden): the rows of q, then k, then v, head after head in each */
+    gmem__layer proj;            /* (hidden, hidden) */
+    gmem__layer mlp_in;          /* w12 (2 mlp_hidden, hidden), first half gated by SiLU; or fc1 (mlp_hidden, hidden) */
+    gmem__layer mlp_out;         /* (hidden, mlp_hidden) */
+    gmem__layer modulation;      /* (gmem__modulation_rows, hidden) */
+} gmem__dit_block;
+
+/* Nothing changes after gmem_network_open, so passes on several threads share it. */
+struct gmem_network {
+    const gmem_context *context;
+    gmem_file *file;
+    int owns_file;
+    gmem__store store;
+    gmem_network_info info;
+    char name[64];
+    int64_t out_channels; /* of the final layer: channels, or twice that with learned sigma */
+
+    gmem__layer patch;                    /* (hidden, channels * patch * patch) */
+    gmem__layer time1, time2;             /* (hidden, GMEM__TIME_WIDTH), (hidden, hidden) */
+    gmem__layer condition;                /* (hidden, snippet_width) */
+    gmem__weight labels;                  /* (classes + 1, hidden): the null label is the last */
+    gmem__dit_block *blocks;              /* (depth) */
+    gmem__affine final_norm;              /* (hidden) */
+    gmem__layer final_modulation;         /* (2 hidden, hidden): shift, scale */
+    gmem__layer output;                   /* (patch * patch * out_channels, hidden), channels innermost */
+    const float *position;                /* (hidden, tokens) */
+    const float *rope_cosine, *rope_sine; /* (head_dim / 2, tokens), or NULL */
+};
+
+/* Rows of a block's adaLN: shift, scale, gate of the attention, then of the MLP; without shift the other four. */
+GMEM__INLINE int64_t gmem__modulation_rows(const gmem_network_info *info) {
+    return (info->shift ? 6 : 4) * info->hidden;
+}
+
+/* recognise.c: what the selected tensors are: every field of `info` but name, parameters and weight_bytes. Shapes are
+ * only looked at as far as that needs; loading checks them all. Errors: E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE,
+ * E_HEADS, E_LIMIT, E_ARGUMENT. */
+GMEM__FN gmem_status gmem__recognise(const gmem_file *file, const gmem_network_desc *desc, gmem_network_info *info,
+                                     int64_t *out_channels, gmem_error *error);
+/* "GMem-LightningDiT-XL/1", or the family alone. */
+GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_t bytes);
+
+/* pass.c: how many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
+ * times as fit: limit / conditions, the null condition counted. */
+GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass);
+
+#endif /* GMEM__NETWORK_H */
