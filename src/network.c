@@ -196,6 +196,7 @@ static gmem_status gmem__read_position(const gmem_network *network, float *row, 
     shape[1] = info->tokens;
     shape[2] = info->hidden;
     GMEM__TRY(gmem__need(network->file, "pos_embed", 3, shape, &stored, error));
+    if (stored->type == GMEM_I8) return gmem__fail(error, GMEM_E_TYPE, "pos_embed: expected floating point, found I8");
     for (int64_t token = 0; token < info->tokens; token++) {
         gmem_tensor_read_f32(stored, token * info->hidden, info->hidden, row);
         for (int64_t channel = 0; channel < info->hidden; channel++) {

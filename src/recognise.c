@@ -142,9 +142,19 @@ static gmem_status gmem__source(const gmem_file *file, const char *name, int ran
     return GMEM_OK;
 }
 
+/* A condition that only the file's own code could build counts too: loading then says so. */
+static int gmem__has_snippets(const gmem_file *file) {
+    return gmem__has_under(file, "condition_projection.") ||
+           gmem__file_foreign_at(file, "condition_projection.linear.weight");
+}
+
+static int gmem__has_labels(const gmem_file *file) {
+    return gmem__has_under(file, "y_embedder.") || gmem__file_foreign_at(file, "y_embedder.embedding_table.weight");
+}
+
 static gmem_status gmem__recognise_family(const gmem_file *file, gmem_error *error) {
-    int snippets = gmem__has_under(file, "condition_projection."), labels = gmem__has_under(file, "y_embedder.");
     static const char *const needed[] = {"x_embedder.", "t_embedder.", "blocks.0.attn.", "final_layer."};
+    int snippets = gmem__has_snippets(file), labels = gmem__has_labels(file);
     for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++) {
         if (!gmem__has_under(file, needed[i]))
             return gmem__fail(error, GMEM_E_ARCHITECTURE, "not a diffusion transformer that gmem knows: no tensor %s*",
@@ -167,7 +177,7 @@ static int gmem__recognise_rope(const gmem_file *file, const gmem_network_info *
 
 static gmem_status gmem__recognise_options(const gmem_file *file, gmem_network_info *info, gmem_error *error) {
     const gmem_tensor *modulation;
-    int snippets = gmem__has_under(file, "condition_projection.");
+    int snippets = gmem__has_snippets(file);
     info->swiglu = gmem__has_under(file, "blocks.0.mlp.w");
     info->rmsnorm = gmem__has_under(file, "blocks.0.norm") || gmem__has_under(file, "final_layer.norm_final.");
     info->qk_norm = gmem__has_under(file, "blocks.0.attn.q_norm.") || gmem__has_under(file, "blocks.0.attn.k_norm.");

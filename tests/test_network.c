@@ -1,0 +1,716 @@
+/* The transformer: every recorded network on every instruction set, prepared and unprepared passes, and what malformed
+ * networks get. */
+#include "check.h"
+#include "golden.h"
+
+/* networks that differ from a recorded one ------------------------------------------------------------------------ */
+
+enum { MAX_TENSORS = 256 };
+
+/* A list of tensors to edit before it becomes a file. */
+typedef struct edited {
+    gmem_tensor tensors[MAX_TENSORS];
+    int count;
+    char *memory; /* of the file, once it is open */
+    void *extra;  /* of one replaced tensor */
+} edited;
+
+static edited edit(const gmem_file *file) {
+    edited list;
+    memset(&list, 0, sizeof list);
+    for (int64_t i = 0; i < gmem_file_tensor_count(file) && list.count < MAX_TENSORS; i++) {
+        list.tensors[list.count++] = *gmem_file_tensor(file, i);
+    }
+    return list;
+}
+
+static gmem_tensor *find(edited *list, const char *name) {
+    for (int i = 0; i < list->count; i++) {
+        if (strcmp(list->tensors[i].name, name) == 0) return &list->tensors[i];
+    }
+    printf("no tensor %s to edit\n", name);
+    exit(1);
+}
+
+static void drop(edited *list, const char *name) { *find(list, name) = list->tensors[--list->count]; }
+
+/* Gives a tensor another shape, and zeros for it. */
+static void reshape(edited *list, const char *name, int rank, const int64_t *shape) {
+    gmem_tensor *tensor = find(list, name);
+    const char *kept = tensor->name;
+    *tensor = gmem_tensor_make(kept, tensor->type, rank, shape, NULL);
+    list->extra = calloc((size_t)gmem_tensor_count(tensor) + 1, gmem_type_bytes(tensor->type));
+    tensor->data = list->extra;
+}
+
+static void add(edited *list, const char *name, int64_t size) {
+    list->extra = calloc((size_t)size, sizeof(float));
+    list->tensors[list->count++] = gmem_tensor_make(name, GMEM_F32, 1, &size, list->extra);
+}
+
+/* The list as an opened safetensors file. */
+static gmem_file *open_edited(gmem_context *context, edited *list, const char *config) {
+    size_t header = 2, room = 512, at = 8, data = 0;
+    gmem_file *file = NULL;
+    for (int i = 0; i < list->count; i++) {
+        room += strlen(list->tensors[i].name) + 256;
+        data += (size_t)gmem_tensor_count(&list->tensors[i]) * gmem_type_bytes(list->tensors[i].type);
+    }
+    list->memory = (char *)calloc(room + data, 1);
+    if (!list->memory) exit(1);
+    at += (size_t)sprintf(list->memory + at, "{\"__metadata__\":{");
+    if (config) at += (size_t)sprintf(list->memory + at, "\"config\":\"%s\"", config);
+    at += (size_t)sprintf(list->memory + at, "}");
+    data = 0;
+    for (int i = 0; i < list->count; i++) {
+        const gmem_tensor *tensor = &list->tensors[i];
+        size_t bytes = (size_t)gmem_tensor_count(tensor) * gmem_type_bytes(tensor->type);
+        at += (size_t)sprintf(list->memory + at, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", tensor->name,
+                              gmem_type_name(tensor->type));
+        for (int j = 0; j < tensor->rank; j++) {
+            at += (size_t)sprintf(list->memory + at, "%s%lld", j ? "," : "", (long long)tensor->shape[j]);
+        }
+        at += (size_t)sprintf(list->memory + at, "],\"data_offsets\":[%lld,%lld]}", (long long)data,
+                              (long long)(data + bytes));
+        data += bytes;
+    }
+    at += (size_t)sprintf(list->memory + at, "}");
+    while (at % 64 != 0) {
+        list->memory[at++] = ' ';
+    }
+    header = at - 8;
+    for (int i = 0; i < 8; i++) {
+        list->memory[i] = (char)(unsigned char)(header >> (8 * i));
+    }
+    for (int i = 0; i < list->count; i++) {
+        size_t bytes = (size_t)gmem_tensor_count(&list->tensors[i]) * gmem_type_bytes(list->tensors[i].type);
+        if (bytes) memcpy(list->memory + at, list->tensors[i].data, bytes);
+        at += bytes;
+    }
+    CHECK_OK(gmem_file_open_memory(context, "edited", list->memory, at, NULL, &file, NULL));
+    return file;
+}
+
+static void free_edited(edited *list) {
+    free(list->memory);
+    free(list->extra);
+}
+
+/* What opening the list as a network gives; `error` is always filled in. */
+static gmem_status status_of(gmem_context *context, edited *list, const char *config, gmem_error *error) {
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    memset(&desc, 0, sizeof desc);
+    memset(error, 0, sizeof *error);
+    desc.file = open_edited(context, list, config);
+    gmem_status status = gmem_network_open(context, &desc, &network, error);
+    CHECK((status == GMEM_OK) == (network != NULL));
+    gmem_network_close(network);
+    gmem_file_close(desc.file);
+    free_edited(list);
+    return status;
+}
+
+/* passes ---------------------------------------------------------------------------------------------------------- */
+
+/* A recorded case, its procedural network open. */
+typedef struct opened {
+    gmem_file *io;
+    golden_network weights;
+    gmem_network *network;
+    const gmem_network_info *info;
+    float *x, *t, *c, *y;
+    int64_t *label;
+    int64_t batch, count;
+} opened;
+
+static opened open_case(gmem_context *context, const char *name) {
+    opened it;
+    char path[128];
+    gmem_network_desc desc;
+    gmem_error error;
+    memset(&it, 0, sizeof it);
+    memset(&desc, 0, sizeof desc);
+    memset(&error, 0, sizeof error);
+    snprintf(path, sizeof path, "%s.io.safetensors", name);
+    it.io = golden_open(context, path);
+    it.weights = golden_procedural(context, it.io, NULL);
+    desc.file = it.weights.file;
+    if (!CHECK_OK(gmem_network_open(context, &desc, &it.network, &error))) {
+        printf("%s: %s\n", name, error.message);
+        exit(1);
+    }
+    it.info = gmem_network_get_info(it.network);
+    it.x = golden_f32(it.io, "x", &it.count);
+    it.t = golden_f32(it.io, "t", &it.batch);
+    it.y = golden_f32(it.io, golden_has(it.io, "y") ? "y" : "v", NULL);
+    if (golden_has(it.io, "c")) it.c = golden_f32(it.io, "c", NULL);
+    if (golden_has(it.io, "label")) it.label = golden_i64(it.io, "label", NULL);
+    return it;
+}
+
+static void close_case(opened *it) {
+    gmem_network_close(it->network);
+    golden_network_close(&it->weights);
+    gmem_file_close(it->io);
+    free(it->x);
+    free(it->t);
+    free(it->c);
+    free(it->y);
+    free(it->label);
+}
+
+static float *zeros(int64_t count) {
+    float *memory = (float *)calloc((size_t)count + 1, sizeof *memory);
+    if (!memory) exit(1);
+    return memory;
+}
+
+/* One pass of `network` on the case's inputs: v (count), malloc'ed. */
+static float *run(const opened *it, const gmem_network *network) {
+    gmem_pass *pass = NULL;
+    gmem_error error;
+    float *v = zeros(it->count);
+    memset(&error, 0, sizeof error);
+    CHECK_OK(gmem_pass_create(network, it->batch, &pass, &error));
+    if (!CHECK_OK(gmem_pass_run(pass, it->batch, it->x, it->t, it->c, it->label, v, &error)))
+        printf("%s\n", error.message);
+    gmem_pass_destroy(pass);
+    return v;
+}
+
+static const char *const cases[] = {"dit_base",
+                                    "dit_patch2",
+                                    "dit_qknorm",
+                                    "dit_gelu",
+                                    "dit_layernorm",
+                                    "dit_noshift",
+                                    "dit_layernorm_qknorm",
+                                    "dit_norope",
+                                    "dit_feat96",
+                                    "dit_learnsigma",
+                                    "dit_odd",
+                                    "dit_wide",
+                                    "sit_plain",
+                                    "sit_qknorm",
+                                    "gmem_sit",
+                                    "lightningdit_class"};
+enum { CASES = sizeof cases / sizeof cases[0] };
+
+static void test_cases(gmem_context *context, gmem_isa isa) {
+    double worst = 0;
+    const char *where = "";
+    for (int i = 0; i < CASES; i++) {
+        opened it = open_case(context, cases[i]);
+        float *v = run(&it, it.network);
+        CHECK_CLOSE(cases[i], v, it.y, it.count, 1e-6);
+        double error = check_relative_l2(v, it.y, it.count);
+        if (error > worst) {
+            worst = error;
+            where = cases[i];
+        }
+        free(v);
+        close_case(&it);
+    }
+    printf("%s: %d networks, largest relative L2 error %.2g (%s)\n", golden_isa_name(isa), CASES, worst, where);
+}
+
+/* Checkpoints as they are published: `ema` and not its decoy `model`, the stored pos_embed, module prefixes. */
+static void test_checkpoint(gmem_context *context, const char *name, const char *path, const char *expected) {
+    opened it = open_case(context, name);
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    gmem_error error;
+    memset(&desc, 0, sizeof desc);
+    memset(&error, 0, sizeof error);
+    desc.path = path;
+    if (CHECK_OK(gmem_network_open(context, &desc, &network, &error))) {
+        float *y = golden_f32(it.io, expected, NULL), *v = run(&it, network);
+        CHECK_CLOSE(path, v, y, it.count, 1e-6);
+        CHECK_INT(gmem_network_get_info(network)->heads, it.info->heads);
+        CHECK_INT(gmem_network_get_info(network)->parameters, it.info->parameters);
+        CHECK_INT(gmem_network_get_info(network)->time_reversed, it.info->time_reversed);
+        free(y);
+        free(v);
+    } else {
+        printf("%s: %s\n", path, error.message);
+    }
+    gmem_network_close(network);
+    close_case(&it);
+}
+
+static void test_checkpoints(gmem_context *context) {
+    test_checkpoint(context, "dit_base", "tests/golden/dit_base.pth", "y_checkpoint");
+    test_checkpoint(context, "lightningdit_class", "tests/golden/lightningdit_class.pt", "v");
+    test_checkpoint(context, "sit_plain", "tests/golden/sit_plain.pt", "v");
+}
+
+/* Each case's own configuration says what should have been seen in its tensors. */
+static void test_info(gmem_context *context) {
+    for (int i = 0; i < CASES; i++) {
+        opened it = open_case(context, cases[i]);
+        const gmem_network_info *info = it.info;
+        double value = 0;
+        struct {
+            const char *key;
+            int64_t actual;
+        } expected[] = {
+            {"input_size", info->height},   {"patch_size", info->patch}, {"in_channels", info->channels},
+            {"hidden_size", info->hidden},  {"depth", info->depth},      {"num_heads", info->heads},
+            {"num_classes", info->classes}, {"use_rope", info->rope},    {"feature_dim", info->snippet_width},
+            {"use_qknorm", info->qk_norm},  {"qk_norm", info->qk_norm},  {"use_rmsnorm", info->rmsnorm},
+            {"use_swiglu", info->swiglu},   {"wo_shift", !info->shift},  {"learn_sigma", info->learned_sigma}};
+        for (size_t j = 0; j < sizeof expected / sizeof expected[0]; j++) {
+            if (!golden_number(it.io, "config", expected[j].key, &value)) continue;
+            if (!CHECK_INT(expected[j].actual, value)) printf("  %s of %s\n", expected[j].key, cases[i]);
+        }
+        int sit = strstr(cases[i], "sit_") != NULL || strstr(cases[i], "_sit") != NULL;
+        CHECK_INT(info->architecture,
+                  it.c ? (sit ? GMEM_ARCH_GMEM_SIT : GMEM_ARCH_GMEM) : (sit ? GMEM_ARCH_SIT : GMEM_ARCH_LIGHTNINGDIT));
+        CHECK_INT(info->time_reversed, sit);
+        CHECK_INT(info->tokens, info->height / info->patch * (info->width / info->patch));
+        CHECK_INT(info->head_dim * info->heads, info->hidden);
+        CHECK(info->parameters > 0 && info->weight_bytes == 4 * info->parameters && info->flop > 0);
+        close_case(&it);
+    }
+}
+
+/* preparing, batches, conditions ---------------------------------------------------------------------------------- */
+
+static void test_prepared(gmem_context *context, const char *name) {
+    opened it = open_case(context, name);
+    gmem_pass *pass = NULL;
+    float *v = zeros(it.count), *plain = run(&it, it.network);
+    size_t bytes = (size_t)it.count * sizeof(float);
+    CHECK_OK(gmem_pass_create(it.network, it.batch, &pass, NULL));
+    CHECK_OK(gmem_pass_prepare(pass, it.batch, it.t, it.batch, it.c, it.label, 1, NULL));
+    CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
+    CHECK_CLOSE("all prepared", v, plain, it.count, 2e-7);
+    /* The last condition and time are not among these. */
+    CHECK_OK(gmem_pass_prepare(pass, it.batch - 1, it.t, it.batch - 1, it.c, it.label, 0, NULL));
+    memset(v, 0, bytes);
+    CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
+    CHECK_CLOSE("some prepared", v, plain, it.count, 2e-7);
+    /* More times than are held: the rest is computed when it is needed. */
+    float *many = zeros(1000);
+    for (int i = 0; i < 1000; i++) {
+        many[i] = (float)i / 1000;
+    }
+    many[999] = it.t[0];
+    CHECK_OK(gmem_pass_prepare(pass, 1000, many, it.batch, it.c, it.label, 1, NULL));
+    memset(v, 0, bytes);
+    CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
+    CHECK_CLOSE("too many to prepare", v, plain, it.count, 2e-7);
+    CHECK_OK(gmem_pass_prepare(pass, 0, NULL, 0, NULL, NULL, 0, NULL));
+    free(many);
+    free(v);
+    free(plain);
+    gmem_pass_destroy(pass);
+    close_case(&it);
+}
+
+/* A sample's velocity does not depend on what is drawn beside it, to the last bit. */
+static void test_batches(gmem_context *context, const char *name) {
+    opened it = open_case(context, name);
+    gmem_pass *pass = NULL;
+    int64_t one = it.count / it.batch;
+    float *v = zeros(it.count), *together = run(&it, it.network);
+    CHECK_OK(gmem_pass_create(it.network, it.batch, &pass, NULL));
+    for (int64_t i = 0; i < it.batch; i++) {
+        CHECK_OK(gmem_pass_run(pass, 1, it.x + i * one, it.t + i, it.c ? it.c + i * it.info->snippet_width : NULL,
+                               it.label ? it.label + i : NULL, v + i * one, NULL));
+    }
+    CHECK_CLOSE(name, v, together, it.count, 2e-7);
+    free(v);
+    free(together);
+    gmem_pass_destroy(pass);
+    close_case(&it);
+}
+
+static void test_null_condition(gmem_context *context) {
+    opened snippets = open_case(context, "dit_base"), labels = open_case(context, "sit_plain");
+    float *none = zeros(snippets.batch * snippets.info->snippet_width);
+    float *given = snippets.c;
+    snippets.c = none;
+    float *zero = run(&snippets, snippets.network);
+    snippets.c = NULL;
+    float *null = run(&snippets, snippets.network);
+    CHECK_CLOSE("zero snippet", null, zero, snippets.count, 0);
+    snippets.c = given;
+
+    int64_t *given_labels = labels.label, last[8];
+    for (int i = 0; i < 8; i++) {
+        last[i] = labels.info->classes;
+    }
+    labels.label = last;
+    float *table = run(&labels, labels.network);
+    labels.label = NULL;
+    float *null_label = run(&labels, labels.network);
+    CHECK_CLOSE("null label", null_label, table, labels.count, 0);
+    labels.label = given_labels;
+    free(none);
+    free(zero);
+    free(null);
+    free(table);
+    free(null_label);
+    close_case(&snippets);
+    close_case(&labels);
+}
+
+static void test_arguments(gmem_context *context) {
+    opened it = open_case(context, "dit_base"), sit = open_case(context, "sit_plain");
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    gmem_pass *pass = NULL, *sit_pass = NULL;
+    float *v = zeros(it.count), untouched = 7;
+    int64_t label = 0, beyond = sit.info->classes + 1, negative = -1;
+    float infinite = HUGE_VALF;
+    memset(&desc, 0, sizeof desc);
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_network_open(context, &desc, &network, NULL));
+    desc.file = it.weights.file;
+    desc.heads = -1;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_network_open(context, &desc, &network, NULL));
+    desc.heads = 7;
+    CHECK_STATUS(GMEM_E_HEADS, gmem_network_open(context, &desc, &network, NULL));
+    desc.heads = 0;
+    desc.latent_height = -8;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_network_open(context, &desc, &network, NULL));
+    desc.file = NULL;
+    desc.path = "build/no such file";
+    desc.latent_height = 0;
+    CHECK_STATUS(GMEM_E_OPEN, gmem_network_open(context, &desc, &network, NULL));
+    CHECK(network == NULL);
+
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_create(it.network, 0, &pass, NULL));
+    CHECK_STATUS(GMEM_E_MEMORY, gmem_pass_create(it.network, INT64_MAX / 2, &pass, NULL));
+    CHECK(pass == NULL);
+    CHECK_OK(gmem_pass_create(it.network, 2, &pass, NULL));
+    CHECK_OK(gmem_pass_create(sit.network, 2, &sit_pass, NULL));
+    v[0] = untouched;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_run(pass, 0, it.x, it.t, it.c, NULL, v, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_run(pass, 3, it.x, it.t, it.c, NULL, v, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_run(pass, 1, NULL, it.t, it.c, NULL, v, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_run(pass, 1, it.x, NULL, it.c, NULL, v, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_run(pass, 1, it.x, &infinite, it.c, NULL, v, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_run(pass, 1, it.x, it.t, NULL, &label, v, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_pass_run(sit_pass, 1, it.x, it.t, it.c, NULL, v, NULL));
+    CHECK_STATUS(GMEM_E_LABEL, gmem_pass_run(sit_pass, 1, it.x, it.t, NULL, &beyond, v, NULL));
+    CHECK_STATUS(GMEM_E_LABEL, gmem_pass_run(sit_pass, 1, it.x, it.t, NULL, &negative, v, NULL));
+    CHECK_STATUS(GMEM_E_LABEL, gmem_pass_prepare(sit_pass, 1, it.t, 1, NULL, &negative, 0, NULL));
+    it.x[3] = HUGE_VALF;
+    CHECK_STATUS(GMEM_E_NONFINITE, gmem_pass_run(pass, 1, it.x, it.t, it.c, NULL, v, NULL));
+    CHECK(v[0] == untouched);
+    gmem_pass_destroy(NULL);
+    gmem_network_close(NULL);
+    gmem_pass_destroy(pass);
+    gmem_pass_destroy(sit_pass);
+    free(v);
+    close_case(&it);
+    close_case(&sit);
+}
+
+/* malformed networks ---------------------------------------------------------------------------------------------- */
+
+static int is_projector(const char *name) { return strncmp(name, "projector", 9) == 0; }
+
+static const char dit_config[] = "{\\\"num_heads\\\": 4, \\\"input_size\\\": 8, \\\"use_rope\\\": true}";
+
+/* Each tensor in turn left out, and grown by one along its last dimension. */
+static void test_each_tensor(gmem_context *context, const char *name) {
+    opened it = open_case(context, name);
+    gmem_error error;
+    for (int i = 0; i < (int)gmem_file_tensor_count(it.weights.file); i++) {
+        const gmem_tensor *tensor = gmem_file_tensor(it.weights.file, i);
+        edited list = edit(it.weights.file);
+        if (is_projector(tensor->name)) continue;
+        drop(&list, tensor->name);
+        int label_table = strncmp(tensor->name, "y_embedder", 10) == 0; /* without it there is no condition at all */
+        CHECK_STATUS(label_table ? GMEM_E_ARCHITECTURE : GMEM_E_MISSING_TENSOR,
+                     status_of(context, &list, dit_config, &error));
+        CHECK_CONTAINS(error.message, label_table ? "y_embedder" : tensor->name);
+
+        if (strcmp(tensor->name, "condition_projection.linear.weight") == 0) continue; /* any width is right */
+        int64_t shape[GMEM_MAX_RANK];
+        memcpy(shape, tensor->shape, sizeof shape);
+        shape[tensor->rank - 1]++;
+        list = edit(it.weights.file);
+        reshape(&list, tensor->name, tensor->rank, shape);
+        if (!CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error)))
+            printf("  %s: %s\n", tensor->name, error.message);
+        CHECK_TEXT(error.path, "edited");
+    }
+    close_case(&it);
+}
+
+static void test_malformed(gmem_context *context) {
+    opened it = open_case(context, "dit_base");
+    gmem_error error;
+    const int64_t narrow[] = {192, 48}, vector[] = {12288};
+
+    edited list = edit(it.weights.file);
+    reshape(&list, "blocks.1.attn.qkv.weight", 2, narrow);
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error));
+    CHECK_TEXT(error.message, "blocks.1.attn.qkv.weight: expected 192 x 64, found 192 x 48");
+
+    list = edit(it.weights.file);
+    reshape(&list, "blocks.1.attn.qkv.weight", 1, vector);
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error));
+
+    list = edit(it.weights.file);
+    find(&list, "blocks.2.attn.proj.weight")->type = GMEM_I32;
+    CHECK_STATUS(GMEM_E_TYPE, status_of(context, &list, dit_config, &error));
+
+    list = edit(it.weights.file);
+    add(&list, "blocks.0.attn.rel_pos", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, dit_config, &error));
+    CHECK_CONTAINS(error.message, "blocks.0.attn.rel_pos");
+
+    list = edit(it.weights.file);
+    add(&list, "y_embedder.embedding_table.weight", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, dit_config, &error));
+
+    list = edit(it.weights.file);
+    add(&list, "register_tokens", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, dit_config, &error));
+
+    list = edit(it.weights.file);
+    add(&list, "blocks.5.norm1.weight", 64);
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, dit_config, &error));
+    CHECK_CONTAINS(error.message, "blocks.3");
+
+    list = edit(it.weights.file);
+    add(&list, "blocks.99999999999999999999.norm1.weight", 64);
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, dit_config, &error));
+
+    list = edit(it.weights.file);
+    add(&list, "pos_embed", 4096);
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error));
+
+    /* Nothing tells the heads, or the size of the latent. */
+    list = edit(it.weights.file);
+    CHECK_STATUS(GMEM_E_HEADS, status_of(context, &list, "{\\\"input_size\\\": 8}", &error));
+    CHECK_CONTAINS(error.message, "--heads");
+    list = edit(it.weights.file);
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, "{\\\"num_heads\\\": 4}", &error));
+    list = edit(it.weights.file);
+    CHECK_STATUS(GMEM_E_LIMIT, status_of(context, &list, "{\\\"num_heads\\\": 4, \\\"input_size\\\": 60000}", &error));
+
+    list = edit(it.weights.file);
+    list.count = 0;
+    add(&list, "features", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, NULL, &error));
+    close_case(&it);
+}
+
+/* NaN in a weight is found by the first pass. */
+static void test_nan(gmem_context *context) {
+    opened it = open_case(context, "dit_base");
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    gmem_pass *pass = NULL;
+    gmem_error error;
+    float *v = zeros(it.count), nan = HUGE_VALF - HUGE_VALF;
+    edited list = edit(it.weights.file);
+    gmem_tensor *tensor = find(&list, "blocks.1.mlp.w3.weight");
+    int64_t count = gmem_tensor_count(tensor);
+    float *values = zeros(count);
+    gmem_tensor_read_f32(tensor, 0, count, values);
+    values[count / 2] = nan;
+    tensor->data = list.extra = values;
+    memset(&desc, 0, sizeof desc);
+    memset(&error, 0, sizeof error);
+    desc.file = open_edited(context, &list, dit_config);
+    CHECK_OK(gmem_network_open(context, &desc, &network, NULL));
+    CHECK_OK(gmem_pass_create(network, it.batch, &pass, NULL));
+    CHECK_STATUS(GMEM_E_NONFINITE, gmem_pass_run(pass, it.batch, it.x, it.t, it.c, NULL, v, &error));
+    CHECK_TEXT(error.path, "edited");
+    CHECK(v[0] == 0 && v[it.count - 1] == 0);
+    gmem_pass_destroy(pass);
+    gmem_network_close(network);
+    gmem_file_close(desc.file);
+    free_edited(&list);
+    free(v);
+    close_case(&it);
+}
+
+/* Weights in another type give what the same values give in f32. */
+static void test_types(gmem_context *context, gmem_type type) {
+    opened it = open_case(context, "dit_base");
+    edited stored = edit(it.weights.file), rounded = edit(it.weights.file);
+    void *memory[2 * MAX_TENSORS];
+    gmem_network *networks[2] = {NULL, NULL};
+    gmem_network_desc desc;
+    float *v[2];
+    for (int i = 0; i < stored.count; i++) {
+        gmem_tensor *tensor = &stored.tensors[i];
+        int64_t count = gmem_tensor_count(tensor);
+        float *values = zeros(count);
+        gmem_tensor_read_f32(tensor, 0, count, values);
+        memory[2 * i] = calloc((size_t)count, gmem_type_bytes(type));
+        memory[2 * i + 1] = values;
+        gmem_convert_f32(values, count, type, memory[2 * i]);
+        *tensor = gmem_tensor_make(tensor->name, type, tensor->rank, tensor->shape, memory[2 * i]);
+        gmem_tensor_read_f32(tensor, 0, count, values);
+        rounded.tensors[i].data = values;
+    }
+    memset(&desc, 0, sizeof desc);
+    for (int i = 0; i < 2; i++) {
+        desc.file = open_edited(context, i ? &rounded : &stored, dit_config);
+        CHECK_OK(gmem_network_open(context, &desc, &networks[i], NULL));
+        v[i] = run(&it, networks[i]);
+        gmem_network_close(networks[i]);
+        gmem_file_close(desc.file);
+    }
+    CHECK_CLOSE(gmem_type_name(type), v[0], v[1], it.count, 1e-6);
+    CHECK_CLOSE(gmem_type_name(type), v[0], it.y, it.count, type == GMEM_BF16 ? 3e-2 : type == GMEM_F16 ? 3e-3 : 1e-6);
+    for (int i = 0; i < 2 * stored.count; i++) {
+        free(memory[i]);
+    }
+    free(v[0]);
+    free(v[1]);
+    free_edited(&stored);
+    free_edited(&rounded);
+    close_case(&it);
+}
+
+/* RoPE, the family and the latent, where buffers and the configuration disagree or are missing. */
+static void test_rules(gmem_context *context) {
+    opened it = open_case(context, "dit_base");
+    gmem_network_desc desc;
+    static const struct {
+        const char *config;
+        int64_t height, width; /* asked for */
+        int rope;
+        int64_t tokens; /* expected */
+    } rules[] = {{"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8, \\\"use_rope\\\": false}", 0, 0, 0, 64},
+                 {"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}", 0, 0, 1, 64},
+                 {"{\\\"model\\\": {\\\"num_heads\\\": 4, \\\"input_size\\\": 6}}", 0, 0, 1, 36},
+                 {"{\\\"num_heads\\\": 4}", 6, 10, 1, 60},
+                 {"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}", 12, 0, 1, 144}};
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
+        edited list = edit(it.weights.file);
+        gmem_network *network = NULL;
+        memset(&desc, 0, sizeof desc);
+        desc.file = open_edited(context, &list, rules[i].config);
+        desc.latent_height = rules[i].height;
+        desc.latent_width = rules[i].width;
+        if (CHECK_OK(gmem_network_open(context, &desc, &network, NULL))) {
+            CHECK_INT(gmem_network_get_info(network)->rope, rules[i].rope);
+            CHECK_INT(gmem_network_get_info(network)->tokens, rules[i].tokens);
+        }
+        gmem_network_close(network);
+        gmem_file_close(desc.file);
+        free_edited(&list);
+    }
+    close_case(&it);
+}
+
+/* failing allocations --------------------------------------------------------------------------------------------- */
+
+typedef struct failing {
+    int64_t countdown; /* allocations until the one that fails */
+    int for_good;
+    int64_t live;
+} failing;
+
+static void *failing_alloc(void *user, size_t bytes) {
+    failing *state = (failing *)user;
+    if (state->countdown-- <= 0 && (state->for_good || state->countdown == -1)) return NULL;
+    /* 64-byte aligned, the original pointer kept before it */
+    char *raw = (char *)malloc(bytes + 128);
+    if (!raw) return NULL;
+    char *aligned = raw + 128 - (uintptr_t)raw % 64;
+    memcpy(aligned - sizeof raw, &raw, sizeof raw);
+    state->live += (int64_t)bytes;
+    return aligned;
+}
+
+static void failing_release(void *user, void *memory, size_t bytes) {
+    char *raw;
+    ((failing *)user)->live -= (int64_t)bytes;
+    memcpy(&raw, (char *)memory - sizeof raw, sizeof raw);
+    free(raw);
+}
+
+/* Opens and runs with everything from the failing allocator; what it ends with. */
+static gmem_status open_and_run(gmem_context *context, const opened *it, edited *list, size_t bytes, float *v) {
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    gmem_pass *pass = NULL;
+    gmem_file *file = NULL;
+    memset(&desc, 0, sizeof desc);
+    gmem_status status = gmem_file_open_memory(context, "edited", list->memory, bytes, NULL, &file, NULL);
+    desc.file = file;
+    if (status == GMEM_OK) status = gmem_network_open(context, &desc, &network, NULL);
+    if (status == GMEM_OK) status = gmem_pass_create(network, it->batch, &pass, NULL);
+    if (status == GMEM_OK) status = gmem_pass_prepare(pass, 1, it->t, it->batch, it->c, NULL, 1, NULL);
+    if (status == GMEM_OK) status = gmem_pass_run(pass, it->batch, it->x, it->t, it->c, NULL, v, NULL);
+    gmem_pass_destroy(pass);
+    gmem_network_close(network);
+    gmem_file_close(file);
+    return status;
+}
+
+static void test_allocations(gmem_context *plain, int for_good) {
+    opened it = open_case(plain, "dit_odd");
+    edited list = edit(it.weights.file);
+    gmem_file *file = open_edited(plain, &list, "{\\\"num_heads\\\": 3, \\\"input_size\\\": 6}");
+    size_t bytes = (size_t)gmem_file_bytes(file);
+    failing state = {INT32_MAX, for_good, 0};
+    gmem_context_desc desc;
+    gmem_context *context = NULL;
+    gmem_status status = GMEM_E_MEMORY;
+    float *v = zeros(it.count);
+    int64_t tried = 0;
+    memset(&desc, 0, sizeof desc);
+    desc.allocator.user = &state;
+    desc.allocator.alloc = failing_alloc;
+    desc.allocator.release = failing_release;
+    CHECK_OK(gmem_context_create(&desc, &context, NULL));
+    int64_t before = state.live;
+    for (; status != GMEM_OK && tried < 10000; tried++) {
+        state.countdown = tried;
+        status = open_and_run(context, &it, &list, bytes, v);
+        if (status != GMEM_OK && !CHECK_STATUS(GMEM_E_MEMORY, status)) break;
+        if (!CHECK_INT(state.live, before)) break;
+    }
+    CHECK(tried > 10);
+    CHECK_CLOSE("after failed allocations", v, it.y, it.count, 1e-6);
+    gmem_context_destroy(context);
+    gmem_file_close(file);
+    free_edited(&list);
+    free(v);
+    close_case(&it);
+}
+
+int main(void) {
+    gmem_context *context = golden_context(GMEM_ISA_AUTO);
+    for (int i = 0; i < golden_isa_count; i++) {
+        gmem_context *one = golden_context(golden_isas[i]);
+        if (!one) continue;
+        test_cases(one, golden_isas[i]);
+        test_types(one, GMEM_F16);
+        test_types(one, GMEM_BF16);
+        test_types(one, GMEM_F64);
+        gmem_context_destroy(one);
+    }
+    test_checkpoints(context);
+    test_info(context);
+    test_prepared(context, "dit_base");
+    test_prepared(context, "sit_plain");
+    test_batches(context, "dit_base");
+    test_batches(context, "dit_odd");
+    test_batches(context, "sit_qknorm");
+    test_null_condition(context);
+    test_arguments(context);
+    test_each_tensor(context, "dit_layernorm_qknorm");
+    test_each_tensor(context, "dit_qknorm");
+    test_each_tensor(context, "sit_plain");
+    test_malformed(context);
+    test_nan(context);
+    test_rules(context);
+    test_allocations(context, 0);
+    test_allocations(context, 1);
+    gmem_context_destroy(context);
+    return check_report();
+}
