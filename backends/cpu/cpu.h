@@ -7,7 +7,7 @@
 
 /* Function-wise target regions, as gcc and clang have them, make -march flags unnecessary. */
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(GMEM_NO_SIMD)
-#define GMEM__X86_READY 1 /* the kernels are on their way */
+#define GMEM__X86 1
 #endif
 
 /* The GEMM's blocks (BLIS's MC, NC, KC). A task's share of x and of y stay in the second-level cache, a strip of

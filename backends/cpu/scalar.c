@@ -35,12 +35,12 @@ static void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_
 
 /* sum (nr) += w (depth) * panel (depth, nr) */
 static void gmem__scalar_dot(const float *w, const float *panel, int64_t depth, float *sum) {
-    float local[GMEM__SCALAR_NR];
-    memcpy(local, sum, sizeof local);
+    float local[GMEM__SCALAR_NR] = {0};
     for (int64_t k = 0; k < depth; k++, panel += GMEM__SCALAR_NR)
         for (int c = 0; c < GMEM__SCALAR_NR; c++)
             local[c] += w[k] * panel[c];
-    memcpy(sum, local, sizeof local);
+    for (int c = 0; c < GMEM__SCALAR_NR; c++)
+        sum[c] += local[c];
 }
 
 static float gmem__scalar_activate(gmem__activation activation, float x) {

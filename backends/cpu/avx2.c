@@ -1,0 +1,94 @@
+/* AVX2 with FMA and F16C: the vector operations that the templates are written in, and the templates. */
+#include "cpu.h"
+
+#ifdef GMEM__X86
+#include <immintrin.h>
+#include <math.h>
+
+#define GMEM__K(name) gmem__avx2_##name
+
+#define V_WIDTH 8
+#define V_F32   __m256
+#define V_I32   __m256i
+#define V_MASK  __m256 /* of lanes, from a comparison */
+
+#define V_LOAD(p)            _mm256_loadu_ps(p)
+#define V_STORE(p, a)        _mm256_storeu_ps((p), (a))
+#define V_ZERO()             _mm256_setzero_ps()
+#define V_SET1(a)            _mm256_set1_ps(a)
+#define V_ADD(a, b)          _mm256_add_ps((a), (b))
+#define V_SUB(a, b)          _mm256_sub_ps((a), (b))
+#define V_MUL(a, b)          _mm256_mul_ps((a), (b))
+#define V_DIV(a, b)          _mm256_div_ps((a), (b))
+#define V_MAX(a, b)          _mm256_max_ps((a), (b))
+#define V_MIN(a, b)          _mm256_min_ps((a), (b))
+#define V_SQRT(a)            _mm256_sqrt_ps(a)
+#define V_ABS(a)             _mm256_andnot_ps(_mm256_set1_ps(-0.0f), (a))
+#define V_FMA(a, b, c)       _mm256_fmadd_ps((a), (b), (c))  /* a b + c */
+#define V_FNMA(a, b, c)      _mm256_fnmadd_ps((a), (b), (c)) /* c - a b */
+#define V_ROUND(a)           _mm256_round_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define V_LESS(a, b)         _mm256_cmp_ps((a), (b), _CMP_LT_OQ)
+#define V_IS_NAN(a)          _mm256_cmp_ps((a), (a), _CMP_UNORD_Q)
+#define V_SELECT(mask, a, b) _mm256_blendv_ps((b), (a), (mask)) /* mask ? a : b */
+/* a * 2^n for integral n, where the result is a normal number. */
+#define V_SCALE2(a, n) \
+    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)))
+/* Of stored weights, at any address. */
+#define V_LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define V_LOAD_BF16(p)   \
+    _mm256_castsi256_ps( \
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
+#define V_LOAD_I8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+/* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
+#define V_LOAD_PART(p, n)     _mm256_maskload_ps((p), gmem__avx2_lanes(n))
+#define V_STORE_PART(p, a, n) _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
+#define V_SUM(a)              gmem__avx2_sum(a)
+#define V_MAXIMUM(a)          gmem__avx2_maximum(a)
+
+/* The GEMM's micro-kernel: 6 rows, whose sums fill 12 of 16 registers. */
+#define GMEM__MR        6
+#define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+GMEM__INLINE __m256i gmem__avx2_lanes(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+GMEM__INLINE float gmem__avx2_sum(__m256 a) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+#include "math.inc"
+#include "gemm.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
+    static const gmem__kernels kernels = {GMEM__MR,
+                                          2 * V_WIDTH,
+                                          gmem__avx2_gemm,
+                                          gmem__scalar_norm,
+                                          gmem__scalar_rotate,
+                                          gmem__scalar_attention,
+                                          gmem__scalar_group_norm};
+    return &kernels;
+}
+
+#include "vector_end.inc"
+#endif /* GMEM__X86 */

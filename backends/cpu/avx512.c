@@ -1,0 +1,80 @@
+/* AVX-512 (F, BW, DQ, VL): the vector operations that the templates are written in, and the templates. */
+#include "cpu.h"
+
+#ifdef GMEM__X86
+#include <immintrin.h>
+#include <math.h>
+
+#define GMEM__K(name) gmem__avx512_##name
+
+#define V_WIDTH 16
+#define V_F32   __m512
+#define V_I32   __m512i
+#define V_MASK  __mmask16
+
+#define V_LOAD(p)            _mm512_loadu_ps(p)
+#define V_STORE(p, a)        _mm512_storeu_ps((p), (a))
+#define V_ZERO()             _mm512_setzero_ps()
+#define V_SET1(a)            _mm512_set1_ps(a)
+#define V_ADD(a, b)          _mm512_add_ps((a), (b))
+#define V_SUB(a, b)          _mm512_sub_ps((a), (b))
+#define V_MUL(a, b)          _mm512_mul_ps((a), (b))
+#define V_DIV(a, b)          _mm512_div_ps((a), (b))
+#define V_MAX(a, b)          _mm512_max_ps((a), (b))
+#define V_MIN(a, b)          _mm512_min_ps((a), (b))
+#define V_SQRT(a)            _mm512_sqrt_ps(a)
+#define V_ABS(a)             _mm512_abs_ps(a)
+#define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))  /* a b + c */
+#define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c)) /* c - a b */
+#define V_ROUND(a)           _mm512_roundscale_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define V_LESS(a, b)         _mm512_cmp_ps_mask((a), (b), _CMP_LT_OQ)
+#define V_IS_NAN(a)          _mm512_cmp_ps_mask((a), (a), _CMP_UNORD_Q)
+#define V_SELECT(mask, a, b) _mm512_mask_blend_ps((mask), (b), (a)) /* mask ? a : b */
+/* a * 2^n for integral n, where the result is a normal number. */
+#define V_SCALE2(a, n) _mm512_scalef_ps((a), (n))
+/* Of stored weights, at any address. */
+#define V_LOAD_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define V_LOAD_BF16(p)   \
+    _mm512_castsi512_ps( \
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
+#define V_LOAD_I8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+/* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
+#define V_LOAD_PART(p, n)     _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
+#define V_STORE_PART(p, a, n) _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
+#define V_SUM(a)              _mm512_reduce_add_ps(a)
+#define V_MAXIMUM(a)          _mm512_reduce_max_ps(a)
+
+/* The GEMM's micro-kernel: 12 rows, whose sums fill 24 of 32 registers. */
+#define GMEM__MR        12
+#define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+#include "math.inc"
+#include "gemm.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
+    static const gmem__kernels kernels = {GMEM__MR,
+                                          2 * V_WIDTH,
+                                          gmem__avx512_gemm,
+                                          gmem__scalar_norm,
+                                          gmem__scalar_rotate,
+                                          gmem__scalar_attention,
+                                          gmem__scalar_group_norm};
+    return &kernels;
+}
+
+#include "vector_end.inc"
+#endif /* GMEM__X86 */

@@ -1,0 +1,476 @@
+/* linear and conv of every instruction set against loops in double: every weight type at odd addresses, every epilogue,
+ * shapes around the blocks' and vectors' edges, several thread counts; nothing outside the output is written. */
+#include "../backends/cpu/cpu.h"
+#include "check.h"
+
+#define BAR    1e-6
+#define CANARY -7.0625e11f
+#define GUARD  64 /* floats around a buffer, and more behind each row */
+#define SLACK  5
+
+static const gmem_isa isas[] = {GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_AVX512, GMEM_ISA_AMX};
+static const gmem_type types[] = {GMEM_F32, GMEM_F16, GMEM_BF16, GMEM_I8};
+
+#define LENGTH(a) ((int)(sizeof(a) / sizeof *(a)))
+
+static void *need(int64_t count, size_t bytes) {
+    void *memory = malloc((size_t)count * bytes + 64);
+    if (!memory) {
+        printf("out of memory\n");
+        exit(1);
+    }
+    return memory;
+}
+
+static uint32_t random_state;
+
+/* About normal, mean 0, deviation 1. */
+static float random_float(void) {
+    int64_t sum = 0;
+    for (int i = 0; i < 4; i++) {
+        random_state = random_state * 1664525u + 1013904223u;
+        sum += (int64_t)(random_state >> 8) - (1 << 23);
+    }
+    return (float)sum / 9.7e6f;
+}
+
+/* A matrix with the canary on all sides; the data is off the 64-byte grid. */
+typedef struct matrix {
+    float *memory, *data;
+    int64_t rows, columns, stride, count;
+} matrix;
+
+static matrix matrix_make(int64_t rows, int64_t columns, int64_t slack) {
+    matrix m;
+    m.rows = rows;
+    m.columns = columns;
+    m.stride = columns + slack;
+    m.count = rows * m.stride + 2 * GUARD;
+    m.memory = (float *)need(m.count, sizeof(float));
+    m.data = m.memory + GUARD;
+    for (int64_t i = 0; i < m.count; i++)
+        m.memory[i] = CANARY;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++)
+            m.data[r * m.stride + c] = random_float();
+    return m;
+}
+
+static matrix matrix_copy(const matrix *from) {
+    matrix m = *from;
+    m.memory = (float *)need(m.count, sizeof(float));
+    m.data = m.memory + GUARD;
+    memcpy(m.memory, from->memory, (size_t)m.count * sizeof(float));
+    return m;
+}
+
+static int matrix_guards_hold(const matrix *m) {
+    for (int64_t i = 0; i < m->count; i++) {
+        const int64_t at = i - GUARD;
+        const int inside = at >= 0 && at < m->rows * m->stride && at % m->stride < m->columns;
+        if (!inside && m->memory[i] != CANARY) return 0;
+    }
+    return 1;
+}
+
+static double matrix_error(const matrix *m, const double *expected) {
+    double difference = 0, norm = 0;
+    for (int64_t r = 0; r < m->rows; r++)
+        for (int64_t c = 0; c < m->columns; c++) {
+            const double e = expected[r * m->columns + c], d = (double)m->data[r * m->stride + c] - e;
+            difference += d * d;
+            norm += e * e;
+        }
+    return sqrt(difference / (norm > 0 ? norm : 1));
+}
+
+/* A weight of random numbers in its type, one byte off the grid, and what they stand for, in double. */
+typedef struct weights {
+    gmem__weight weight;
+    unsigned char *memory;
+    float *scale;
+    double *values; /* (rows, cols) */
+} weights;
+
+static weights weights_make(gmem_type type, int64_t rows, int64_t cols) {
+    weights w;
+    const int64_t stride = cols + 3;
+    w.memory = (unsigned char *)need(rows * stride, sizeof(float));
+    w.scale = (float *)need(rows, sizeof(float));
+    w.values = (double *)need(rows * cols, sizeof(double));
+    memset(w.memory, 0x7f, (size_t)(rows * stride) * sizeof(float)); /* between the rows: NaN, or 127 */
+    for (int64_t r = 0; r < rows; r++) {
+        w.scale[r] = 0.01f + 0.001f * (float)(r % 7);
+        for (int64_t c = 0; c < cols; c++) {
+            const float value = random_float();
+            unsigned char *at = w.memory + 1;
+            double *stored = w.values + r * cols + c;
+            if (type == GMEM_F32) {
+                memcpy(at + (r * stride + c) * 4, &value, 4);
+                *stored = (double)value;
+            } else if (type == GMEM_I8) {
+                const int level = (int)(value * 30) < -128 ? -128 : (int)(value * 30) > 127 ? 127 : (int)(value * 30);
+                at[r * stride + c] = (unsigned char)(level & 255);
+                *stored = level * (double)w.scale[r];
+            } else {
+                const uint16_t half = type == GMEM_F16 ? gmem__f32_to_f16(value) : gmem__f32_to_bf16(value);
+                memcpy(at + (r * stride + c) * 2, &half, 2);
+                *stored = (double)(type == GMEM_F16 ? gmem__f16_to_f32(half) : gmem__bf16_to_f32(half));
+            }
+        }
+    }
+    w.weight.data = w.memory + 1;
+    w.weight.scale = type == GMEM_I8 ? w.scale : NULL;
+    w.weight.type = type;
+    w.weight.rows = rows;
+    w.weight.cols = cols;
+    w.weight.row_stride = stride;
+    return w;
+}
+
+static void weights_free(weights *w) {
+    free(w->memory);
+    free(w->scale);
+    free(w->values);
+}
+
+static gmem__engine engine_make(const gmem__ops *ops, int threads, void **memory) {
+    gmem__engine engine;
+    const int64_t bytes = ops->scratch_bytes(threads);
+    *memory = need(bytes, 1);
+    memset(*memory, 0xff, (size_t)bytes + 64); /* NaN: nothing may be taken from what was there */
+    engine.ops = ops;
+    engine.threads = threads;
+    engine.scratch = (char *)*memory + (64 - (uintptr_t)*memory % 64) % 64;
+    return engine;
+}
+
+/* references ------------------------------------------------------------------------------------------------------ */
+
+static double activate(gmem__activation activation, double x) {
+    switch (activation) {
+    case GMEM__ACT_SILU:
+    case GMEM__ACT_SWIGLU:
+        return x / (1 + exp(-x));
+    case GMEM__ACT_GELU_TANH:
+        return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case GMEM__ACT_GELU_ERF:
+        return 0.5 * x * (1 + erf(x / sqrt(2.0)));
+    default:
+        return x;
+    }
+}
+
+static double product(const gmem__linear *op, const weights *w, int64_t row, int64_t column) {
+    double sum = op->bias ? (double)op->bias[row] : 0;
+    for (int64_t k = 0; k < w->weight.cols; k++)
+        sum += w->values[row * w->weight.cols + k] * (double)op->x[k * op->x_stride + column];
+    return sum;
+}
+
+static void linear_reference(const gmem__linear *op, const weights *w, const matrix *before, double *out) {
+    for (int64_t r = 0; r < before->rows; r++)
+        for (int64_t c = 0; c < before->columns; c++) {
+            double value = activate(op->activation, product(op, w, r, c));
+            if (op->activation == GMEM__ACT_SWIGLU) value *= product(op, w, r + before->rows, c);
+            if (op->gate) value *= (double)op->gate[c / op->tokens * op->gate_stride + r];
+            if (op->gate || op->residual) value += (double)before->data[r * before->stride + c];
+            out[r * before->columns + c] = value;
+        }
+}
+
+/* The input pixel under tap (ky, kx) of output pixel (y, x), or 0 in the padding. */
+static double conv_pixel(const gmem__conv *op, int64_t channel, int64_t y, int64_t x, int64_t ky, int64_t kx) {
+    const int64_t pad = op->kernel == 3 && op->stride == 1, scale = op->upsample ? 2 : 1;
+    const int64_t row = y * op->stride + ky - pad, column = x * op->stride + kx - pad;
+    if (row < 0 || row >= op->height * scale || column < 0 || column >= op->width * scale) return 0;
+    return (double)op->x[(channel * op->height + row / scale) * op->width + column / scale];
+}
+
+static void conv_reference(const gmem__conv *op, const weights *w, int64_t height, int64_t width, double *out) {
+    for (int64_t o = 0; o < w->weight.rows; o++)
+        for (int64_t y = 0; y < height; y++)
+            for (int64_t x = 0; x < width; x++) {
+                const int64_t at = (o * height + y) * width + x;
+                const double *taps = w->values + o * w->weight.cols;
+                double sum = op->bias ? (double)op->bias[o] : 0;
+                for (int64_t c = 0; c < op->in_channels; c++)
+                    for (int64_t ky = 0; ky < op->kernel; ky++)
+                        for (int64_t kx = 0; kx < op->kernel; kx++)
+                            sum += *taps++ * conv_pixel(op, c, y, x, ky, kx);
+                out[at] = sum + (op->residual ? (double)op->residual[at] : 0);
+            }
+}
+
+/* linear ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct linear_case {
+    int64_t rows, depth, columns; /* of the weight and of x */
+    gmem__activation activation;
+    int bias, residual;
+    int64_t tokens; /* 0: no gate */
+} linear_case;
+
+static void check_linear(const linear_case *test, gmem_type type, const char *label) {
+    const int64_t out_rows = test->activation == GMEM__ACT_SWIGLU ? test->rows / 2 : test->rows;
+    const int64_t samples = test->tokens ? test->columns / test->tokens : 1;
+    weights w = weights_make(type, test->rows, test->depth);
+    matrix x = matrix_make(test->depth, test->columns, SLACK), before = matrix_make(out_rows, test->columns, SLACK);
+    matrix bias = matrix_make(1, test->rows, 0), gate = matrix_make(samples, test->rows, SLACK);
+    double *expected = (double *)need(out_rows * test->columns, sizeof(double));
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    op.weight = &w.weight;
+    op.bias = test->bias ? bias.data : NULL;
+    op.x = x.data;
+    op.x_stride = x.stride;
+    op.y_stride = before.stride;
+    op.columns = test->columns;
+    op.activation = test->activation;
+    op.residual = test->residual;
+    op.gate = test->tokens ? gate.data : NULL;
+    op.gate_stride = gate.stride;
+    op.tokens = test->tokens;
+    linear_reference(&op, &w, &before, expected);
+    for (int i = 0; i < LENGTH(isas); i++) {
+        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
+        if (!ops) continue;
+        matrix first = matrix_copy(&before);
+        for (int threads = 1; threads <= 3; threads++) {
+            void *scratch;
+            const gmem__engine engine = engine_make(ops, threads, &scratch);
+            matrix y = matrix_copy(&before);
+            char text[160];
+            snprintf(text, sizeof text, "%s %s: type %d, (%d, %d) x (%d, %d), threads %d", ops->name, label, (int)type,
+                     (int)test->rows, (int)test->depth, (int)test->depth, (int)test->columns, threads);
+            op.y = y.data;
+            ops->linear(&engine, &op);
+            const double error = matrix_error(&y, expected);
+            if (!CHECK(error < BAR) || !CHECK(matrix_guards_hold(&y))) printf("    %s: error %g\n", text, error);
+            if (threads == 1)
+                memcpy(first.memory, y.memory, (size_t)y.count * sizeof(float));
+            else
+                CHECK(memcmp(first.memory, y.memory, (size_t)y.count * sizeof(float)) == 0);
+            free(y.memory);
+            free(scratch);
+        }
+        free(first.memory);
+    }
+    CHECK(matrix_guards_hold(&x));
+    free(x.memory);
+    free(before.memory);
+    free(bias.memory);
+    free(gate.memory);
+    free(expected);
+    weights_free(&w);
+}
+
+static void test_shapes(void) {
+    static const int64_t rows[] = {1, 2, 5, 6, 7, 11, 12, 13, 29, 97, 193};
+    static const int64_t depths[] = {1, 3, 8, 15, 16, 17, 31, 64};
+    static const int64_t columns[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 36, 48, 49, 255, 257};
+    linear_case test;
+    memset(&test, 0, sizeof test);
+    for (int r = 0; r < LENGTH(rows); r++)
+        for (int c = 0; c < LENGTH(columns); c++) {
+            const int pick = r * LENGTH(columns) + c;
+            test.rows = rows[r];
+            test.columns = columns[c];
+            test.depth = depths[pick % LENGTH(depths)];
+            test.bias = pick % 3 == 0;
+            check_linear(&test, types[pick % LENGTH(types)], "shape");
+        }
+}
+
+static void test_depths(void) {
+    static const int64_t depths[] = {1, 255, 256, 257, 383, 384, 385, 511, 512, 513, 769, 1153};
+    linear_case test = {13, 0, 37, GMEM__ACT_NONE, 1, 0, 0};
+    for (int d = 0; d < LENGTH(depths); d++) {
+        test.depth = depths[d];
+        for (int t = 0; t < LENGTH(types); t++)
+            check_linear(&test, types[t], "depth");
+    }
+}
+
+/* x too deep to be packed whole. */
+static void test_deep(void) {
+    const linear_case test = {31, GMEM__SHARED / GMEM__NC + 5, 3, GMEM__ACT_NONE, 0, 0, 0};
+    check_linear(&test, GMEM_F32, "deep");
+}
+
+/* More columns than are packed at once. */
+static void test_wide(void) {
+    const linear_case test = {26, 1000, 2 * GMEM__SHARED / 1000 + 77, GMEM__ACT_NONE, 0, 0, 0};
+    check_linear(&test, GMEM_F32, "wide");
+}
+
+static void test_epilogues(void) {
+    for (int a = GMEM__ACT_NONE; a <= GMEM__ACT_SWIGLU; a++)
+        for (int flags = 0; flags < 8; flags++) {
+            linear_case test = {26, 40, 60, (gmem__activation)a, flags & 1, flags >> 1 & 1, 0};
+            if (flags & 4) test.tokens = a % 2 ? 12 : 20;
+            check_linear(&test, GMEM_F32, "epilogue");
+            test.rows = 412;
+            check_linear(&test, GMEM_F32, "epilogue");
+            test.columns = 7;
+            if (flags & 4) test.tokens = 1;
+            check_linear(&test, GMEM_BF16, "epilogue");
+        }
+}
+
+/* The activations far from 0, one by one: row 1 of the identity. */
+static void test_activations(void) {
+    static const float values[] = {0,   -0.0f, 1e-30f, -1e-30f, 1e-3f, -1e-3f, 0.5f,  -0.5f,  1,    -1,    3,    -3,
+                                   5,   -5,    8,      -8,      12,    -12,    20,    -20,    87,   -87,   90,   -90,
+                                   200, -200,  1e4f,   -1e4f,   1e15f, -1e15f, 1e30f, -1e30f, 2.5f, -2.5f, 0.1f, -0.1f};
+    const float one = 1;
+    float y[LENGTH(values)];
+    const gmem__weight weight = {&one, NULL, GMEM_F32, 1, 1, 1};
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    op.weight = &weight;
+    op.x = values;
+    op.y = y;
+    op.x_stride = op.y_stride = op.columns = LENGTH(values);
+    for (int i = 0; i < LENGTH(isas); i++) {
+        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
+        void *scratch;
+        if (!ops) continue;
+        const gmem__engine engine = engine_make(ops, 1, &scratch);
+        for (int a = GMEM__ACT_NONE; a < GMEM__ACT_SWIGLU; a++) {
+            op.activation = (gmem__activation)a;
+            ops->linear(&engine, &op);
+            for (int v = 0; v < LENGTH(values); v++) {
+                const double expected = activate(op.activation, (double)values[v]);
+                if (!CHECK(fabs((double)y[v] - expected) <= 2e-7 + 4e-7 * fabs(expected)))
+                    printf("    %s: activation %d of %g is %g, not %g\n", ops->name, a, (double)values[v], (double)y[v],
+                           expected);
+            }
+        }
+        free(scratch);
+    }
+}
+
+/* NaN stays NaN and stays in its column. */
+static void test_nan(void) {
+    for (int i = 0; i < LENGTH(isas); i++) {
+        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
+        if (!ops) continue;
+        for (int a = GMEM__ACT_NONE; a <= GMEM__ACT_SWIGLU; a++) {
+            void *scratch;
+            const gmem__engine engine = engine_make(ops, 2, &scratch);
+            weights w = weights_make(GMEM_F32, 14, 20);
+            matrix x = matrix_make(20, 41, 0), y = matrix_make(14, 41, 0);
+            gmem__linear op;
+            memset(&op, 0, sizeof op);
+            op.weight = &w.weight;
+            op.x = x.data;
+            op.y = y.data;
+            op.x_stride = op.y_stride = op.columns = 41;
+            op.activation = (gmem__activation)a;
+            memset(x.data + 3 * 41 + 37, 0xff, sizeof(float));
+            ops->linear(&engine, &op);
+            for (int64_t r = 0; r < (a == GMEM__ACT_SWIGLU ? 7 : 14); r++)
+                for (int64_t c = 0; c < 41; c++)
+                    CHECK(c == 37 ? isnan(y.data[r * 41 + c]) : isfinite(y.data[r * 41 + c]));
+            free(x.memory);
+            free(y.memory);
+            free(scratch);
+            weights_free(&w);
+        }
+    }
+}
+
+/* conv ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct conv_case {
+    int64_t in_channels, out_channels, height, width;
+    int kernel, stride, upsample;
+} conv_case;
+
+enum { CONV_NO_RESIDUAL, CONV_RESIDUAL, CONV_RESIDUAL_IN_PLACE, CONV_VARIANTS };
+
+static void check_conv(const conv_case *test, gmem_type type, int variant) {
+    const int64_t height = (test->height << test->upsample) / test->stride;
+    const int64_t width = (test->width << test->upsample) / test->stride;
+    weights w = weights_make(type, test->out_channels, test->in_channels * test->kernel * test->kernel);
+    matrix x = matrix_make(test->in_channels, test->height * test->width, 0);
+    matrix before = matrix_make(test->out_channels, height * width, 0), bias = matrix_make(1, test->out_channels, 0);
+    double *expected = (double *)need(test->out_channels * height * width, sizeof(double));
+    gmem__conv op;
+    memset(&op, 0, sizeof op);
+    op.weight = &w.weight;
+    op.bias = type == GMEM_I8 ? NULL : bias.data;
+    op.residual = variant == CONV_NO_RESIDUAL ? NULL : before.data;
+    op.x = x.data;
+    op.in_channels = test->in_channels;
+    op.height = test->height;
+    op.width = test->width;
+    op.kernel = test->kernel;
+    op.stride = test->stride;
+    op.upsample = test->upsample;
+    conv_reference(&op, &w, height, width, expected);
+    for (int i = 0; i < LENGTH(isas); i++) {
+        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
+        if (!ops) continue;
+        for (int threads = 1; threads <= 2; threads++) {
+            void *scratch;
+            const gmem__engine engine = engine_make(ops, threads, &scratch);
+            matrix y = matrix_copy(&before);
+            op.y = y.data;
+            if (variant == CONV_RESIDUAL_IN_PLACE) op.residual = y.data;
+            ops->conv(&engine, &op);
+            const double error = matrix_error(&y, expected);
+            if (!CHECK(error < BAR) || !CHECK(matrix_guards_hold(&y)))
+                printf("    %s: conv (%d, %d, %d, %d) to %d, stride %d, upsample %d, type %d: error %g\n", ops->name,
+                       (int)test->in_channels, test->kernel, (int)test->height, (int)test->width,
+                       (int)test->out_channels, test->stride, test->upsample, (int)type, error);
+            free(y.memory);
+            free(scratch);
+        }
+    }
+    CHECK(matrix_guards_hold(&x));
+    free(x.memory);
+    free(before.memory);
+    free(bias.memory);
+    free(expected);
+    weights_free(&w);
+}
+
+static void test_conv(void) {
+    static const conv_case cases[] = {
+        {1, 1, 1, 1, 1, 1, 0},    {1, 1, 1, 1, 3, 1, 0},   {1, 1, 1, 1, 3, 1, 1},    {1, 1, 2, 2, 3, 2, 0},
+        {3, 5, 4, 4, 3, 1, 0},    {3, 5, 4, 4, 3, 2, 0},   {3, 5, 4, 4, 3, 1, 1},    {5, 13, 7, 5, 1, 1, 0},
+        {5, 13, 7, 5, 3, 1, 0},   {5, 13, 7, 5, 3, 1, 1},  {2, 14, 6, 10, 3, 2, 0},  {45, 25, 9, 11, 3, 1, 0},
+        {43, 7, 17, 16, 3, 1, 0}, {9, 3, 33, 31, 3, 1, 0}, {4, 6, 1, 70, 3, 1, 0},   {4, 6, 70, 1, 3, 1, 0},
+        {4, 6, 34, 70, 3, 2, 0},  {4, 6, 9, 35, 3, 1, 1},  {100, 200, 8, 8, 3, 1, 0}};
+    for (int i = 0; i < LENGTH(cases); i++)
+        for (int variant = 0; variant < CONV_VARIANTS; variant++)
+            check_conv(&cases[i], types[(i + variant) % LENGTH(types)], variant);
+}
+
+/* the choice ------------------------------------------------------------------------------------------------------ */
+
+static void test_choice(void) {
+    gmem_isa chosen = GMEM_ISA_AMX;
+    const gmem__ops *scalar = gmem__cpu_ops(GMEM_ISA_SCALAR, &chosen), *automatic;
+    CHECK(scalar != NULL && chosen == GMEM_ISA_SCALAR);
+    CHECK_TEXT(scalar->name, "cpu/scalar");
+    automatic = gmem__cpu_ops(GMEM_ISA_AUTO, &chosen);
+    CHECK(automatic != NULL && chosen != GMEM_ISA_AUTO && automatic == gmem__cpu_ops(chosen, NULL));
+    for (int i = 0; i < LENGTH(isas); i++)
+        if (gmem__cpu_ops(isas[i], NULL)) CHECK(gmem__cpu_ops(isas[i], &chosen) && chosen == isas[i]);
+}
+
+int main(void) {
+    test_choice();
+    test_shapes();
+    test_depths();
+    test_deep();
+    test_wide();
+    test_epilogues();
+    test_activations();
+    test_nan();
+    test_conv();
+    return check_report();
+}
