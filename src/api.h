@@ -586,7 +586,8 @@ typedef enum gmem_mix_method { GMEM_MIX_LINEAR, GMEM_MIX_SPHERICAL, GMEM_MIX_CON
 
 /* Mixes two unit vectors a and b (width), renormalised: alpha 0 gives a, 1 gives b. CONCAT takes the first half of a
  * and the second of b, whatever alpha; MASK takes each element from b with probability alpha, by `rng` (needed by MASK
- * only), the same mask for the same (seed, picture). Errors: E_ARGUMENT, E_ROW_ZERO (the result vanishes). */
+ * only), the same mask for the same (seed, picture). SPHERICAL refuses opposite vectors between the ends. `out` may be
+ * a or b, save for MASK. Errors: E_ARGUMENT, E_ROW_ZERO (the result vanishes, or may). */
 GMEM_API gmem_status gmem_mix(gmem_mix_method method, const float *a, const float *b, int64_t width, double alpha,
                               gmem_rng *rng, int64_t picture, float *out, gmem_error *error);
 /* L2-normalises in place. Errors: E_ROW_ZERO (zero or not finite; `x` is untouched). */
@@ -612,7 +613,8 @@ typedef struct gmem_autoencoder_info {
     int64_t latent_channels;
     int64_t factor; /* pixels per latent on a side: 8, 16 */
     int64_t parameters;
-    double multiplier; /* the family's default: 1, or 0.18215 */
+    double multiplier; /* 1 for VAVAE; for SDVAE what the file says (a number `scaling_factor` or
+                          `config.scaling_factor`, or metadata of that name), else 0.18215 */
     int has_encoder;
 } gmem_autoencoder_info;
 
@@ -674,15 +676,16 @@ GMEM_API gmem_status gmem_pass_prepare(gmem_pass *pass, int64_t times, const flo
 /* One call from files to pixels. Paths that a network does not need may be NULL. */
 typedef struct gmem_generate_desc {
     const char *network;
-    const char *bank;  /* for networks with snippets */
+    const char *bank;  /* for networks with snippets; NULL where the network's file holds its own `memorybank` */
     const char *names; /* or NULL */
     const char *autoencoder;
     const char *latent_stats; /* VA-VAE family; or NULL: mean 0, std 1 */
     double multiplier;        /* 0: the autoencoder family's */
-    int64_t count;            /* pictures; 0: 1 */
+    int64_t count;            /* pictures, sampled as one batch; 0: 1 */
     uint64_t seed;
     gmem_rng_kind rng;
-    const char *const *memory; /* (memory_count) names or row numbers, used in turn; none: random rows */
+    const char *const *memory; /* (memory_count) names or row numbers, used in turn; none: random rows, or with the
+                                  network's own bank those that the noise and `memoryfreq` choose */
     int memory_count;
     const int64_t *labels; /* (label_count) used in turn, for class-conditional networks; none: random labels */
     int label_count;

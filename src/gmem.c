@@ -36,6 +36,7 @@
 #include "autoencoder.c"
 #include "autoencoder_run.c"
 #include "bank.c"
+#include "bank_names.c"
 #include "mix.c"
 
 /* ... and the samplers, to the picture. */

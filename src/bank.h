@@ -1,0 +1,46 @@
+/* The opened bank: its files numbered through, and the names of its rows. */
+#ifndef GMEM__BANK_H
+#define GMEM__BANK_H
+
+#include "internal.h"
+
+/* Centred SVD of the rows, C = U sqrt(S), M = V sqrt(S): row = C M^T + mean. Everything but C is small and copied. */
+typedef struct gmem__bank_factors {
+    int64_t rank;
+    float *memory; /* (count) of the three below */
+    int64_t count;
+    float *m;    /* (rank, width): M transposed, so that a row is a sum of contiguous rows */
+    float *s;    /* (rank) */
+    float *mean; /* (width) */
+} gmem__bank_factors;
+
+typedef struct gmem__bank_part {
+    gmem_file *file;
+    int file_owned;
+    int64_t first, rows; /* the bank's numbers of this file's rows */
+    gmem_bank_kind kind;
+    const gmem_tensor *rows_tensor; /* (rows, width), or C (rows, rank) */
+    const gmem_tensor *scale;       /* (rows) for I8, else NULL */
+    gmem__bank_factors factors;     /* DECOMPOSED */
+} gmem__bank_part;
+
+/* Names stand one after the other, each with its NUL; a row without one takes no bytes. */
+typedef struct gmem__bank_names {
+    char *text;
+    int64_t text_bytes;
+    int64_t *start; /* (rows + 1) offsets into text; NULL where the bank has no names */
+} gmem__bank_names;
+
+struct gmem_bank {
+    const gmem_context *context;
+    gmem__bank_part *parts; /* (part_count) */
+    int64_t part_count;
+    int64_t rows, width;
+    gmem__bank_names names;
+};
+
+/* bank_names.c */
+GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
+GMEM__FN void gmem__bank_free_names(gmem_bank *bank);
+
+#endif /* GMEM__BANK_H */

@@ -1,0 +1,270 @@
+/* One call from files to pixels, on the public objects alone. */
+#include "internal.h"
+
+/* Everything that a run opens and fills, released together. */
+typedef struct gmem__generation {
+    gmem_context *context;
+    const gmem_generate_desc *desc;
+    gmem_file *network_file; /* shared by the network and, in the first version, its bank */
+    gmem_network *network;
+    gmem_bank *bank;
+    gmem_autoencoder *autoencoder;
+    const gmem_network_info *info;
+    int64_t count, per_picture;
+    int bank_in_network;
+    float *z;        /* (count, channels, height, width): noise, then latents */
+    float *snippets; /* (count, snippet_width) or NULL */
+    int64_t *chosen; /* (count) rows or labels */
+    float *stats;    /* (2, channels): mean and std */
+    float *decoded;  /* (3, height * factor, width * factor), of one picture */
+    gmem_image image;
+} gmem__generation;
+
+/* sizes ----------------------------------------------------------------------------------------------------------- */
+
+static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
+
+static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error) {
+    const gmem_context *context = g->context;
+    int64_t factor = gmem_autoencoder_get_info(g->autoencoder)->factor, size = 0;
+    g->image.count = g->count;
+    g->image.height = g->info->height * factor;
+    g->image.width = g->info->width * factor;
+    g->per_picture = g->info->channels * g->info->height * g->info->width;
+    /* the largest of the products below: a picture has more values than its latent has in every family */
+    if (!gmem__mul(g->image.height * g->image.width, gmem__max(g->info->channels, 3), &size) ||
+        !gmem__mul(size, g->count, &size) || !gmem__mul(g->info->snippet_width, g->count, &size))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "%lld pictures are too many", (long long)g->count);
+    g->z = (float *)gmem__alloc_raw(context, g->count * g->per_picture, sizeof(float));
+    g->snippets = (float *)gmem__alloc_raw(context, g->count * g->info->snippet_width, sizeof(float));
+    g->chosen = (int64_t *)gmem__alloc_raw(context, g->count, sizeof *g->chosen);
+    g->stats = (float *)gmem__alloc_raw(context, 2 * g->info->channels, sizeof(float));
+    g->decoded = (float *)gmem__alloc_raw(context, 3 * g->image.height * g->image.width, sizeof(float));
+    g->image.pixels = (uint8_t *)gmem__alloc_raw(context, gmem__image_bytes(&g->image), 1);
+    if (g->z && g->snippets && g->chosen && g->stats && g->decoded && g->image.pixels) return GMEM_OK;
+    return gmem__fail(error, GMEM_E_MEMORY, "no memory for %lld pictures", (long long)g->count);
+}
+
+static void gmem__generation_free(gmem__generation *g) {
+    const gmem_context *context = g->context;
+    if (g->info) {
+        gmem__free(context, g->z, g->count * g->per_picture, sizeof(float));
+        gmem__free(context, g->snippets, g->count * g->info->snippet_width, sizeof(float));
+        gmem__free(context, g->chosen, g->count, sizeof *g->chosen);
+        gmem__free(context, g->stats, 2 * g->info->channels, sizeof(float));
+        gmem__free(context, g->decoded, 3 * g->image.height * g->image.width, sizeof(float));
+    }
+    gmem_image_free(g->context, &g->image);
+    gmem_autoencoder_close(g->autoencoder);
+    gmem_bank_close(g->bank);
+    gmem_network_close(g->network);
+    gmem_file_close(g->network_file);
+}
+
+GMEM_API void gmem_image_free(gmem_context *context, gmem_image *image) {
+    if (!image) return;
+    gmem__free(context, image->pixels, gmem__image_bytes(image), 1);
+    memset(image, 0, sizeof *image);
+}
+
+/* opening --------------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__generation_open_network(gmem__generation *g, gmem_error *error) {
+    gmem_network_desc desc;
+    memset(&desc, 0, sizeof desc);
+    GMEM__TRY(gmem_file_open(g->context, g->desc->network, NULL, &g->network_file, error));
+    desc.file = g->network_file;
+    GMEM__TRY(gmem_network_open(g->context, &desc, &g->network, error));
+    g->info = gmem_network_get_info(g->network);
+    return GMEM_OK;
+}
+
+static gmem_status gmem__generation_open_bank(gmem__generation *g, gmem_error *error) {
+    gmem_bank_desc desc;
+    memset(&desc, 0, sizeof desc);
+    if (g->info->snippet_width == 0) {
+        if (g->desc->bank || g->desc->memory_count > 0)
+            return gmem__fail(error, GMEM_E_COMBINATION, "a class-conditional network takes labels, not a bank");
+        return GMEM_OK;
+    }
+    if (g->desc->label_count > 0)
+        return gmem__fail(error, GMEM_E_COMBINATION, "a network with snippets takes no labels");
+    g->bank_in_network = !g->desc->bank && gmem_file_find_any(g->network_file, "memorybank") != NULL;
+    if (!g->desc->bank && !g->bank_in_network) return gmem__fail(error, GMEM_E_ARGUMENT, "this network needs a bank");
+    desc.paths = &g->desc->bank;
+    desc.path_count = 1;
+    desc.file = g->bank_in_network ? g->network_file : NULL;
+    desc.names_path = g->desc->names;
+    GMEM__TRY(gmem_bank_open(g->context, &desc, &g->bank, error));
+    if (gmem_bank_width(g->bank) == g->info->snippet_width) return GMEM_OK;
+    return gmem__fail_at(error, GMEM_E_WIDTH, gmem_bank_file_path(g->bank, 0), -1,
+                         "the bank's rows have %lld elements, the network's snippets %lld",
+                         (long long)gmem_bank_width(g->bank), (long long)g->info->snippet_width);
+}
+
+static gmem_status gmem__generation_open_autoencoder(gmem__generation *g, gmem_error *error) {
+    gmem_autoencoder_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.path = g->desc->autoencoder;
+    GMEM__TRY(gmem_autoencoder_open(g->context, &desc, &g->autoencoder, error));
+    int64_t channels = gmem_autoencoder_get_info(g->autoencoder)->latent_channels;
+    if (channels == g->info->channels) return GMEM_OK;
+    return gmem__fail_at(error, GMEM_E_LATENT, g->desc->autoencoder, -1,
+                         "the autoencoder has %lld latent channels, the network %lld", (long long)channels,
+                         (long long)g->info->channels);
+}
+
+static gmem_status gmem__generation_read_stats(gmem__generation *g, gmem_error *error) {
+    int64_t channels = g->info->channels;
+    gmem_file *file = NULL;
+    for (int64_t i = 0; i < 2 * channels; i++) {
+        g->stats[i] = i < channels ? 0.0f : 1.0f;
+    }
+    if (!g->desc->latent_stats) return GMEM_OK;
+    GMEM__TRY(gmem_file_open(g->context, g->desc->latent_stats, ".", &file, error));
+    gmem_status status = gmem_read_latent_stats(file, channels, g->stats, g->stats + channels, error);
+    gmem_file_close(file);
+    return status;
+}
+
+/* what to draw ---------------------------------------------------------------------------------------------------- */
+
+/* Digits are a row's number, anything else a name. */
+static gmem_status gmem__generation_find_row(const gmem_bank *bank, const char *what, int64_t *row, gmem_error *error) {
+    int64_t number = 0;
+    const char *c = what;
+    if (!what) return gmem__fail(error, GMEM_E_ARGUMENT, "a name of a row is missing");
+    for (; *c >= '0' && *c <= '9'; c++) {
+        if (!gmem__mul(number, 10, &number) || !gmem__add(number, *c - '0', &number)) break;
+    }
+    if (c == what || *c) return gmem_bank_find(bank, what, row, error);
+    if (number >= gmem_bank_rows(bank))
+        return gmem__fail(error, GMEM_E_ROW, "row %lld of a bank of %lld", (long long)number,
+                          (long long)gmem_bank_rows(bank));
+    *row = number;
+    return GMEM_OK;
+}
+
+/* What the caller named, in turn; before any number is drawn. */
+static gmem_status gmem__generation_choose_named(gmem__generation *g, gmem_error *error) {
+    const gmem_generate_desc *desc = g->desc;
+    for (int64_t i = 0; i < g->count && desc->memory_count > 0; i++) {
+        GMEM__TRY(gmem__generation_find_row(g->bank, desc->memory[i % desc->memory_count], &g->chosen[i], error));
+    }
+    for (int64_t i = 0; i < g->count && desc->label_count > 0; i++) {
+        g->chosen[i] = desc->labels[i % desc->label_count];
+        if (g->chosen[i] < 0 || g->chosen[i] >= g->info->classes)
+            return gmem__fail(error, GMEM_E_LABEL, "label %lld of %lld classes", (long long)g->chosen[i],
+                              (long long)g->info->classes);
+    }
+    return GMEM_OK;
+}
+
+/* GMem's first version: rows from the noise and `memoryfreq`, which its checkpoints hold beside their bank. */
+static gmem_status gmem__generation_choose_by_noise(gmem__generation *g, const gmem_tensor *frequencies,
+                                                    gmem_error *error) {
+    int64_t rows = gmem_bank_rows(g->bank);
+    gmem_status status = GMEM_OK;
+    if (gmem_tensor_count(frequencies) != rows)
+        return gmem__fail_at(error, GMEM_E_SHAPE, gmem_file_path(g->network_file), -1,
+                             "\"memoryfreq\" has %lld elements for %lld rows",
+                             (long long)gmem_tensor_count(frequencies), (long long)rows);
+    int64_t *memoryfreq = (int64_t *)gmem__alloc_raw(g->context, rows, sizeof *memoryfreq);
+    if (!memoryfreq) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the rows' frequencies");
+    gmem_tensor_read_i64(frequencies, 0, rows, memoryfreq);
+    for (int64_t i = 0; i < g->count && status == GMEM_OK; i++) {
+        status = gmem_choose_row(memoryfreq, rows, g->z + i * g->per_picture, g->per_picture, &g->chosen[i], error);
+    }
+    gmem__free(g->context, memoryfreq, rows, sizeof *memoryfreq);
+    return status;
+}
+
+static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_rng *rng, gmem_error *error) {
+    const gmem_tensor *frequencies = gmem_file_find_any(g->network_file, "memoryfreq");
+    if (g->bank_in_network && frequencies) return gmem__generation_choose_by_noise(g, frequencies, error);
+    int64_t high = g->bank ? gmem_bank_rows(g->bank) : g->info->classes;
+    gmem_rng_integers(rng, GMEM_DRAW_ROW, 0, g->count, high, g->chosen);
+    return GMEM_OK;
+}
+
+/* The published script's order of draws: z, then rows; the steps' noise follows while sampling. */
+static gmem_status gmem__generation_condition(gmem__generation *g, gmem_rng *rng, gmem_error *error) {
+    GMEM__TRY(gmem__generation_choose_named(g, error));
+    gmem_rng_normal(rng, GMEM_DRAW_LATENT, 0, 0, g->count, g->per_picture, g->z);
+    if (g->desc->memory_count == 0 && g->desc->label_count == 0)
+        GMEM__TRY(gmem__generation_choose_random(g, rng, error));
+    for (int64_t i = 0; i < g->count && g->bank; i++) {
+        GMEM__TRY(gmem_bank_snippet(g->bank, g->chosen[i], g->snippets + i * g->info->snippet_width, error));
+    }
+    return GMEM_OK;
+}
+
+/* drawing --------------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__generation_sample(gmem__generation *g, gmem_error *error) {
+    gmem_sample_desc desc;
+    gmem_rng rng;
+    gmem_rng_init(&rng, g->desc->rng, g->desc->seed);
+    GMEM__TRY(gmem__generation_condition(g, &rng, error));
+    memset(&desc, 0, sizeof desc);
+    desc.sampler = g->desc->sampler;
+    desc.batch = g->count;
+    desc.snippets = g->bank ? g->snippets : NULL;
+    desc.labels = g->bank ? NULL : g->chosen;
+    desc.rng = &rng;
+    desc.progress = g->desc->progress;
+    desc.progress_user = g->desc->progress_user;
+    return gmem_sample(g->network, &desc, g->z, error);
+}
+
+static gmem_status gmem__generation_decode(gmem__generation *g, gmem_error *error) {
+    const gmem_network_info *info = g->info;
+    double multiplier = g->desc->multiplier;
+    if (multiplier == 0) multiplier = gmem_autoencoder_get_info(g->autoencoder)->multiplier;
+    gmem_denormalize(g->z, g->count, info->channels, info->height * info->width, g->stats, g->stats + info->channels,
+                     multiplier);
+    for (int64_t i = 0; i < g->count; i++) {
+        GMEM__TRY(
+            gmem_decode(g->autoencoder, 1, info->height, info->width, g->z + i * g->per_picture, g->decoded, error));
+        gmem_pixels(g->decoded, 1, g->image.height, g->image.width,
+                    g->image.pixels + i * g->image.height * g->image.width * 3);
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__generation_run(gmem__generation *g, gmem_error *error) {
+    GMEM__TRY(gmem__generation_open_network(g, error));
+    GMEM__TRY(gmem__generation_open_bank(g, error));
+    GMEM__TRY(gmem__generation_open_autoencoder(g, error));
+    GMEM__TRY(gmem__generation_alloc(g, error));
+    GMEM__TRY(gmem__generation_read_stats(g, error));
+    GMEM__TRY(gmem__generation_sample(g, error));
+    return gmem__generation_decode(g, error);
+}
+
+static gmem_status gmem__generate_check(const gmem_context *context, const gmem_generate_desc *desc,
+                                        const gmem_image *out, gmem_error *error) {
+    if (!context || !desc || !out || !desc->network || !desc->autoencoder)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_generate needs a network, an autoencoder and an output");
+    if (desc->count < 0 || desc->memory_count < 0 || desc->label_count < 0 || (desc->memory_count && !desc->memory) ||
+        (desc->label_count && !desc->labels) || !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a count, a list or the multiplier of gmem_generate is wrong");
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_generate(gmem_context *context, const gmem_generate_desc *desc, gmem_image *out,
+                                   gmem_error *error) {
+    gmem__generation g;
+    GMEM__TRY(gmem__generate_check(context, desc, out, error));
+    memset(&g, 0, sizeof g);
+    g.context = context;
+    g.desc = desc;
+    g.count = desc->count ? desc->count : 1;
+    gmem_status status = gmem__generation_run(&g, error);
+    if (status == GMEM_OK) {
+        *out = g.image;
+        memset(&g.image, 0, sizeof g.image);
+    }
+    gmem__generation_free(&g);
+    return status;
+}
