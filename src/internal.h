@@ -22,10 +22,12 @@
 #define GMEM__PRINTF(string, first) __attribute__((format(printf, string, first)))
 #define GMEM__RESTRICT              __restrict
 #define GMEM__INLINE                static inline __attribute__((unused))
+#define GMEM__ALWAYS_INLINE         static inline __attribute__((unused, always_inline))
 #else
 #define GMEM__PRINTF(string, first)
 #define GMEM__RESTRICT
-#define GMEM__INLINE static inline
+#define GMEM__INLINE        static inline
+#define GMEM__ALWAYS_INLINE static inline
 #endif
 
 /* errors ---------------------------------------------------------------------------------------------------------- */
@@ -145,6 +147,8 @@ GMEM__INLINE float gmem__bf16_to_f32(uint16_t half) {
  * E_FOREIGN, with the name and both shapes. `out` gets a floating-point tensor, or I8 where `NAME.scale` exists. */
 GMEM__FN gmem_status gmem__need(const gmem_file *file, const char *name, int rank, const int64_t *shape,
                                 const gmem_tensor **out, gmem_error *error);
+/* `NAME.scale`, one value a row of an I8 tensor, or NULL. */
+GMEM__FN const gmem_tensor *gmem__find_scale(const gmem_file *file, const char *name);
 
 /* weights ------------------------------------------------------------------------------------------------------------
  */

@@ -402,7 +402,9 @@ static void test_rotate(const gmem__ops *ops) {
     for (int d = 0; d < LENGTH(head_dims); d++)
         for (int t = 0; t < LENGTH(tokens); t++)
             for (int64_t samples = 1; samples <= 2; samples++, options = (options + 7) % 32)
-                rotate_case(ops, head_dims[d], 1 + t % 3, tokens[t], samples, options);
+                /* LayerNorm of two channels cancels all but their difference: too much to ask of f32 */
+                rotate_case(ops, head_dims[d], 1 + t % 3, tokens[t], samples,
+                            head_dims[d] == 2 ? options | 2 : options);
     for (options = 0; options < 32; options++)
         rotate_case(ops, 6, 2, 36, 2, options);
 }
@@ -594,6 +596,7 @@ int main(void) {
     for (int i = 0; i < LENGTH(isas); i++) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
         if (!ops) continue;
+        random_state = 1; /* the same values for each */
         test_norm(ops);
         test_norm_without_samples(ops);
         test_norm_nan(ops);

@@ -72,6 +72,7 @@ GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
 
 #include "math.inc"
 #include "gemm.inc"
+#include "rows.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -80,13 +81,9 @@ GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
 #endif
 
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
-    static const gmem__kernels kernels = {GMEM__MR,
-                                          2 * V_WIDTH,
-                                          gmem__avx2_gemm,
-                                          gmem__scalar_norm,
-                                          gmem__scalar_rotate,
-                                          gmem__scalar_attention,
-                                          gmem__scalar_group_norm};
+    static const gmem__kernels kernels = {
+        GMEM__MR,          2 * V_WIDTH,          gmem__avx2_gemm,      gmem__avx2_norm,
+        gmem__avx2_rotate, gmem__avx2_attention, gmem__avx2_group_norm};
     return &kernels;
 }
 

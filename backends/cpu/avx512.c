@@ -58,6 +58,7 @@
 
 #include "math.inc"
 #include "gemm.inc"
+#include "rows.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -69,10 +70,10 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
     static const gmem__kernels kernels = {GMEM__MR,
                                           2 * V_WIDTH,
                                           gmem__avx512_gemm,
-                                          gmem__scalar_norm,
-                                          gmem__scalar_rotate,
-                                          gmem__scalar_attention,
-                                          gmem__scalar_group_norm};
+                                          gmem__avx512_norm,
+                                          gmem__avx512_rotate,
+                                          gmem__avx512_attention,
+                                          gmem__avx512_group_norm};
     return &kernels;
 }
 

@@ -25,12 +25,12 @@ static gmem__moments gmem__scalar_moments(const float *x, int64_t count, int64_t
     return moments;
 }
 
-/* y = (x - mean) * inverse * weight + bias for one channel. */
-static float gmem__scalar_affine(float x, gmem__moments moments, const float *weight, const float *bias, int64_t i) {
+/* (x - mean) * inverse * weight + bias for one channel. */
+static double gmem__scalar_affine(float x, gmem__moments moments, const float *weight, const float *bias, int64_t i) {
     double y = ((double)x - moments.mean) * moments.inverse;
     if (weight) y *= (double)weight[i];
     if (bias) y += (double)bias[i];
-    return (float)y;
+    return y;
 }
 
 /* RMSNorm (arXiv 1910.07467) or LayerNorm (1607.06450), and adaLN's modulation (2212.09748). */
@@ -42,10 +42,10 @@ GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t be
         float *y = op->y + column;
         gmem__moments moments = gmem__scalar_moments(x, op->channels, op->columns, op->rms, (double)op->eps);
         for (int64_t c = 0; c < op->channels; c++) {
-            float value = gmem__scalar_affine(x[c * op->columns], moments, op->weight, op->bias, c);
-            if (scale) value *= 1 + scale[c];
-            if (shift) value += shift[c];
-            y[c * op->columns] = value;
+            double value = gmem__scalar_affine(x[c * op->columns], moments, op->weight, op->bias, c);
+            if (scale) value *= 1 + (double)scale[c];
+            if (shift) value += (double)shift[c];
+            y[c * op->columns] = (float)value;
         }
     }
 }
@@ -58,7 +58,7 @@ GMEM__FN void gmem__scalar_rotate(const gmem__rotate *op, int64_t head, int64_t 
         if (op->norm) {
             gmem__moments moments = gmem__scalar_moments(x, op->head_dim, op->columns, op->rms, (double)op->eps);
             for (int64_t d = 0; d < op->head_dim; d++)
-                x[d * op->columns] = gmem__scalar_affine(x[d * op->columns], moments, op->weight, op->bias, d);
+                x[d * op->columns] = (float)gmem__scalar_affine(x[d * op->columns], moments, op->weight, op->bias, d);
         }
         if (!op->cosine) continue;
         for (int64_t pair = 0; pair < op->head_dim / 2; pair++) {
@@ -92,12 +92,13 @@ GMEM__FN void gmem__scalar_attention(const gmem__attention *op, int64_t sample, 
                 y[d * op->y_stride + i] = 0;
         }
         for (int64_t key = 0; key < op->tokens; key++) {
-            float score[GMEM__SCALAR_QUERIES] = {0}, p[GMEM__SCALAR_QUERIES], rescale[GMEM__SCALAR_QUERIES];
+            double score[GMEM__SCALAR_QUERIES] = {0};
+            float p[GMEM__SCALAR_QUERIES], rescale[GMEM__SCALAR_QUERIES];
             for (int64_t d = 0; d < op->head_dim; d++)
                 for (int64_t i = 0; i < lanes; i++)
-                    score[i] += q[d * op->stride + i] * k[d * op->stride + key];
+                    score[i] += (double)q[d * op->stride + i] * (double)k[d * op->stride + key];
             for (int64_t i = 0; i < lanes; i++) {
-                float s = score[i] * op->scale, before = largest[i];
+                float s = (float)(score[i] * (double)op->scale), before = largest[i];
                 if (s > largest[i]) largest[i] = s;
                 rescale[i] = expf(before - largest[i]);
                 p[i] = expf(s - largest[i]);
@@ -119,7 +120,7 @@ GMEM__FN void gmem__scalar_group_norm(const gmem__group_norm *op, int64_t group)
     gmem__moments moments = gmem__scalar_moments(op->x + first * op->area, channels * op->area, 1, 0, (double)op->eps);
     for (int64_t c = first; c < first + channels; c++)
         for (int64_t i = c * op->area; i < (c + 1) * op->area; i++) {
-            float y = gmem__scalar_affine(op->x[i], moments, op->weight, op->bias, c);
+            float y = (float)gmem__scalar_affine(op->x[i], moments, op->weight, op->bias, c);
             op->y[i] = op->silu ? y / (1 + expf(-y)) : y;
         }
 }
