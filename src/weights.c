@@ -1,0 +1,114 @@
+/* What a model takes from its file: matrices stay where they lie, vectors and what has another layout or type are
+ * copied to f32. */
+#include "internal.h"
+
+GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count, size_t bytes) {
+    return gmem__blocks_take(store->context, &store->blocks, count, bytes, 64);
+}
+
+GMEM__FN void gmem__store_free(gmem__store *store) { gmem__blocks_free(store->context, &store->blocks); }
+
+static gmem_status gmem__store_no_memory(const gmem__store *store, const char *name, gmem_error *error) {
+    gmem__quoted quoted;
+    return gmem__fail_at(error, GMEM_E_MEMORY, gmem_file_path(store->file), -1, "%s: no memory for the weights",
+                         gmem__quote(&quoted, name));
+}
+
+static void gmem__store_count(gmem__store *store, const gmem_tensor *tensor, int parameters) {
+    int64_t count = gmem_tensor_count(tensor);
+    if (parameters) store->parameters += count;
+    store->bytes += count * (int64_t)gmem_type_bytes(tensor->type);
+}
+
+/* A copy of the whole tensor in f32, its rows multiplied by `scale` (rows) where that is not NULL. */
+static gmem_status gmem__store_copy(gmem__store *store, const gmem_tensor *tensor, int64_t rows, const float *scale,
+                                    const float **out, gmem_error *error) {
+    int64_t count = gmem_tensor_count(tensor);
+    float *copy = (float *)gmem__store_alloc(store, count, sizeof *copy);
+    if (!copy) return gmem__store_no_memory(store, tensor->name, error);
+    gmem_tensor_read_f32(tensor, 0, count, copy);
+    for (int64_t i = 0; scale && i < count; i++)
+        copy[i] *= scale[i / (count / rows)];
+    *out = copy;
+    return GMEM_OK;
+}
+
+/* The scales (rows) of an I8 tensor, NULL for other types. */
+static gmem_status gmem__store_scale(gmem__store *store, const gmem_tensor *tensor, int64_t rows, const float **out,
+                                     gmem_error *error) {
+    gmem__quoted quoted;
+    *out = NULL;
+    if (tensor->type != GMEM_I8) return GMEM_OK;
+    const gmem_tensor *scale = gmem__find_scale(store->file, tensor->name); /* gmem__need has seen it */
+    GMEM__TRY(gmem__need(store->file, scale->name, 1, &rows, &scale, error));
+    if (scale->type == GMEM_I8)
+        return gmem__fail_at(error, GMEM_E_TYPE, gmem_file_path(store->file), -1,
+                             "%s: expected floating point, found I8", gmem__quote(&quoted, scale->name));
+    GMEM__TRY(gmem__store_copy(store, scale, rows, NULL, out, error));
+    gmem__store_count(store, scale, 0);
+    return GMEM_OK;
+}
+
+/* Whether a row's elements, all dimensions but the first, lie side by side. */
+static int gmem__has_contiguous_rows(const gmem_tensor *tensor) {
+    gmem_tensor row = *tensor;
+    if (row.shape[0] > 1) row.shape[0] = 1;
+    return gmem__tensor_is_contiguous(&row);
+}
+
+/* `tensor`, whose shape has been checked, as a matrix (rows, cols). */
+static gmem_status gmem__store_rows(gmem__store *store, const gmem_tensor *tensor, int64_t rows, int64_t cols,
+                                    gmem__weight *out, gmem_error *error) {
+    gmem__weight weight;
+    memset(&weight, 0, sizeof weight);
+    weight.rows = rows;
+    weight.cols = cols;
+    GMEM__TRY(gmem__store_scale(store, tensor, rows, &weight.scale, error));
+    if (tensor->type != GMEM_F64 && gmem__has_contiguous_rows(tensor)) {
+        weight.type = tensor->type;
+        weight.data = tensor->data;
+        weight.row_stride = rows == 1 ? cols : tensor->stride[0];
+    } else {
+        const float *copy = NULL;
+        GMEM__TRY(gmem__store_copy(store, tensor, rows, weight.scale, &copy, error));
+        weight.type = GMEM_F32;
+        weight.scale = NULL;
+        weight.data = copy;
+        weight.row_stride = cols;
+    }
+    gmem__store_count(store, tensor, 1);
+    *out = weight;
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                        gmem__weight *out, gmem_error *error) {
+    int64_t shape[2];
+    const gmem_tensor *tensor;
+    shape[0] = rows;
+    shape[1] = cols;
+    GMEM__TRY(gmem__need(store->file, name, 2, shape, &tensor, error));
+    return gmem__store_rows(store, tensor, rows, cols, out, error);
+}
+
+GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int64_t out_channels, int64_t in_channels,
+                                      int64_t kernel, gmem__weight *out, gmem_error *error) {
+    int64_t shape[4];
+    const gmem_tensor *tensor;
+    shape[0] = out_channels;
+    shape[1] = in_channels;
+    shape[2] = shape[3] = kernel;
+    GMEM__TRY(gmem__need(store->file, name, 4, shape, &tensor, error));
+    return gmem__store_rows(store, tensor, out_channels, in_channels * kernel * kernel, out, error);
+}
+
+GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, int64_t count, const float **out,
+                                        gmem_error *error) {
+    const gmem_tensor *tensor;
+    const float *scale;
+    GMEM__TRY(gmem__need(store->file, name, 1, &count, &tensor, error));
+    GMEM__TRY(gmem__store_scale(store, tensor, count, &scale, error));
+    GMEM__TRY(gmem__store_copy(store, tensor, count, scale, out, error));
+    gmem__store_count(store, tensor, 1);
+    return GMEM_OK;
+}
