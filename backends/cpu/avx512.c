@@ -37,7 +37,8 @@
 #define V_LOAD_BF16(p)   \
     _mm512_castsi512_ps( \
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
-#define V_LOAD_I8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+#define V_LOAD_I8(p)  _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+#define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)     _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
 #define V_STORE_PART(p, a, n) _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
@@ -52,6 +53,8 @@
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
                              apply_to = function)
 #else
+#pragma GCC diagnostic push /* g++ 12 takes its own header's undefined operands for a mistake (GCC 105593) */
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
@@ -64,6 +67,7 @@
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+#pragma GCC diagnostic pop
 #endif
 
 GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
