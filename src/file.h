@@ -66,6 +66,9 @@ GMEM__FN void *gmem__file_alloc(gmem_file *file, int64_t count, size_t bytes);
 /* A NUL-terminated copy in the file's memory, or NULL. */
 GMEM__FN char *gmem__file_text(gmem_file *file, const char *text, int64_t bytes);
 GMEM__FN gmem_status gmem__file_no_memory(gmem_file *file, gmem_error *error);
+/* Counts memory that a parser holds itself against the same limit: 0 where that would exceed it. The parser subtracts
+ * what it frees from `held`. */
+GMEM__FN int gmem__file_may_hold(gmem_file *file, int64_t bytes);
 
 /* The parsers' outputs; keys and strings must live in the file's memory. Errors: E_MEMORY, E_LIMIT. */
 GMEM__FN gmem_status gmem__file_add(gmem_file *file, const gmem__entry *entry, gmem_error *error);

@@ -12,6 +12,7 @@
 #include "tensor.c"
 #include "json.c"
 #include "safetensors.c"
+#include "names.c"
 #include "pickle.c"
 #include "zip.c"
 #include "torch.c"
