@@ -1,5 +1,5 @@
 /* The CPU's operations: the choice of the instruction set, and the products cut into tasks. OpenMP pragmas stay in this
- * file and in drivers.c, outside the kernels' target regions, where compilers mishandle them. */
+ * file, outside the kernels' target regions, where compilers mishandle them. */
 #include "cpu.h"
 
 #ifdef _OPENMP
@@ -26,14 +26,12 @@ static int64_t gmem__cpu_scratch_bytes(int threads) {
 }
 
 /* engine->scratch is the shared part, then one part for each thread. */
-GMEM__FN float *gmem__engine_scratch(const gmem__engine *engine, int thread) {
+static float *gmem__engine_scratch(const gmem__engine *engine, int thread) {
     return (float *)engine->scratch + GMEM__SHARED + (int64_t)thread * GMEM__SCRATCH;
 }
 
-/* Runs task(job, i, scratch) for each i below `tasks`, in any order on any thread. What a task computes depends on its
- * number only, so that results don't depend on the number of threads. */
-static void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
-                            void (*task)(const void *job, int64_t i, float *scratch), const void *job) {
+GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
+                              void (*task)(const void *job, int64_t i, float *scratch), const void *job) {
     int64_t i;
 #ifdef _OPENMP
     if (engine->threads > 1 && tasks > 1) {

@@ -67,9 +67,9 @@ typedef struct gmem__kernels {
      * the whole depth; or NULL, then the kernel packs them. scratch (GMEM__SCRATCH). */
     void (*gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch);
 
-    /* Columns [begin, end) of all, which belong to one sample. */
+    /* Columns [begin, end) of all, which belong to one sample; at most GMEM__COLUMN_BLOCK. */
     void (*norm)(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
-    /* One head of columns [begin, end) of all, which belong to one sample. */
+    /* The same columns of one head. */
     void (*rotate)(const gmem__rotate *op, int64_t head, int64_t sample, int64_t begin, int64_t end);
     /* Queries [begin, end) of the sample's tokens; at most GMEM__COLUMN_BLOCK. scratch (GMEM__SCRATCH). */
     void (*attention)(const gmem__attention *op, int64_t sample, int64_t head, int64_t begin, int64_t end,
@@ -91,14 +91,17 @@ GMEM__FN void gmem__scalar_attention(const gmem__attention *op, int64_t sample, 
                                      int64_t end, float *scratch);
 GMEM__FN void gmem__scalar_group_norm(const gmem__group_norm *op, int64_t group);
 
-/* drivers.c: the row operations, cut into tasks that don't depend on the number of threads. */
+/* drivers.c: the row operations, cut into tasks. */
 GMEM__FN void gmem__cpu_norm(const gmem__engine *engine, const gmem__norm *op);
 GMEM__FN void gmem__cpu_rotate(const gmem__engine *engine, const gmem__rotate *op);
 GMEM__FN void gmem__cpu_attention(const gmem__engine *engine, const gmem__attention *op);
 GMEM__FN void gmem__cpu_group_norm(const gmem__engine *engine, const gmem__group_norm *op);
 
-/* cpu.c: the kernels behind engine->ops, and a thread's GMEM__SCRATCH floats of engine->scratch. */
+/* cpu.c: the kernels behind engine->ops. */
 GMEM__FN const gmem__kernels *gmem__engine_kernels(const gmem__engine *engine);
-GMEM__FN float *gmem__engine_scratch(const gmem__engine *engine, int thread);
+/* Runs task(job, i, scratch) for each i below `tasks`, in any order on any thread, each with its own GMEM__SCRATCH
+ * floats. What a task computes depends on its number only, so that results don't depend on the number of threads. */
+GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
+                              void (*task)(const void *job, int64_t i, float *scratch), const void *job);
 
 #endif /* GMEM__CPU_H */

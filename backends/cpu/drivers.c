@@ -1,82 +1,89 @@
-/* The row operations of the CPU backend: what is independent of the instruction set. Each is cut into tasks, whose
- * cut does not depend on the number of threads, and neither does any result. */
+/* The row operations of the CPU backend, cut into tasks. Columns don't depend on each other, so neither do results on
+ * the cut, or on the number of threads. */
 #include "cpu.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+/* `heads` times `samples` times `blocks` of `block` columns. */
+typedef struct gmem__row_job {
+    const gmem__kernels *kernels;
+    const void *op;
+    int64_t heads, samples, tokens, blocks, block;
+} gmem__row_job;
 
-static int gmem__thread_index(void) {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
+/* Columns [begin, end) of the tokens of one sample, under one head. */
+typedef struct gmem__place {
+    int64_t head, sample, begin, end;
+} gmem__place;
+
+static gmem__place gmem__row_place(const gmem__row_job *job, int64_t i) {
+    gmem__place place;
+    place.head = i / job->blocks / job->samples;
+    place.sample = i / job->blocks % job->samples;
+    place.begin = i % job->blocks * job->block;
+    place.end = gmem__min(place.begin + job->block, job->tokens);
+    return place;
 }
 
-/* `parts` runs of columns of each of `samples` samples; task i is run i % parts of sample i / parts. */
-typedef struct gmem__runs {
-    int64_t samples, tokens, parts;
-} gmem__runs;
-
-static gmem__runs gmem__cut(int64_t samples, int64_t tokens) {
-    gmem__runs runs = {samples, tokens, gmem__ceil_div(tokens, GMEM__COLUMN_BLOCK)};
-    return runs;
+static void gmem__run_rows(const gmem__engine *engine, const void *op, int64_t heads, int64_t samples, int64_t tokens,
+                           void (*task)(const void *job, int64_t i, float *scratch)) {
+    const int64_t smallest = 16;
+    gmem__row_job job;
+    job.kernels = gmem__engine_kernels(engine);
+    job.op = op;
+    job.heads = heads;
+    job.samples = samples;
+    job.tokens = tokens;
+    job.block = GMEM__COLUMN_BLOCK;
+    while (job.block > smallest && heads * samples * gmem__ceil_div(tokens, job.block) < engine->threads)
+        job.block /= 2; /* rather than leave threads idle */
+    job.blocks = gmem__ceil_div(tokens, job.block);
+    gmem__run_tasks(engine, heads * samples * job.blocks, task, &job);
 }
 
-/* The tokens [begin, end) of run i within its sample, whose number is returned. */
-static int64_t gmem__run(const gmem__runs *runs, int64_t i, int64_t *begin, int64_t *end) {
-    *begin = i % runs->parts * GMEM__COLUMN_BLOCK;
-    *end = gmem__min(*begin + GMEM__COLUMN_BLOCK, runs->tokens);
-    return i / runs->parts;
+static void gmem__norm_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__row_job *job = (const gmem__row_job *)job_;
+    const gmem__place place = gmem__row_place(job, i);
+    const int64_t first = place.sample * job->tokens;
+    (void)scratch;
+    job->kernels->norm((const gmem__norm *)job->op, place.sample, first + place.begin, first + place.end);
 }
 
+static void gmem__rotate_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__row_job *job = (const gmem__row_job *)job_;
+    const gmem__place place = gmem__row_place(job, i);
+    const int64_t first = place.sample * job->tokens;
+    (void)scratch;
+    job->kernels->rotate((const gmem__rotate *)job->op, place.head, place.sample, first + place.begin,
+                         first + place.end);
+}
+
+static void gmem__attention_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__row_job *job = (const gmem__row_job *)job_;
+    const gmem__place place = gmem__row_place(job, i);
+    job->kernels->attention((const gmem__attention *)job->op, place.sample, place.head, place.begin, place.end,
+                            scratch);
+}
+
+static void gmem__group_norm_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__row_job *job = (const gmem__row_job *)job_;
+    (void)scratch;
+    job->kernels->group_norm((const gmem__group_norm *)job->op, i);
+}
+
+/* Where samples make no difference, `tokens` need not be given: all columns are one sample's. */
 GMEM__FN void gmem__cpu_norm(const gmem__engine *engine, const gmem__norm *op) {
-    const gmem__kernels *kernels = gmem__engine_kernels(engine);
-    const int64_t tokens = op->shift || op->scale ? op->tokens : op->columns; /* else they need not be given */
-    const gmem__runs runs = gmem__cut(op->columns / tokens, tokens);
-    const int64_t tasks = runs.samples * runs.parts;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(engine->threads) schedule(static)
-#endif
-    for (int64_t i = 0; i < tasks; i++) {
-        int64_t begin, end, sample = gmem__run(&runs, i, &begin, &end);
-        kernels->norm(op, sample, sample * tokens + begin, sample * tokens + end);
-    }
+    const int64_t tokens = op->shift || op->scale ? op->tokens : op->columns;
+    if (op->columns) gmem__run_rows(engine, op, 1, op->columns / tokens, tokens, gmem__norm_task);
 }
 
 GMEM__FN void gmem__cpu_rotate(const gmem__engine *engine, const gmem__rotate *op) {
-    const gmem__kernels *kernels = gmem__engine_kernels(engine);
     const int64_t tokens = op->cosine ? op->tokens : op->columns;
-    const gmem__runs runs = gmem__cut(op->columns / tokens, tokens);
-    const int64_t per_head = runs.samples * runs.parts, tasks = op->heads * per_head;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(engine->threads) schedule(static)
-#endif
-    for (int64_t i = 0; i < tasks; i++) {
-        int64_t begin, end, sample = gmem__run(&runs, i % per_head, &begin, &end);
-        kernels->rotate(op, i / per_head, sample, sample * tokens + begin, sample * tokens + end);
-    }
+    if (op->columns) gmem__run_rows(engine, op, op->heads, op->columns / tokens, tokens, gmem__rotate_task);
 }
 
 GMEM__FN void gmem__cpu_attention(const gmem__engine *engine, const gmem__attention *op) {
-    const gmem__kernels *kernels = gmem__engine_kernels(engine);
-    const gmem__runs runs = gmem__cut(op->samples, op->tokens);
-    const int64_t per_head = runs.samples * runs.parts, tasks = op->heads * per_head;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(engine->threads) schedule(dynamic)
-#endif
-    for (int64_t i = 0; i < tasks; i++) {
-        int64_t begin, end, sample = gmem__run(&runs, i % per_head, &begin, &end);
-        kernels->attention(op, sample, i / per_head, begin, end, gmem__engine_scratch(engine, gmem__thread_index()));
-    }
+    gmem__run_rows(engine, op, op->heads, op->samples, op->tokens, gmem__attention_task);
 }
 
 GMEM__FN void gmem__cpu_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
-    const gmem__kernels *kernels = gmem__engine_kernels(engine);
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(engine->threads) schedule(dynamic)
-#endif
-    for (int64_t group = 0; group < op->groups; group++)
-        kernels->group_norm(op, group);
+    gmem__run_rows(engine, op, op->groups, 1, 1, gmem__group_norm_task);
 }
