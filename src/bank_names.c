@@ -2,6 +2,8 @@
 #include "bank.h"
 #include "file.h"
 
+#include <stdio.h>
+
 /* collecting ------------------------------------------------------------------------------------------------------ */
 
 static gmem_status gmem__names_alloc(gmem_bank *bank, int64_t text_bytes, gmem_error *error) {
@@ -19,7 +21,8 @@ GMEM__FN void gmem__bank_free_names(gmem_bank *bank) {
 }
 
 /* Appends the name of `row`; the rows come in order. An empty name counts as none. */
-static gmem_status gmem__names_add(gmem_bank *bank, int64_t row, const char *name, int64_t bytes, gmem_error *error) {
+static gmem_status gmem__bank_names_add(gmem_bank *bank, int64_t row, const char *name, int64_t bytes,
+                                        gmem_error *error) {
     gmem__bank_names *names = &bank->names;
     int64_t at = names->start[row];
     names->start[row + 1] = at + (bytes > 0 ? bytes + 1 : 0);
@@ -34,7 +37,7 @@ static gmem_status gmem__names_add(gmem_bank *bank, int64_t row, const char *nam
 /* names in a text, one a line -------------------------------------------------------------------------------------- */
 
 /* The line at `*at` without its end, LF or CRLF; `*at` moves past it. */
-static int64_t gmem__names_line(const char *text, int64_t size, int64_t *at) {
+static int64_t gmem__bank_names_line(const char *text, int64_t size, int64_t *at) {
     const char *line = text + *at, *end = (const char *)memchr(line, '\n', (size_t)(size - *at));
     int64_t length = end ? end - line : size - *at;
     *at += end ? length + 1 : length;
@@ -48,7 +51,7 @@ static gmem_status gmem__names_from_text(gmem_bank *bank, const char *text, int6
         size -= 3;
     }
     while (at < size) {
-        gmem__names_line(text, size, &at);
+        gmem__bank_names_line(text, size, &at);
         lines++;
     }
     if (lines != bank->rows)
@@ -57,7 +60,7 @@ static gmem_status gmem__names_from_text(gmem_bank *bank, const char *text, int6
     at = 0;
     for (int64_t row = 0; row < bank->rows; row++) {
         const char *line = text + at;
-        GMEM__TRY(gmem__names_add(bank, row, line, gmem__names_line(text, size, &at), error));
+        GMEM__TRY(gmem__bank_names_add(bank, row, line, gmem__bank_names_line(text, size, &at), error));
     }
     return GMEM_OK;
 }
@@ -75,12 +78,13 @@ static gmem_status gmem__names_from_path(gmem_bank *bank, const char *path, gmem
  */
 
 /* `names` (U8, all names in one run) and `names.offsets` (I64, rows + 1) of a file; NULL where it has none. */
-typedef struct gmem__names_tensors {
+typedef struct gmem__bank_names_tensors {
     const gmem_tensor *run, *offsets;
-} gmem__names_tensors;
+} gmem__bank_names_tensors;
 
-static gmem_status gmem__names_find(const gmem__bank_part *part, gmem__names_tensors *out, gmem_error *error) {
-    gmem__names_tensors found;
+static gmem_status gmem__bank_names_find(const gmem__bank_part *part, gmem__bank_names_tensors *out,
+                                         gmem_error *error) {
+    gmem__bank_names_tensors found;
     found.run = gmem_file_find_any(part->file, "names");
     found.offsets = gmem_file_find_any(part->file, "names.offsets");
     if (!found.run && !found.offsets) return GMEM_OK;
@@ -96,7 +100,7 @@ static gmem_status gmem__names_find(const gmem__bank_part *part, gmem__names_ten
 }
 
 static gmem_status gmem__names_from_part(gmem_bank *bank, const gmem__bank_part *part,
-                                         const gmem__names_tensors *tensors, gmem_error *error) {
+                                         const gmem__bank_names_tensors *tensors, gmem_error *error) {
     int64_t block[257], size = tensors->run->shape[0];
     for (int64_t row = 0; row < part->rows; row++) {
         int64_t *offset = block + row % 256;
@@ -104,8 +108,8 @@ static gmem_status gmem__names_from_part(gmem_bank *bank, const gmem__bank_part 
         if (offset[0] < 0 || offset[1] < offset[0] || offset[1] > size || (row == 0 && offset[0] != 0) ||
             (row == part->rows - 1 && offset[1] != size))
             return gmem__fail(error, GMEM_E_NAMES, "\"names.offsets\" is wrong at row %lld", (long long)row);
-        GMEM__TRY(gmem__names_add(bank, part->first + row, (const char *)tensors->run->data + offset[0],
-                                  offset[1] - offset[0], error));
+        GMEM__TRY(gmem__bank_names_add(bank, part->first + row, (const char *)tensors->run->data + offset[0],
+                                       offset[1] - offset[0], error));
     }
     return GMEM_OK;
 }
@@ -115,8 +119,8 @@ static gmem_status gmem__names_from_parts(gmem_bank *bank, gmem_error *error) {
     int64_t bytes = 0;
     for (int64_t i = 0; i < bank->part_count; i++) {
         const gmem__bank_part *part = bank->parts + i;
-        gmem__names_tensors tensors = {NULL, NULL};
-        gmem_status status = gmem__names_find(part, &tensors, error);
+        gmem__bank_names_tensors tensors = {NULL, NULL};
+        gmem_status status = gmem__bank_names_find(part, &tensors, error);
         if (status != GMEM_OK) return gmem__fail_in(error, status, gmem_file_path(part->file));
         if (!tensors.run) continue;
         if (!gmem__add(bytes, tensors.run->shape[0], &bytes) || !gmem__add(bytes, part->rows, &bytes))
@@ -126,8 +130,8 @@ static gmem_status gmem__names_from_parts(gmem_bank *bank, gmem_error *error) {
     GMEM__TRY(gmem__names_alloc(bank, bytes, error));
     for (int64_t i = 0; i < bank->part_count; i++) {
         const gmem__bank_part *part = bank->parts + i;
-        gmem__names_tensors tensors = {NULL, NULL};
-        gmem_status status = gmem__names_find(part, &tensors, error);
+        gmem__bank_names_tensors tensors = {NULL, NULL};
+        gmem_status status = gmem__bank_names_find(part, &tensors, error);
         if (status == GMEM_OK && tensors.run) status = gmem__names_from_part(bank, part, &tensors, error);
         if (status != GMEM_OK) return gmem__fail_in(error, status, gmem_file_path(part->file));
         for (int64_t row = part->first; !tensors.run && row < part->first + part->rows; row++) {
@@ -245,21 +249,23 @@ static gmem__nearest gmem__nearest_names(const gmem_bank *bank, const char *quer
 }
 
 static gmem_status gmem__name_unknown(const gmem_bank *bank, const char *query, gmem_error *error) {
-    char asked[96], near_text[GMEM__NEAREST][96];
+    char asked[96], offered[GMEM__NEAREST][96];
     gmem_escape(query, asked, sizeof asked);
-    if (!bank->names.start)
+    if (!error) return GMEM_E_NAME_UNKNOWN; /* nobody reads what the search below would find */
+    gmem__nearest nearest;
+    memset(&nearest, 0, sizeof nearest);
+    if (bank->names.start) nearest = gmem__nearest_names(bank, query, (int64_t)strlen(query));
+    if (nearest.count == 0)
         return gmem__fail(error, GMEM_E_NAME_UNKNOWN, "no name \"%s\": the bank has no names", asked);
-    if (!error) return GMEM_E_NAME_UNKNOWN; /* nobody reads what the search would find */
-    gmem__nearest nearest = gmem__nearest_names(bank, query, (int64_t)strlen(query));
     for (int i = 0; i < GMEM__NEAREST; i++) {
-        const char *name = i < nearest.count ? gmem_bank_name(bank, nearest.row[i]) : "";
-        gmem_escape(name, near_text[i], sizeof near_text[i]);
+        char name[80];
+        offered[i][0] = 0;
+        if (i >= nearest.count) continue;
+        gmem_escape(gmem_bank_name(bank, nearest.row[i]), name, sizeof name);
+        snprintf(offered[i], sizeof offered[i], "%s\"%s\"", i ? ", " : "", name);
     }
-    if (nearest.count < GMEM__NEAREST)
-        return gmem__fail(error, GMEM_E_NAME_UNKNOWN, "no name \"%s\" in the bank; it has \"%s\"%s%s%s", asked,
-                          near_text[0], nearest.count > 1 ? ", \"" : "", near_text[1], nearest.count > 1 ? "\"" : "");
-    return gmem__fail(error, GMEM_E_NAME_UNKNOWN, "no name \"%s\" in the bank; nearest: \"%s\", \"%s\", \"%s\"", asked,
-                      near_text[0], near_text[1], near_text[2]);
+    return gmem__fail(error, GMEM_E_NAME_UNKNOWN, "no name \"%s\" in the bank; nearest: %s%s%s", asked, offered[0],
+                      offered[1], offered[2]);
 }
 
 /* A scan: names have their lengths at hand, so that a bank of a million rows takes milliseconds and no index. */

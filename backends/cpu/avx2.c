@@ -38,7 +38,8 @@
 #define V_LOAD_BF16(p)   \
     _mm256_castsi256_ps( \
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
-#define V_LOAD_I8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define V_LOAD_I8(p)  _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)     _mm256_maskload_ps((p), gmem__avx2_lanes(n))
 #define V_STORE_PART(p, a, n) _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
