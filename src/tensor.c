@@ -146,12 +146,12 @@ static int64_t gmem__double_to_i64(double value) {
 #define GMEM__INTEGER_TO_I64(value) ((int64_t)(value))
 
 /* Elements at from, from + step, ... in row-major order: what one inner loop can take. */
-typedef struct gmem__run {
+typedef struct gmem__stretch {
     const unsigned char *from;
     int64_t step, count; /* bytes, elements */
-} gmem__run;
+} gmem__stretch;
 
-static void gmem__run_to_f32(gmem_type type, gmem__run run, float *out) {
+static void gmem__stretch_to_f32(gmem_type type, gmem__stretch run, float *out) {
     const unsigned char *from = run.from;
     switch (type) {
 #define GMEM__LOAD_CASE(name, kind, value)                        \
@@ -166,7 +166,7 @@ static void gmem__run_to_f32(gmem_type type, gmem__run run, float *out) {
     }
 }
 
-static void gmem__run_to_i64(gmem_type type, gmem__run run, int64_t *out) {
+static void gmem__stretch_to_i64(gmem_type type, gmem__stretch run, int64_t *out) {
     const unsigned char *from = run.from;
     switch (type) {
 #define GMEM__LOAD_CASE(name, kind, value)                        \
@@ -181,7 +181,7 @@ static void gmem__run_to_i64(gmem_type type, gmem__run run, int64_t *out) {
     }
 }
 
-static void gmem__run_copy(gmem_type type, gmem__run run, unsigned char *out) {
+static void gmem__stretch_copy(gmem_type type, gmem__stretch run, unsigned char *out) {
     int64_t bytes = (int64_t)gmem_type_bytes(type);
     if (run.step == bytes) {
         memcpy(out, run.from, (size_t)(run.count * bytes));
@@ -217,7 +217,7 @@ static gmem__walk gmem__walk_of(const gmem_tensor *tensor) {
 }
 
 /* The run from element `first` on, at most `limit` elements long. */
-static gmem__run gmem__run_at(const gmem__walk *walk, int64_t first, int64_t limit) {
+static gmem__stretch gmem__stretch_at(const gmem__walk *walk, int64_t first, int64_t limit) {
     const gmem_tensor *tensor = walk->tensor;
     int64_t bytes = (int64_t)gmem_type_bytes(tensor->type), inner = first % walk->count, rest = first / walk->count;
     int64_t offset = inner * walk->step;
@@ -225,7 +225,7 @@ static gmem__run gmem__run_at(const gmem__walk *walk, int64_t first, int64_t lim
         offset += rest % tensor->shape[i] * tensor->stride[i];
         rest /= tensor->shape[i];
     }
-    gmem__run run;
+    gmem__stretch run;
     run.from = (const unsigned char *)tensor->data + offset * bytes;
     run.step = walk->step * bytes;
     run.count = gmem__min(limit, walk->count - inner);
@@ -235,8 +235,8 @@ static gmem__run gmem__run_at(const gmem__walk *walk, int64_t first, int64_t lim
 GMEM_API void gmem_tensor_read_f32(const gmem_tensor *tensor, int64_t first, int64_t count, float *out) {
     gmem__walk walk = gmem__walk_of(tensor);
     for (int64_t done = 0; done < count;) {
-        gmem__run run = gmem__run_at(&walk, first + done, count - done);
-        gmem__run_to_f32(tensor->type, run, out + done);
+        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
+        gmem__stretch_to_f32(tensor->type, run, out + done);
         done += run.count;
     }
 }
@@ -244,8 +244,8 @@ GMEM_API void gmem_tensor_read_f32(const gmem_tensor *tensor, int64_t first, int
 GMEM_API void gmem_tensor_read_i64(const gmem_tensor *tensor, int64_t first, int64_t count, int64_t *out) {
     gmem__walk walk = gmem__walk_of(tensor);
     for (int64_t done = 0; done < count;) {
-        gmem__run run = gmem__run_at(&walk, first + done, count - done);
-        gmem__run_to_i64(tensor->type, run, out + done);
+        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
+        gmem__stretch_to_i64(tensor->type, run, out + done);
         done += run.count;
     }
 }
@@ -254,8 +254,8 @@ GMEM_API void gmem_tensor_read(const gmem_tensor *tensor, int64_t first, int64_t
     gmem__walk walk = gmem__walk_of(tensor);
     int64_t bytes = (int64_t)gmem_type_bytes(tensor->type);
     for (int64_t done = 0; done < count;) {
-        gmem__run run = gmem__run_at(&walk, first + done, count - done);
-        gmem__run_copy(tensor->type, run, (unsigned char *)out + done * bytes);
+        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
+        gmem__stretch_copy(tensor->type, run, (unsigned char *)out + done * bytes);
         done += run.count;
     }
 }
