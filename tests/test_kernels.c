@@ -125,23 +125,33 @@ static void run_group_norm(const gmem__engine *engine, const void *op) {
     engine->ops->group_norm(engine, (const gmem__group_norm *)op);
 }
 
-/* The scratch is filled with NaN first and guarded: kernels may not read what they haven't written. */
+/* One scratch for all, as large as any needs, filled with NaN in the beginning: what a kernel reads without having
+ * written it is at best another kernel's. The guard behind what this one may use is checked. */
+#define MOST_THREADS 7
+static float *scratch;
+static char *scratch_memory;
+
+static void scratch_make(const gmem__ops *ops) {
+    const size_t floats = (size_t)ops->scratch_bytes(MOST_THREADS) / sizeof(float) + GUARD;
+    scratch_memory = (char *)need(floats * sizeof(float) + 64);
+    scratch = (float *)(void *)(scratch_memory + (64 - (uintptr_t)scratch_memory % 64) % 64);
+    for (size_t i = 0; i < floats; i++)
+        scratch[i] = NAN;
+}
+
 static void run(const gmem__ops *ops, int threads, run_op function, const void *op) {
-    size_t floats = (size_t)ops->scratch_bytes(threads) / sizeof(float) + GUARD;
-    char *memory = (char *)need(floats * sizeof(float) + 64);
-    float *scratch = (float *)(void *)(memory + (64 - (uintptr_t)memory % 64) % 64);
+    const size_t end = (size_t)ops->scratch_bytes(threads) / sizeof(float);
     gmem__engine engine = {NULL, 0, NULL};
     engine.ops = ops;
     engine.threads = threads;
     engine.scratch = scratch;
-    for (size_t i = 0; i < floats; i++)
-        scratch[i] = i < floats - GUARD ? NAN : CANARY;
+    for (size_t i = end; i < end + GUARD; i++)
+        scratch[i] = CANARY;
     function(&engine, op);
     int held = 1;
-    for (size_t i = floats - GUARD; i < floats; i++)
+    for (size_t i = end; i < end + GUARD; i++)
         held &= scratch[i] == CANARY;
     CHECK(held);
-    free(memory);
 }
 
 /* `op` writes to *y, whose contents beforehand are `before`. On every thread count: within BAR of `expected`, guards
@@ -150,7 +160,10 @@ static void check_op(const gmem__ops *ops, const char *label, run_op function, c
                      const double *expected) {
     char text[200];
     matrix before = matrix_copy(y), once = matrix_make(1, 1, 1);
-    for (int threads = 1; threads <= 3; threads++) {
+    static const int counts[] = {
+        1, 2, MOST_THREADS}; /* the last: more than there are blocks of columns, hence smaller ones */
+    for (int i = 0; i < LENGTH(counts); i++) {
+        const int threads = counts[i];
         memcpy(y->memory, before.memory, (size_t)matrix_floats(y) * sizeof(float));
         run(ops, threads, function, op);
         double error = matrix_error(y, expected);
@@ -597,6 +610,7 @@ int main(void) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
         if (!ops) continue;
         random_state = 1; /* the same values for each */
+        scratch_make(ops);
         test_norm(ops);
         test_norm_without_samples(ops);
         test_norm_nan(ops);
@@ -607,6 +621,7 @@ int main(void) {
         test_attention_nan(ops);
         test_group_norm(ops);
         test_group_norm_nan(ops);
+        free(scratch_memory);
     }
     return check_report();
 }
