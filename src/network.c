@@ -129,9 +129,10 @@ static int gmem__is_expected(const char *name, int options) {
     for (size_t i = 0; i < sizeof gmem__skipped / sizeof gmem__skipped[0]; i++) {
         if (strncmp(name, gmem__skipped[i], strlen(gmem__skipped[i])) == 0) return 1;
     }
-    if (strncmp(name, "blocks.", 7) != 0) return gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
-    const char *below = strchr(name + 7, '.');
-    return below && gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below + 1);
+    int64_t index;
+    const char *below = gmem__below_block(name, &index);
+    return below ? gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below)
+                 : gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
 }
 
 /* A tensor that no part of the network reads means another architecture, whose pictures would come out wrong. */

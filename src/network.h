@@ -59,6 +59,8 @@ GMEM__INLINE int64_t gmem__modulation_rows(const gmem_network_info *info) {
  * E_HEADS, E_LIMIT, E_ARGUMENT. */
 GMEM__FN gmem_status gmem__recognise(const gmem_file *file, const gmem_network_desc *desc, gmem_network_info *info,
                                      int64_t *out_channels, gmem_error *error);
+/* "attn.qkv.weight" of "blocks.12.attn.qkv.weight", with the block's index (at most INT32_MAX); or NULL. */
+GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */
 GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_t bytes);
 

@@ -43,15 +43,13 @@ static int gmem__has_repa_projectors(const gmem_file *file) {
     return 0;
 }
 
-/* The number of block in "blocks.12.attn...", or -1. */
-static int64_t gmem__block_index(const char *name) {
-    int64_t index = 0;
+GMEM__FN const char *gmem__below_block(const char *name, int64_t *index) {
     const char *at = name + 7;
-    if (!gmem__starts_with(name, "blocks.") || *at < '0' || *at > '9') return -1;
-    for (; *at >= '0' && *at <= '9' && index < INT32_MAX; at++) {
-        index = index * 10 + (*at - '0');
+    if (!gmem__starts_with(name, "blocks.") || *at < '0' || *at > '9' || (*at == '0' && at[1] != '.')) return NULL;
+    for (*index = 0; *at >= '0' && *at <= '9'; at++) {
+        *index = gmem__min(*index * 10 + (*at - '0'), INT32_MAX);
     }
-    return *at == '.' ? index : -1;
+    return *at == '.' ? at + 1 : NULL;
 }
 
 /* The number of blocks; they must be numbered without a gap. */
@@ -60,9 +58,10 @@ static gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gme
     unsigned char *present = (unsigned char *)gmem__alloc(file->context, count + 1, 1);
     if (!present) return gmem__fail(error, GMEM_E_MEMORY, "no memory to count the blocks");
     for (int64_t i = 0; i < count; i++) {
-        int64_t index = gmem__block_index(gmem_file_tensor(file, i)->name);
-        if (index > highest) highest = index;
-        if (index >= 0 && index < count) present[index] = 1;
+        int64_t index;
+        if (!gmem__below_block(gmem_file_tensor(file, i)->name, &index)) continue;
+        highest = gmem__max(highest, index);
+        if (index < count) present[index] = 1;
     }
     while (present[first_gap]) {
         first_gap++;

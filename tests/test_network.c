@@ -3,6 +3,10 @@
 #include "check.h"
 #include "golden.h"
 
+/* Relative L2 error against the recorded outputs. Those differ from exact arithmetic by 4e-7, a pass in f32 by twice
+ * that; what is asked for is 1e-5. */
+#define BAR 2e-6
+
 /* networks that differ from a recorded one ------------------------------------------------------------------------ */
 
 enum { MAX_TENSORS = 256 };
@@ -32,7 +36,10 @@ static gmem_tensor *find(edited *list, const char *name) {
     exit(1);
 }
 
-static void drop(edited *list, const char *name) { *find(list, name) = list->tensors[--list->count]; }
+static void drop(edited *list, const char *name) {
+    gmem_tensor *tensor = find(list, name);
+    *tensor = list->tensors[--list->count];
+}
 
 /* Gives a tensor another shape, and zeros for it. */
 static void reshape(edited *list, const char *name, int rank, const int64_t *shape) {
@@ -203,7 +210,7 @@ static void test_cases(gmem_context *context, gmem_isa isa) {
     for (int i = 0; i < CASES; i++) {
         opened it = open_case(context, cases[i]);
         float *v = run(&it, it.network);
-        CHECK_CLOSE(cases[i], v, it.y, it.count, 1e-6);
+        CHECK_CLOSE(cases[i], v, it.y, it.count, BAR);
         double error = check_relative_l2(v, it.y, it.count);
         if (error > worst) {
             worst = error;
@@ -215,8 +222,10 @@ static void test_cases(gmem_context *context, gmem_isa isa) {
     printf("%s: %d networks, largest relative L2 error %.2g (%s)\n", golden_isa_name(isa), CASES, worst, where);
 }
 
-/* Checkpoints as they are published: `ema` and not its decoy `model`, the stored pos_embed, module prefixes. */
-static void test_checkpoint(gmem_context *context, const char *name, const char *path, const char *expected) {
+/* Checkpoints as they are published: `ema` and not its decoy `model`, the stored pos_embed, module prefixes; `heads`
+ * where the file cannot tell them. */
+static void test_checkpoint(gmem_context *context, const char *name, const char *path, int heads,
+                            const char *expected) {
     opened it = open_case(context, name);
     gmem_network_desc desc;
     gmem_network *network = NULL;
@@ -224,9 +233,11 @@ static void test_checkpoint(gmem_context *context, const char *name, const char 
     memset(&desc, 0, sizeof desc);
     memset(&error, 0, sizeof error);
     desc.path = path;
+    if (heads) CHECK_STATUS(GMEM_E_HEADS, gmem_network_open(context, &desc, &network, NULL));
+    desc.heads = heads;
     if (CHECK_OK(gmem_network_open(context, &desc, &network, &error))) {
         float *y = golden_f32(it.io, expected, NULL), *v = run(&it, network);
-        CHECK_CLOSE(path, v, y, it.count, 1e-6);
+        CHECK_CLOSE(path, v, y, it.count, BAR);
         CHECK_INT(gmem_network_get_info(network)->heads, it.info->heads);
         CHECK_INT(gmem_network_get_info(network)->parameters, it.info->parameters);
         CHECK_INT(gmem_network_get_info(network)->time_reversed, it.info->time_reversed);
@@ -240,9 +251,9 @@ static void test_checkpoint(gmem_context *context, const char *name, const char 
 }
 
 static void test_checkpoints(gmem_context *context) {
-    test_checkpoint(context, "dit_base", "tests/golden/dit_base.pth", "y_checkpoint");
-    test_checkpoint(context, "lightningdit_class", "tests/golden/lightningdit_class.pt", "v");
-    test_checkpoint(context, "sit_plain", "tests/golden/sit_plain.pt", "v");
+    test_checkpoint(context, "dit_base", "tests/golden/dit_base.pth", 0, "y_checkpoint");
+    test_checkpoint(context, "lightningdit_class", "tests/golden/lightningdit_class.pt", 0, "v");
+    test_checkpoint(context, "sit_plain", "tests/golden/sit_plain.pt", 4, "v");
 }
 
 /* Each case's own configuration says what should have been seen in its tensors. */
@@ -285,12 +296,12 @@ static void test_prepared(gmem_context *context, const char *name) {
     CHECK_OK(gmem_pass_create(it.network, it.batch, &pass, NULL));
     CHECK_OK(gmem_pass_prepare(pass, it.batch, it.t, it.batch, it.c, it.label, 1, NULL));
     CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
-    CHECK_CLOSE("all prepared", v, plain, it.count, 2e-7);
+    CHECK_CLOSE("all prepared", v, plain, it.count, 0);
     /* The last condition and time are not among these. */
     CHECK_OK(gmem_pass_prepare(pass, it.batch - 1, it.t, it.batch - 1, it.c, it.label, 0, NULL));
     memset(v, 0, bytes);
     CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
-    CHECK_CLOSE("some prepared", v, plain, it.count, 2e-7);
+    CHECK_CLOSE("some prepared", v, plain, it.count, 0);
     /* More times than are held: the rest is computed when it is needed. */
     float *many = zeros(1000);
     for (int i = 0; i < 1000; i++) {
@@ -300,7 +311,7 @@ static void test_prepared(gmem_context *context, const char *name) {
     CHECK_OK(gmem_pass_prepare(pass, 1000, many, it.batch, it.c, it.label, 1, NULL));
     memset(v, 0, bytes);
     CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
-    CHECK_CLOSE("too many to prepare", v, plain, it.count, 2e-7);
+    CHECK_CLOSE("too many to prepare", v, plain, it.count, 0);
     CHECK_OK(gmem_pass_prepare(pass, 0, NULL, 0, NULL, NULL, 0, NULL));
     free(many);
     free(v);
@@ -320,7 +331,7 @@ static void test_batches(gmem_context *context, const char *name) {
         CHECK_OK(gmem_pass_run(pass, 1, it.x + i * one, it.t + i, it.c ? it.c + i * it.info->snippet_width : NULL,
                                it.label ? it.label + i : NULL, v + i * one, NULL));
     }
-    CHECK_CLOSE(name, v, together, it.count, 2e-7);
+    CHECK_CLOSE(name, v, together, it.count, 0);
     free(v);
     free(together);
     gmem_pass_destroy(pass);
@@ -562,7 +573,7 @@ static void test_types(gmem_context *context, gmem_type type) {
         gmem_file_close(desc.file);
     }
     CHECK_CLOSE(gmem_type_name(type), v[0], v[1], it.count, 1e-6);
-    CHECK_CLOSE(gmem_type_name(type), v[0], it.y, it.count, type == GMEM_BF16 ? 3e-2 : type == GMEM_F16 ? 3e-3 : 1e-6);
+    CHECK_CLOSE(gmem_type_name(type), v[0], it.y, it.count, type == GMEM_BF16 ? 3e-2 : type == GMEM_F16 ? 3e-3 : BAR);
     for (int i = 0; i < 2 * stored.count; i++) {
         free(memory[i]);
     }
@@ -675,7 +686,7 @@ static void test_allocations(gmem_context *plain, int for_good) {
         if (!CHECK_INT(state.live, before)) break;
     }
     CHECK(tried > 10);
-    CHECK_CLOSE("after failed allocations", v, it.y, it.count, 1e-6);
+    CHECK_CLOSE("after failed allocations", v, it.y, it.count, BAR);
     gmem_context_destroy(context);
     gmem_file_close(file);
     free_edited(&list);
