@@ -49,9 +49,9 @@ GMEM__INLINE gmem__json_kind gmem__json_kind_of(const gmem__json *json, int64_t 
 GMEM__INLINE const char *gmem__json_text(const gmem__json *json, int64_t node) {
     return json->text + json->nodes[node].start;
 }
-/* Where the value stands in its file. */
+/* Where the value begins in its file. */
 GMEM__INLINE int64_t gmem__json_offset(const gmem__json *json, int64_t node) {
-    return json->offset + json->nodes[node].start;
+    return json->offset + json->nodes[node].start - (json->nodes[node].kind == GMEM__JSON_STRING);
 }
 /* 1 where the node is a number that can be had: as a plain non-negative integer; as a double. */
 GMEM__FN int gmem__json_int(const gmem__json *json, int64_t node, int64_t *out);

@@ -84,10 +84,13 @@ static gmem_status gmem__st_check_size(gmem__st_parser *parser, const gmem_tenso
                                        const gmem__st_range *range) {
     gmem__quoted quoted, shape;
     int64_t bytes = (int64_t)gmem_type_bytes(tensor->type);
+    int empty = 0; /* the other dimensions of an empty tensor must make sense all the same */
     for (int i = 0; i < tensor->rank; i++) {
-        if (!gmem__mul(bytes, tensor->shape[i], &bytes))
+        empty |= tensor->shape[i] == 0;
+        if (!gmem__mul(bytes, gmem__max(tensor->shape[i], 1), &bytes))
             return gmem__st_fail(parser, GMEM_E_OVERFLOW, range->node, tensor->name, "its size overflows");
     }
+    if (empty) bytes = 0;
     if (bytes == range->end - range->begin) return GMEM_OK;
     return gmem__fail_at(parser->error, GMEM_E_ST_SIZE, parser->file->path,
                          gmem__json_offset(&parser->json, range->node), "%s: %s of %s need %lld bytes, found %lld",

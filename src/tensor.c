@@ -26,12 +26,9 @@ GMEM_API int64_t gmem_tensor_count(const gmem_tensor *tensor) {
     return count;
 }
 
-static void gmem__set_contiguous(gmem_tensor *tensor) {
-    int64_t stride = 1;
-    for (int i = tensor->rank - 1; i >= 0; i--) {
-        tensor->stride[i] = stride;
-        stride *= tensor->shape[i];
-    }
+/* The stride outside of a dimension that is contiguous. Unsigned: shapes may come here before they are checked. */
+static int64_t gmem__outer_stride(int64_t stride, int64_t size) {
+    return (int64_t)((uint64_t)stride * (uint64_t)gmem__max(size, 1));
 }
 
 GMEM_API gmem_tensor gmem_tensor_make(const char *name, gmem_type type, int rank, const int64_t *shape,
@@ -42,9 +39,12 @@ GMEM_API gmem_tensor gmem_tensor_make(const char *name, gmem_type type, int rank
     tensor.type = type;
     tensor.rank = rank;
     tensor.data = data;
-    for (int i = 0; i < rank && i < GMEM_MAX_RANK; i++)
+    int64_t stride = 1;
+    for (int i = rank <= GMEM_MAX_RANK ? rank - 1 : -1; i >= 0; i--) {
         tensor.shape[i] = shape[i];
-    if (rank <= GMEM_MAX_RANK) gmem__set_contiguous(&tensor);
+        tensor.stride[i] = stride;
+        stride = gmem__outer_stride(stride, shape[i]);
+    }
     return tensor;
 }
 
@@ -264,7 +264,7 @@ GMEM__FN int gmem__tensor_is_contiguous(const gmem_tensor *tensor) {
     int64_t expected = 1;
     for (int i = tensor->rank - 1; i >= 0; i--) {
         if (tensor->shape[i] != 1 && tensor->stride[i] != expected) return 0;
-        expected *= tensor->shape[i];
+        expected = gmem__outer_stride(expected, tensor->shape[i]);
     }
     return 1;
 }
