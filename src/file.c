@@ -10,8 +10,8 @@
 
 /* What a file makes its reader allocate stays in proportion to the file: no legitimate one comes near. */
 GMEM__FN int gmem__file_may_hold(gmem_file *file, int64_t bytes) {
-    int64_t limit = 1 << 20, scaled, held;
-    if (gmem__mul(file->bytes.size, 16, &scaled)) limit += gmem__min(scaled, INT64_MAX / 2);
+    int64_t limit = 7 << 17, scaled, held; /* a sixteenth and an eighth are left for the blocks' unused ends */
+    if (gmem__mul(file->bytes.size, 15, &scaled)) limit += gmem__min(scaled, INT64_MAX / 2);
     if (!gmem__add(file->held, bytes, &held) || held > limit) {
         file->over_limit = 1;
         return 0;
@@ -44,18 +44,19 @@ GMEM__FN gmem_status gmem__file_no_memory(gmem_file *file, gmem_error *error) {
     return gmem__fail_at(error, GMEM_E_MEMORY, file->path, -1, "no memory for the file's keys and values");
 }
 
-/* Room for one more in an array of `count` items, which moves. */
+/* Room for one more in an array of `count` items, which moves: for a moment it is held twice. */
 static gmem_status gmem__file_grow(gmem_file *file, void **items, int64_t count, int64_t *capacity, size_t bytes,
                                    gmem_error *error) {
     int64_t more = *capacity / 2 + 8;
     if (count < *capacity) return GMEM_OK;
     if (count >= GMEM__FILE_MAX_COUNT)
         return gmem__fail_at(error, GMEM_E_LIMIT, file->path, -1, "too many keys and values");
-    if (!gmem__file_may_hold(file, more * (int64_t)bytes)) return gmem__file_no_memory(file, error);
+    if (!gmem__file_may_hold(file, (*capacity + more) * (int64_t)bytes)) return gmem__file_no_memory(file, error);
     void *larger = gmem__alloc_raw(file->context, *capacity + more, bytes);
     if (!larger) return gmem__file_no_memory(file, error);
     if (count) memcpy(larger, *items, (size_t)count * bytes);
     gmem__free(file->context, *items, *capacity, bytes);
+    file->held -= *capacity * (int64_t)bytes;
     *items = larger;
     *capacity += more;
     return GMEM_OK;
@@ -378,6 +379,7 @@ static gmem_status gmem__file_create(gmem_context *context, const char *path, gm
     }
     file->context = context;
     file->bytes = bytes;
+    file->held = bytes.owned ? bytes.size : 0;
     file->key = "";
     file->path = (char *)gmem__blocks_take(context, &file->blocks, (int64_t)strlen(path) + 1, 1, 1);
     gmem_status status = GMEM_E_MEMORY;

@@ -152,16 +152,34 @@ GMEM__FN int gmem__pickle_lookup(const gmem__pickle *p, gmem__handle dict, const
     return 0;
 }
 
-/* Rounded once per byte at most for the leading eight; what lies below cannot matter by more than one unit. */
+/* Two's complement of any length to the nearest double: its 64 leading bits, the last of which stands for all that
+ * are cut off, are rounded once; the powers of two are exact. */
+static double gmem__pickle_long(const unsigned char *bytes, uint32_t count) {
+    const int negative = bytes[count - 1] >> 7;
+    uint64_t leading = 0;
+    uint32_t top = 0, carry = (uint32_t)negative, cut = 0;
+    unsigned char magnitude[255];
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t byte = (negative ? (uint32_t)(unsigned char)~bytes[i] : bytes[i]) + carry;
+        magnitude[i] = (unsigned char)byte;
+        carry = byte >> 8;
+        if (magnitude[i]) top = i;
+    }
+    const uint32_t low = top >= 7 ? top - 7 : 0;
+    for (uint32_t i = 0; i < low; i++)
+        cut |= magnitude[i];
+    for (uint32_t i = top + 1; i-- > low;)
+        leading = leading << 8 | magnitude[i];
+    double value = (double)(leading | (cut != 0));
+    for (uint32_t i = 0; i < low; i++)
+        value *= 256.0;
+    return negative ? -value : value;
+}
+
 GMEM__FN double gmem__pickle_number(const gmem__pickle *p, const gmem__node *node) {
     if (node->kind == GMEM__KIND_INTEGER) return (double)node->as.integer;
     if (node->kind == GMEM__KIND_FLOAT) return node->as.number;
-    const unsigned char *bytes = p->bytes + node->as.text.at;
-    const uint32_t count = node->as.text.bytes;
-    double value = bytes[count - 1] & 0x80 ? -1.0 : 0.0; /* two's complement, extended by its sign */
-    for (uint32_t i = count; i-- > 0;)
-        value = value * 256.0 + (double)bytes[i];
-    return value;
+    return gmem__pickle_long(p->bytes + node->as.text.at, node->as.text.bytes);
 }
 
 GMEM__FN const char *gmem__pickle_foreign(const gmem__pickle *p, const gmem__node *inert) {

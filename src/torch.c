@@ -237,6 +237,7 @@ static gmem_status gmem__torch_check_entries(const gmem_file *file, const gmem__
         return gmem__fail_at(error, GMEM_E_FORMAT, file->path, script->header,
                              "a TorchScript archive: save the module's state_dict with torch.save instead");
     }
+    GMEM__TRY(gmem__zip_require_stored(zip, error));
     if (!gmem__zip_find(zip, "data.pkl")) {
         return gmem__fail_at(error, GMEM_E_ZIP_MISSING, file->path, zip->size, "a zip without torch's data.pkl");
     }
@@ -290,7 +291,14 @@ static gmem_status gmem__torch_read_zip(gmem_file *file, const gmem__zip *zip, g
 GMEM__FN gmem_status gmem__parse_torch_zip(gmem_file *file, gmem_error *error) {
     gmem__zip zip;
     GMEM__TRY(gmem__zip_open(file->context, file->path, &file->bytes, &zip, error));
-    gmem_status status = gmem__torch_read_zip(file, &zip, error);
+    const int64_t held = gmem__zip_held(&zip);
+    gmem_status status = GMEM_OK;
+    if (gmem__file_may_hold(file, held)) {
+        status = gmem__torch_read_zip(file, &zip, error);
+        file->held -= held;
+    } else {
+        status = gmem__file_no_memory(file, error);
+    }
     gmem__zip_close(&zip);
     return status;
 }
@@ -366,7 +374,8 @@ static gmem_status gmem__legacy_storage(gmem__legacy *legacy, gmem__pickle *obje
         index = gmem__pickle_find_storage(object, keys->bytes + key.as.text.at, key.as.text.bytes);
     }
     if (index < 0) {
-        return gmem__legacy_fail(legacy, GMEM_E_STORAGE, keys->start + key.at, "a storage that no tensor names");
+        return gmem__legacy_fail(legacy, GMEM_E_STORAGE, keys->start + key.at,
+                                 "a storage that no tensor of a known class names");
     }
     gmem__storage *storage = gmem__pickle_storage(object, index);
     if (storage->data) {

@@ -152,6 +152,16 @@ GMEM__FN const gmem__zip_entry *gmem__zip_find(const gmem__zip *zip, const char 
     return index >= 0 ? &zip->entries[index] : NULL;
 }
 
+GMEM__FN gmem_status gmem__zip_require_stored(const gmem__zip *zip, gmem_error *error) {
+    for (int64_t i = 0; i < zip->count; i++) {
+        if (zip->entries[i].method != 0) {
+            return gmem__zip_fail(zip, GMEM_E_ZIP_COMPRESSED, zip->entries[i].header, "a zip entry is compressed",
+                                  error);
+        }
+    }
+    return GMEM_OK;
+}
+
 /* entries ---------------------------------------------------------------------------------------------------------- */
 
 /* The sizes and the offset that did not fit 32 bits are in the zip64 extra field, in this order. */
@@ -200,7 +210,6 @@ static gmem_status gmem__zip_read_central(const gmem__zip *zip, int64_t *at, int
     if (flags & GMEM__ZIP_FLAGS_ENCRYPTED) {
         return gmem__zip_fail(zip, GMEM_E_ZIP_ENCRYPTED, *at, "a zip entry is encrypted", error);
     }
-    if (method != 0) return gmem__zip_fail(zip, GMEM_E_ZIP_COMPRESSED, *at, "a zip entry is compressed", error);
     if (!gmem__zip_name_is_safe(entry->name, entry->name_bytes)) {
         return gmem__zip_fail(zip, GMEM_E_ZIP_NAME, *at, "a zip name is empty, absolute or leaves its folder", error);
     }
@@ -209,19 +218,23 @@ static gmem_status gmem__zip_read_central(const gmem__zip *zip, int64_t *at, int
     if (compressed > INT64_MAX || uncompressed > INT64_MAX || offset > INT64_MAX) {
         return gmem__zip_fail(zip, GMEM_E_OVERFLOW, *at, "a zip size or offset overflows", error);
     }
-    if (compressed != uncompressed || disk != 0) {
+    if ((method == 0 && compressed != uncompressed) || disk != 0) {
         return gmem__zip_fail(zip, GMEM_E_ZIP_DIRECTORY, *at, "a stored zip entry has two sizes, or another disk",
                               error);
     }
-    entry->size = (int64_t)uncompressed;
+    entry->method = method;
+    entry->size = (int64_t)compressed;
     entry->header = (int64_t)offset;
     *at += record_bytes;
     return GMEM_OK;
 }
 
 /* torch leaves the local sizes zero and writes a descriptor behind the data; other writers repeat the directory. */
-static int gmem__zip_local_size_agrees(uint32_t local, int64_t size) {
-    return local == 0 || local == 0xffffffffu || (int64_t)local == size;
+static int gmem__zip_local_size_agrees(const unsigned char *local, const gmem__zip_entry *entry) {
+    const uint32_t compressed = gmem__zip_u32(local + 18), uncompressed = gmem__zip_u32(local + 22);
+    if (compressed != 0 && compressed != 0xffffffffu && (int64_t)compressed != entry->size) return 0;
+    return entry->method != 0 || uncompressed == 0 || uncompressed == 0xffffffffu ||
+           (int64_t)uncompressed == entry->size;
 }
 
 static gmem_status gmem__zip_check_local(const gmem__zip *zip, int64_t directory, gmem__zip_entry *entry,
@@ -234,11 +247,10 @@ static gmem_status gmem__zip_check_local(const gmem__zip *zip, int64_t directory
     const unsigned char *local = zip->bytes + at;
     const uint32_t name_bytes = gmem__zip_u16(local + 26), extra_bytes = gmem__zip_u16(local + 28);
     entry->data = at + GMEM__ZIP_LOCAL_BYTES + name_bytes + extra_bytes;
-    if (gmem__zip_u32(local) != GMEM__ZIP_LOCAL_SIGNATURE || gmem__zip_u16(local + 8) != 0 ||
+    if (gmem__zip_u32(local) != GMEM__ZIP_LOCAL_SIGNATURE || gmem__zip_u16(local + 8) != entry->method ||
         (gmem__zip_u16(local + 6) & GMEM__ZIP_FLAGS_ENCRYPTED) || (int32_t)name_bytes != entry->name_bytes ||
         entry->data > directory || memcmp(local + GMEM__ZIP_LOCAL_BYTES, entry->name, name_bytes) != 0 ||
-        !gmem__zip_local_size_agrees(gmem__zip_u32(local + 18), entry->size) ||
-        !gmem__zip_local_size_agrees(gmem__zip_u32(local + 22), entry->size)) {
+        !gmem__zip_local_size_agrees(local, entry)) {
         return gmem__zip_fail(zip, GMEM_E_ZIP_LOCAL, at, "a zip local header disagrees with the directory", error);
     }
     if (entry->size > directory - entry->data) {
@@ -303,6 +315,10 @@ GMEM__FN gmem_status gmem__zip_open(const gmem_context *context, const char *pat
     if (status == GMEM_OK) *out = zip;
     if (status != GMEM_OK) gmem__zip_close(&zip);
     return status;
+}
+
+GMEM__FN int64_t gmem__zip_held(const gmem__zip *zip) {
+    return zip->count * (int64_t)sizeof *zip->entries + zip->names.size * (int64_t)sizeof *zip->names.slots;
 }
 
 GMEM__FN void gmem__zip_close(gmem__zip *zip) {
