@@ -424,7 +424,7 @@ static void test_arguments(gmem_context *context) {
 
 static int is_projector(const char *name) { return strncmp(name, "projector", 9) == 0; }
 
-static const char dit_config[] = "{\\\"num_heads\\\": 4, \\\"input_size\\\": 8, \\\"use_rope\\\": true}";
+static const char small_config[] = "{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}";
 
 /* Each tensor in turn left out, and grown by one along its last dimension. */
 static void test_each_tensor(gmem_context *context, const char *name) {
@@ -437,7 +437,7 @@ static void test_each_tensor(gmem_context *context, const char *name) {
         drop(&list, tensor->name);
         int label_table = strncmp(tensor->name, "y_embedder", 10) == 0; /* without it there is no condition at all */
         CHECK_STATUS(label_table ? GMEM_E_ARCHITECTURE : GMEM_E_MISSING_TENSOR,
-                     status_of(context, &list, dit_config, &error));
+                     status_of(context, &list, small_config, &error));
         CHECK_CONTAINS(error.message, label_table ? "y_embedder" : tensor->name);
 
         if (strcmp(tensor->name, "condition_projection.linear.weight") == 0) continue; /* any width is right */
@@ -446,7 +446,7 @@ static void test_each_tensor(gmem_context *context, const char *name) {
         shape[tensor->rank - 1]++;
         list = edit(it.weights.file);
         reshape(&list, tensor->name, tensor->rank, shape);
-        if (!CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error)))
+        if (!CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error)))
             printf("  %s: %s\n", tensor->name, error.message);
         CHECK_TEXT(error.path, "edited");
     }
@@ -460,42 +460,42 @@ static void test_malformed(gmem_context *context) {
 
     edited list = edit(it.weights.file);
     reshape(&list, "blocks.1.attn.qkv.weight", 2, narrow);
-    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error));
     CHECK_TEXT(error.message, "blocks.1.attn.qkv.weight: expected 192 x 64, found 192 x 48");
 
     list = edit(it.weights.file);
     reshape(&list, "blocks.1.attn.qkv.weight", 1, vector);
-    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error));
 
     list = edit(it.weights.file);
     find(&list, "blocks.2.attn.proj.weight")->type = GMEM_I32;
-    CHECK_STATUS(GMEM_E_TYPE, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_TYPE, status_of(context, &list, small_config, &error));
 
     list = edit(it.weights.file);
     add(&list, "blocks.0.attn.rel_pos", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, small_config, &error));
     CHECK_CONTAINS(error.message, "blocks.0.attn.rel_pos");
 
     list = edit(it.weights.file);
     add(&list, "y_embedder.embedding_table.weight", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, small_config, &error));
 
     list = edit(it.weights.file);
     add(&list, "register_tokens", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, small_config, &error));
 
     list = edit(it.weights.file);
     add(&list, "blocks.5.norm1.weight", 64);
-    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, small_config, &error));
     CHECK_CONTAINS(error.message, "blocks.3");
 
     list = edit(it.weights.file);
     add(&list, "blocks.99999999999999999999.norm1.weight", 64);
-    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, small_config, &error));
 
     list = edit(it.weights.file);
     add(&list, "pos_embed", 4096);
-    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, dit_config, &error));
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error));
 
     /* Nothing tells the heads, or the size of the latent. */
     list = edit(it.weights.file);
@@ -530,7 +530,7 @@ static void test_nan(gmem_context *context) {
     tensor->data = list.extra = values;
     memset(&desc, 0, sizeof desc);
     memset(&error, 0, sizeof error);
-    desc.file = open_edited(context, &list, dit_config);
+    desc.file = open_edited(context, &list, small_config);
     CHECK_OK(gmem_network_open(context, &desc, &network, NULL));
     CHECK_OK(gmem_pass_create(network, it.batch, &pass, NULL));
     CHECK_STATUS(GMEM_E_NONFINITE, gmem_pass_run(pass, it.batch, it.x, it.t, it.c, NULL, v, &error));
@@ -566,7 +566,7 @@ static void test_types(gmem_context *context, gmem_type type) {
     }
     memset(&desc, 0, sizeof desc);
     for (int i = 0; i < 2; i++) {
-        desc.file = open_edited(context, i ? &rounded : &stored, dit_config);
+        desc.file = open_edited(context, i ? &rounded : &stored, small_config);
         CHECK_OK(gmem_network_open(context, &desc, &networks[i], NULL));
         v[i] = run(&it, networks[i]);
         gmem_network_close(networks[i]);
@@ -575,6 +575,64 @@ static void test_types(gmem_context *context, gmem_type type) {
     CHECK_CLOSE(gmem_type_name(type), v[0], v[1], it.count, 1e-6);
     CHECK_CLOSE(gmem_type_name(type), v[0], it.y, it.count, type == GMEM_BF16 ? 3e-2 : type == GMEM_F16 ? 3e-3 : BAR);
     for (int i = 0; i < 2 * stored.count; i++) {
+        free(memory[i]);
+    }
+    free(v[0]);
+    free(v[1]);
+    free_edited(&stored);
+    free_edited(&rounded);
+    close_case(&it);
+}
+
+/* int8 rows times their scales give what the products give in f32. The scales stand beside their matrices. */
+static void test_int8(gmem_context *context, const char *name) {
+    opened it = open_case(context, name);
+    edited stored = edit(it.weights.file), rounded = edit(it.weights.file);
+    void *memory[4 * MAX_TENSORS];
+    int used = 0, count = stored.count;
+    gmem_network_desc desc;
+    float *v[2];
+    for (int i = 0; i < count; i++) {
+        gmem_tensor *tensor = &stored.tensors[i];
+        if (tensor->rank < 2) continue;
+        int64_t rows = tensor->shape[0], cols = gmem_tensor_count(tensor) / rows;
+        float *values = zeros(rows * cols), *scales = zeros(rows);
+        signed char *quantised = (signed char *)calloc((size_t)(rows * cols), 1);
+        char *scale_name = (char *)calloc(strlen(tensor->name) + 8, 1);
+        if (!quantised || !scale_name) exit(1);
+        gmem_tensor_read_f32(tensor, 0, rows * cols, values);
+        for (int64_t row = 0; row < rows; row++) {
+            float *w = values + row * cols;
+            for (int64_t j = 0; j < cols; j++) {
+                scales[row] = fmaxf(scales[row], fabsf(w[j]) / 127);
+            }
+            for (int64_t j = 0; j < cols; j++) {
+                quantised[row * cols + j] = (signed char)lrintf(w[j] / scales[row]);
+                w[j] = (float)quantised[row * cols + j] * scales[row];
+            }
+        }
+        sprintf(scale_name, "%s.scale", tensor->name);
+        stored.tensors[stored.count++] = gmem_tensor_make(scale_name, GMEM_F32, 1, &rows, scales);
+        *tensor = gmem_tensor_make(tensor->name, GMEM_I8, tensor->rank, tensor->shape, quantised);
+        rounded.tensors[i].data = values;
+        memory[used++] = values;
+        memory[used++] = quantised;
+        memory[used++] = scale_name;
+        memory[used++] = scales;
+    }
+    memset(&desc, 0, sizeof desc);
+    for (int i = 0; i < 2; i++) {
+        gmem_network *network = NULL;
+        desc.heads = (int)it.info->heads;
+        desc.file = open_edited(context, i ? &rounded : &stored, small_config);
+        CHECK_OK(gmem_network_open(context, &desc, &network, NULL));
+        v[i] = run(&it, network);
+        gmem_network_close(network);
+        gmem_file_close(desc.file);
+    }
+    CHECK_CLOSE("int8", v[0], v[1], it.count, BAR);
+    CHECK_CLOSE("int8", v[0], it.y, it.count, 5e-2);
+    for (int i = 0; i < used; i++) {
         free(memory[i]);
     }
     free(v[0]);
@@ -694,24 +752,31 @@ static void test_allocations(gmem_context *plain, int for_good) {
     close_case(&it);
 }
 
-int main(void) {
-    gmem_context *context = golden_context(GMEM_ISA_AUTO);
-    for (int i = 0; i < golden_isa_count; i++) {
-        gmem_context *one = golden_context(golden_isas[i]);
-        if (!one) continue;
-        test_cases(one, golden_isas[i]);
-        test_types(one, GMEM_F16);
-        test_types(one, GMEM_BF16);
-        test_types(one, GMEM_F64);
-        gmem_context_destroy(one);
-    }
-    test_checkpoints(context);
-    test_info(context);
+/* What must hold on each instruction set. */
+static void test_isa(gmem_isa isa) {
+    gmem_context *context = golden_context(isa);
+    if (!context) return;
+    test_cases(context, isa);
+    test_types(context, GMEM_F16);
+    test_types(context, GMEM_BF16);
+    test_types(context, GMEM_F64);
+    test_int8(context, "dit_base");
+    test_int8(context, "sit_plain");
     test_prepared(context, "dit_base");
     test_prepared(context, "sit_plain");
     test_batches(context, "dit_base");
     test_batches(context, "dit_odd");
     test_batches(context, "sit_qknorm");
+    gmem_context_destroy(context);
+}
+
+int main(void) {
+    for (int i = 0; i < golden_isa_count; i++) {
+        test_isa(golden_isas[i]);
+    }
+    gmem_context *context = golden_context(GMEM_ISA_AUTO);
+    test_checkpoints(context);
+    test_info(context);
     test_null_condition(context);
     test_arguments(context);
     test_each_tensor(context, "dit_layernorm_qknorm");
