@@ -33,13 +33,15 @@
 /* a * 2^n for integral n, where the result is a normal number. */
 #define V_SCALE2(a, n) \
     _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)))
-/* Of stored weights, at any address. */
+/* Of stored weights, at any address. The prefetch is assembly since gcc takes a function of mere prefetches for one
+ * without effect. */
+#define V_PREFETCH(p) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+#define V_LOAD_F32(p) _mm256_loadu_ps((const float *)(const void *)(p))
 #define V_LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define V_LOAD_BF16(p)   \
     _mm256_castsi256_ps( \
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
-#define V_LOAD_I8(p)  _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
-#define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
+#define V_LOAD_I8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)     _mm256_maskload_ps((p), gmem__avx2_lanes(n))
 #define V_STORE_PART(p, a, n) _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))

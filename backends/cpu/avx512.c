@@ -26,19 +26,21 @@
 #define V_ABS(a)             _mm512_abs_ps(a)
 #define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))  /* a b + c */
 #define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c)) /* c - a b */
-#define V_ROUND(a)           _mm512_roundscale_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define V_ROUND(a)           _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)) /* |a| < 2^31; roundscale warns at -O0 */
 #define V_LESS(a, b)         _mm512_cmp_ps_mask((a), (b), _CMP_LT_OQ)
 #define V_IS_NAN(a)          _mm512_cmp_ps_mask((a), (a), _CMP_UNORD_Q)
 #define V_SELECT(mask, a, b) _mm512_mask_blend_ps((mask), (b), (a)) /* mask ? a : b */
 /* a * 2^n for integral n, where the result is a normal number. */
 #define V_SCALE2(a, n) _mm512_scalef_ps((a), (n))
-/* Of stored weights, at any address. */
+/* Of stored weights, at any address. The prefetch is assembly since gcc takes a function of mere prefetches for one
+ * without effect. */
+#define V_PREFETCH(p) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+#define V_LOAD_F32(p) _mm512_loadu_ps((const float *)(const void *)(p))
 #define V_LOAD_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define V_LOAD_BF16(p)   \
     _mm512_castsi512_ps( \
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
-#define V_LOAD_I8(p)  _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
-#define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
+#define V_LOAD_I8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)     _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
 #define V_STORE_PART(p, a, n) _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
