@@ -5,16 +5,16 @@ DESTDIR ?=
 
 VERSION         := $(shell sed -n 's/^.define GMEM_VERSION "\(.*\)"/\1/p' src/api.h)
 COMMAND_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard examples/gmem/*.c))
-MODEL_FILES     := $(wildcard examples/model/*.safetensors)
-
-# The default model is built in where its files are in the tree.
-MODEL_FLAGS := $(if $(MODEL_FILES),-DGMEM_DEFAULT_MODEL)
+MODEL           ?= examples/model
+MODEL_FILES     := $(wildcard $(MODEL)/*.safetensors)
 
 $(BUILD)/examples/gmem/%.o: examples/gmem/%.c
 	@mkdir -p $(dir $@)
 	$(COMPILE) $(MODEL_FLAGS) -I. -c $< -o $@
 
+# The default model is built in where its files are in the tree.
 $(BUILD)/examples/gmem/model.o: $(MODEL_FILES)
+$(BUILD)/examples/gmem/model.o: MODEL_FLAGS := $(if $(MODEL_FILES),-DMODEL_FOLDER='"$(MODEL)"')
 
 $(BUILD)/gmem: $(COMMAND_OBJECTS) $(BUILD)/libgmem.a
 	$(LINK) $(COMMAND_OBJECTS) $(BUILD)/libgmem.a $(LIBS) -o $@

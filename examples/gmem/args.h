@@ -1,0 +1,173 @@
+/* The command line: one table of commands, one table of flags, strict parsing into one struct. */
+#ifndef ARGS_H
+#define ARGS_H
+
+#include "report.h"
+
+/* X(id, words, operands, fewest, most, summary, example): operands are what stands beside the flags. */
+#define COMMAND_LIST(X)                                                                                            \
+    X(SAMPLE, "sample", "", 0, 0, "draw pictures", "gmem sample --memory \"cat face\" pizza -s 7 -o two.png")      \
+    X(EVAL, "eval", "", 0, 0, "one forward pass: x, t and c (or label) in, v out",                                 \
+      "gmem eval -m network.pth --input io.safetensors -o v.safetensors")                                          \
+    X(INTEGRATE, "integrate", "", 0, 0, "a trajectory from given noise: z, c (or label), for an SDE noise; out",   \
+      "gmem integrate -m network.pth --input io.safetensors --method heun2 -o out.safetensors")                    \
+    X(DECODE, "decode", "", 0, 0, "latents to pictures: z in, decoded and decoded_u8 out",                         \
+      "gmem decode --autoencoder vae.pt --input latents.safetensors -o pictures.safetensors")                      \
+    X(ENCODE, "encode", "", 0, 0, "pictures to latents: image in, mean and logvar out",                            \
+      "gmem encode --autoencoder vae.pt --input pictures.safetensors -o latents.safetensors")                      \
+    X(FEATURES, "features", "[IMAGE...]", 0, -1, "features of pictures (not in this version)", "")                 \
+    X(BANK_INFO, "bank info", "", 0, 0, "what a bank holds", "gmem bank info --bank imagenet.pth --json")          \
+    X(BANK_GET, "bank get", "", 0, 0, "rows of a bank, as stored",                                                 \
+      "gmem bank get --bank imagenet.pth --rows 0-9,77 -o rows.safetensors")                                       \
+    X(BANK_MIX, "bank mix", "[A B]", 0, 2, "the mixtures of two rows, or of a and b of --input",                   \
+      "gmem bank mix \"cat face\" pizza --mix-method spherical --alpha 0.25 0.5 -o mixed.safetensors")             \
+    X(BANK_SEARCH, "bank search", "", 0, 0, "nearest rows (not in this version)", "")                              \
+    X(BANK_ADD, "bank add", "[IMAGE...]", 0, -1, "add rows (not in this version)", "")                             \
+    X(BANK_COMPRESS, "bank compress", "", 0, 0, "make a bank smaller (not in this version)", "")                   \
+    X(BANK_BUILD, "bank build", "[IMAGE...]", 0, -1, "a bank of pictures (not in this version)", "")               \
+    X(BANK_REMOVE, "bank remove", "", 0, 0, "remove rows (not in this version)", "")                               \
+    X(BANK_EXPORT, "bank export", "", 0, 0, "write a bank as one file (not in this version)", "")                  \
+    X(INFO, "info", "FILE", 1, 1, "what a file is: architecture, tensors, types, parameters, foreign objects",     \
+      "gmem info network.pth")                                                                                     \
+    X(CONVERT, "convert", "FILE", 1, 1, "a checkpoint as safetensors",                                             \
+      "gmem convert network.pth --dtype bf16 -o network.safetensors")                                              \
+    X(SYNTH, "synth", "ARCH", 1, 1, "a full-size model with procedural weights, to measure with",                  \
+      "gmem synth xl/1 -o xl.safetensors")                                                                         \
+    X(BENCH_NETWORK, "bench network", "", 0, 0, "time a forward pass", "gmem bench network -m network.pth --json") \
+    X(BENCH_AUTOENCODER, "bench autoencoder", "", 0, 0, "time a decoding (not in this version)", "")               \
+    X(BENCH_BANK, "bench bank", "", 0, 0, "time a search (not in this version)", "")                               \
+    X(BENCH_GEMM, "bench gemm", "", 0, 0, "time a matrix product (not in this version)", "")                       \
+    X(BENCH_ALL, "bench all", "", 0, 0, "time everything (not in this version)", "")                               \
+    X(DEVICES, "devices", "", 0, 0, "what can compute on this machine", "gmem devices")
+
+typedef enum command_id {
+#define COMMAND_ENUM(id, words, operands, fewest, most, summary, example) COMMAND_##id,
+    COMMAND_LIST(COMMAND_ENUM)
+#undef COMMAND_ENUM
+        COMMAND_COUNT
+} command_id;
+
+#define IN(id)       (1u << COMMAND_##id)
+#define EVERYWHERE   (~0u)
+#define SAMPLERS     (IN(SAMPLE) | IN(INTEGRATE))
+#define NETWORKS     (SAMPLERS | IN(EVAL) | IN(BENCH_NETWORK))
+#define BANKS        (IN(SAMPLE) | IN(BANK_INFO) | IN(BANK_GET) | IN(BANK_MIX))
+#define AUTOENCODERS (IN(SAMPLE) | IN(DECODE) | IN(ENCODE))
+#define INPUTS       (IN(EVAL) | IN(INTEGRATE) | IN(DECODE) | IN(ENCODE) | IN(BANK_MIX))
+#define OUTPUTS      (INPUTS | IN(SAMPLE) | IN(BANK_GET) | IN(CONVERT) | IN(SYNTH))
+#define RANDOM       (IN(SAMPLE) | IN(BANK_MIX))
+#define COMPUTES     (NETWORKS | AUTOENCODERS | BANKS)
+
+/* X(kind, name, letter, member, allowed, value, default, commands, help)
+ * `allowed` constrains the value: names joined by | for CHOICE (the member gets 1 for the first; 0: not given),
+ * LOW..HIGH or LOW.. for numbers. LIST takes what follows up to the next flag; REPEAT takes one and may come again. */
+#define FLAG_LIST(X)                                                                                                  \
+    X(TEXT, "network", 'm', network, "", "FILE", "the built-in model", NETWORKS, "the transformer")                   \
+    X(REPEAT, "bank", 0, bank, "", "FILE", "the built-in model's", BANKS, "the memory; again for more files")         \
+    X(TEXT, "names", 0, names, "", "FILE", "those in the bank", BANKS, "a text file, a row's name a line")            \
+    X(TEXT, "autoencoder", 0, autoencoder, "", "FILE", "the built-in model's", AUTOENCODERS, "latents to pixels")     \
+    X(TEXT, "latent-stats", 0, latent_stats, "", "FILE", "mean 0, std 1", IN(SAMPLE), "mean and std of the latents")  \
+    X(NUMBER, "multiplier", 0, multiplier, "1e-9..", "X", "the autoencoder's", IN(SAMPLE),                            \
+      "latents are divided by it")                                                                                    \
+    X(TEXT, "image-encoder", 0, image_encoder, "", "FILE", "", IN(SAMPLE) | IN(BANK_MIX), "pictures to snippets")     \
+    X(TEXT, "input", 0, input, "", "FILE", "", INPUTS, "a file with the input tensors")                               \
+    X(TEXT, "output", 'o', output, "", "FILE", "", OUTPUTS, "what to write; %03d in a picture's name: one file each") \
+    X(LIST, "memory", 0, memory, "", "WHAT...", "random rows", IN(SAMPLE), "rows by number or name")                  \
+    X(TEXT, "rows", 0, rows, "", "A-B,C", "", IN(SAMPLE) | IN(BANK_GET), "rows by number")                            \
+    X(LIST, "mix", 0, mix, "", "A B", "", IN(SAMPLE), "the frames between two rows")                                  \
+    X(CHOICE, "mix-method", 0, mix_method, "linear|spherical|concat|mask", "METHOD", "linear",                        \
+      IN(SAMPLE) | IN(BANK_MIX), "how to mix")                                                                        \
+    X(INTEGER, "frames", 0, frames, "1..100000", "N", "8", IN(SAMPLE), "pictures from A to B of --mix")               \
+    X(LIST, "alpha", 0, alpha, "", "X...", "0.5", IN(BANK_MIX), "how far from A to B, 0 to 1")                        \
+    X(LIST, "label", 0, label, "", "N...", "random labels", IN(SAMPLE), "classes, for class-conditional networks")    \
+    X(TEXT, "like", 0, like, "", "IMAGE", "", IN(SAMPLE), "the rows nearest to a picture (not in this version)")      \
+    X(INTEGER, "count", 'n', count, "1..1000000", "N", "what is chosen; 16 without -o", IN(SAMPLE), "pictures")       \
+    X(SEED, "seed", 's', seed, "", "N", "from the clock", RANDOM, "of the random numbers")                            \
+    X(CHOICE, "rng", 0, rng, "philox|torch-cpu|torch-cuda", "KIND", "philox", RANDOM, "whose random numbers")         \
+    X(INTEGER, "batch", 'b', batch, "1..65536", "N", "what fits the caches", IN(SAMPLE) | IN(EVAL),                   \
+      "pictures at a time")                                                                                           \
+    X(SWITCH, "show", 0, show, "", "", "", IN(SAMPLE), "print the picture in the terminal")                           \
+    X(CHOICE, "method", 0, method,                                                                                    \
+      "euler|midpoint|heun2|heun3|rk4|dopri5|sde-euler|sde-heun|repa-euler|repa-heun|repa-sde", "METHOD", "sde-heun", \
+      SAMPLERS, "the integrator (repa-sde for GMem on SiT and REPA)")                                                 \
+    X(INTEGER, "steps", 0, steps, "1..100000", "N", "50; repa-sde: 250", SAMPLERS,                                    \
+      "as the method's published code counts")                                                                        \
+    X(NUMBER, "timestep-shift", 0, timestep_shift, "0..1e6", "X", "0", SAMPLERS, "ODE; 0 or 1: none")                 \
+    X(NUMBER, "atol", 0, atol, "1e-30..", "X", "1e-6", SAMPLERS, "dopri5's absolute tolerance")                       \
+    X(NUMBER, "rtol", 0, rtol, "1e-30..", "X", "1e-3", SAMPLERS, "dopri5's relative tolerance")                       \
+    X(CHOICE, "diffusion-form", 0, diffusion_form,                                                                    \
+      "constant|sbdm|sigma|linear|decreasing|increasing-decreasing|inccreasing-decreasing", "FORM", "linear",         \
+      SAMPLERS, "SDE")                                                                                                \
+    X(NUMBER, "diffusion-norm", 0, diffusion_norm, "1e-30..", "X", "1", SAMPLERS, "SDE")                              \
+    X(CHOICE, "last-step", 0, last_step, "mean|tweedie|euler|none", "KIND", "mean", SAMPLERS, "SDE")                  \
+    X(NUMBER, "last-step-size", 0, last_step_size, "0..1", "X", "0.004", SAMPLERS, "SDE")                             \
+    X(CHOICE, "path", 0, path, "linear|gvp|vp", "PATH", "linear", SAMPLERS, "from noise to data")                     \
+    X(CHOICE, "prediction", 0, prediction, "velocity|noise|score", "KIND", "velocity", SAMPLERS, "of the network")    \
+    X(NUMBER, "cfg-scale", 0, cfg_scale, "..", "X", "1", SAMPLERS, "guidance; 1 or less: none")                       \
+    X(TEXT, "cfg-interval", 0, cfg_interval, "", "START[,END]", "0, no end", SAMPLERS, "times that are guided")       \
+    X(TEXT, "cfg-channels", 0, cfg_channels, "", "all|N", "all; LightningDiT: 3", SAMPLERS,                           \
+      "channels that are guided")                                                                                     \
+    X(INTEGER, "threads", 't', threads, "1..4096", "N", "all", COMPUTES, "of the processor")                          \
+    X(CHOICE, "backend", 0, backend, "auto|cpu|opencl", "NAME", "auto", COMPUTES, "what computes")                    \
+    X(TEXT, "device", 0, device, "", "N|NAME", "the first", COMPUTES, "one of gmem devices")                          \
+    X(CHOICE, "isa", 0, isa, "auto|scalar|avx2|avx512|amx", "NAME", "auto", COMPUTES, "the instruction set")          \
+    X(CHOICE, "dtype", 0, dtype, "f32|bf16|f16|int8", "TYPE", "f32; convert: each tensor's own",                      \
+      COMPUTES | IN(CONVERT), "of the arithmetic; convert: of the file")                                              \
+    X(INTEGER, "heads", 0, heads, "1..4096", "N", "from the file", NETWORKS | IN(INFO) | IN(CONVERT),                 \
+      "attention heads")                                                                                              \
+    X(TEXT, "key", 0, key, "", "NAME", "ema, model, state_dict, network", NETWORKS | IN(INFO) | IN(CONVERT),          \
+      "the dictionary to use; . for the whole file")                                                                  \
+    X(TEXT, "cache-dir", 0, cache_dir, "", "DIR", "", COMPUTES, "for compiled kernels (the CPU needs none)")          \
+    X(SWITCH, "quiet", 'q', quiet, "", "", "", EVERYWHERE, "nothing but errors")                                      \
+    X(SWITCH, "verbose", 'v', verbose, "", "", "", EVERYWHERE, "more about the work")                                 \
+    X(SWITCH, "json", 0, json, "", "", "", EVERYWHERE, "one JSON value on standard output")                           \
+    X(SWITCH, "version", 0, version, "", "", "", EVERYWHERE, "the version")                                           \
+    X(SWITCH, "help", 'h', help, "", "", "", EVERYWHERE, "this text")
+
+typedef enum flag_id {
+#define FLAG_ENUM(kind, name, letter, member, allowed, value, fallback, commands, help) FLAG_##member,
+    FLAG_LIST(FLAG_ENUM)
+#undef FLAG_ENUM
+        FLAG_COUNT
+} flag_id;
+
+typedef struct text_list {
+    const char **items;
+    int count;
+} text_list;
+
+/* One member of the kind's type for each flag. */
+#define FLAG_TYPE_TEXT    const char *
+#define FLAG_TYPE_REPEAT  text_list
+#define FLAG_TYPE_LIST    text_list
+#define FLAG_TYPE_NUMBER  double
+#define FLAG_TYPE_INTEGER int64_t
+#define FLAG_TYPE_SEED    uint64_t
+#define FLAG_TYPE_CHOICE  int
+#define FLAG_TYPE_SWITCH  int
+
+typedef struct arguments {
+    command_id command; /* COMMAND_COUNT: none, only general flags */
+    text_list operands;
+#define FLAG_MEMBER(kind, name, letter, member, allowed, value, fallback, commands, help) FLAG_TYPE_##kind member;
+    FLAG_LIST(FLAG_MEMBER)
+#undef FLAG_MEMBER
+    unsigned char given[FLAG_COUNT];
+} arguments;
+
+/* Fills `out` from the command line, which must outlive it. Every failure is a misuse. */
+outcome arguments_parse(arguments *out, int argc, char **argv, gmem_error *error);
+void arguments_free(arguments *args);
+
+const char *command_words(command_id command); /* "bank mix", "" for none */
+/* The help of a command, or of the whole program. */
+void print_help(FILE *to, command_id command);
+
+/* The name of a flag's chosen value: choice_name(FLAG_rng, 2) is "torch-cpu"; 0 gives the first. */
+const char *choice_name(flag_id flag, int choice, char *out, size_t bytes);
+
+/* Whole texts only; 0 where the text is no number of that kind. Never depend on the locale. */
+int parse_integer(const char *text, int64_t low, int64_t high, int64_t *out);
+int parse_number(const char *text, double *out);
+
+#endif /* ARGS_H */

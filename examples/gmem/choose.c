@@ -1,0 +1,156 @@
+/* What to draw, as the flags of sample and of the bank's commands say it. */
+#define _POSIX_C_SOURCE 200809L
+#include "choose.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MOST_ROWS 100000000
+
+outcome choose_check(const arguments *args, gmem_error *error) {
+    const flag_id ways[] = {FLAG_memory, FLAG_rows, FLAG_mix, FLAG_label, FLAG_like};
+    const char *const names[] = {"memory", "rows", "mix", "label", "like"};
+    const char *first = NULL;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        if (!args->given[ways[i]]) continue;
+        if (first)
+            return misused(error, "--%s and --%s cannot be combined: choose one way to say what to draw", first,
+                           names[i]);
+        first = names[i];
+    }
+    if (args->mix.count && args->mix.count != 2)
+        return misused(error, "--mix needs two values, found %d: --mix A B", args->mix.count);
+    if (args->mix.count && args->given[FLAG_count])
+        return misused(error, "--count and --mix cannot be combined: --frames says how many pictures there are");
+    if (!args->mix.count && args->given[FLAG_frames]) return misused(error, "--frames needs --mix A B");
+    if (!args->mix.count && args->given[FLAG_mix_method]) return misused(error, "--mix-method needs --mix A B");
+    if (args->like || args->image_encoder)
+        return failed(error, NULL, "gmem %s has no image encoder: --like and --image-encoder come with a later version",
+                      gmem_version());
+    return OUTCOME_DONE;
+}
+
+static int is_readable(const char *path) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return 0;
+    int first = fgetc(file); /* a folder opens, but does not read */
+    fclose(file);
+    return first != EOF;
+}
+
+outcome find_row(session *s, const char *what, int64_t *row, gmem_error *error) {
+    int64_t rows = gmem_bank_rows(s->bank);
+    if (parse_integer(what, 0, INT64_MAX, row)) {
+        if (*row < rows) return OUTCOME_DONE;
+        return failed(error, gmem_bank_file_path(s->bank, 0), "no row %lld: the bank's rows are 0 to %lld",
+                      (long long)*row, (long long)rows - 1);
+    }
+    if (gmem_bank_find(s->bank, what, row, error) == GMEM_OK) return OUTCOME_DONE;
+    if (is_readable(what))
+        return failed(error, what, "a picture needs an image encoder, which gmem %s does not have", gmem_version());
+    return OUTCOME_FAILED;
+}
+
+/* Reads "A" or "A-B" and moves past it. */
+static outcome parse_range(const char **text, int64_t *first, int64_t *last, gmem_error *error) {
+    char low[24], high[24];
+    size_t length = strcspn(*text, ","), dash = strcspn(*text, "-,");
+    snprintf(low, sizeof low, "%.*s", (int)dash, *text);
+    snprintf(high, sizeof high, "%s", low);
+    if (dash < length) snprintf(high, sizeof high, "%.*s", (int)(length - dash - 1), *text + dash + 1);
+    if (dash >= sizeof low || !parse_integer(low, 0, INT64_MAX, first) || !parse_integer(high, 0, INT64_MAX, last) ||
+        *first > *last)
+        return misused(error, "--rows: expected A-B,C and the like, found '%s'", *text);
+    *text += length + ((*text)[length] == ',' && (*text)[length + 1] != 0);
+    return **text == ',' ? misused(error, "--rows: expected a row after the comma") : OUTCOME_DONE;
+}
+
+outcome parse_rows(session *s, const char *text, int64_t **rows, int64_t *count, gmem_error *error) {
+    int64_t first, last, bank_rows = gmem_bank_rows(s->bank), total = 0;
+    for (const char *at = text; *at;) {
+        TRY(parse_range(&at, &first, &last, error));
+        if (last >= bank_rows)
+            return failed(error, gmem_bank_file_path(s->bank, 0), "no row %lld: the bank's rows are 0 to %lld",
+                          (long long)last, (long long)bank_rows - 1);
+        total += last - first + 1;
+        if (total > MOST_ROWS) return misused(error, "--rows: more than %d rows at once", MOST_ROWS);
+    }
+    *rows = (int64_t *)session_alloc(s, total, sizeof **rows);
+    if (!*rows) return out_of_memory(error);
+    *count = 0;
+    for (const char *at = text; *at;) {
+        TRY(parse_range(&at, &first, &last, error));
+        for (int64_t row = first; row <= last; row++) {
+            (*rows)[(*count)++] = row;
+        }
+    }
+    return OUTCOME_DONE;
+}
+
+static outcome choose_labels(session *s, choice *out, gmem_error *error) {
+    for (int i = 0; i < s->args->label.count; i++) {
+        const char *text = s->args->label.items[i];
+        if (!parse_integer(text, INT64_MIN, INT64_MAX, &out->items[i]))
+            return misused(error, "--label: expected integers, found '%s'", text);
+        if (out->items[i] < 0 || out->items[i] >= s->network_info->classes)
+            return failed(error, gmem_file_path(s->network_file), "no label %lld: the network's are 0 to %lld",
+                          (long long)out->items[i], (long long)s->network_info->classes - 1);
+    }
+    return OUTCOME_DONE;
+}
+
+static outcome choose_mix(session *s, choice *out, gmem_error *error) {
+    int64_t width = gmem_bank_width(s->bank);
+    out->ends = session_floats(s, 2 * width);
+    if (!out->ends) return out_of_memory(error);
+    for (int i = 0; i < 2; i++) {
+        TRY(find_row(s, s->args->mix.items[i], &out->mixed[i], error));
+        TRY(from_status(gmem_bank_snippet(s->bank, out->mixed[i], out->ends + i * width, error)));
+    }
+    return OUTCOME_DONE;
+}
+
+outcome choose(session *s, choice *out, gmem_error *error) {
+    const arguments *args = s->args;
+    int by_bank = args->memory.count || args->rows || args->mix.count;
+    memset(out, 0, sizeof *out);
+    if (!s->bank && by_bank)
+        return misused(error, "%s is conditioned on classes: choose with --label", s->network_info->name);
+    if (s->bank && args->label.count)
+        return misused(error, "%s draws from a bank: choose with --memory, --rows or --mix", s->network_info->name);
+    out->count = args->memory.count ? args->memory.count : args->label.count;
+    out->items = (int64_t *)session_alloc(s, out->count, sizeof *out->items);
+    if (!out->items) return out_of_memory(error);
+    out->kind = args->label.count ? CHOICE_LABELS
+                : args->mix.count ? CHOICE_MIX
+                : by_bank         ? CHOICE_ROWS
+                                  : CHOICE_RANDOM;
+    if (out->kind == CHOICE_LABELS) return choose_labels(s, out, error);
+    if (out->kind == CHOICE_MIX) return choose_mix(s, out, error);
+    if (args->rows) return parse_rows(s, args->rows, &out->items, &out->count, error);
+    for (int i = 0; i < args->memory.count; i++) {
+        TRY(find_row(s, args->memory.items[i], &out->items[i], error));
+    }
+    return OUTCOME_DONE;
+}
+
+gmem_mix_method mix_method_of(const arguments *args) {
+    return args->mix_method ? (gmem_mix_method)(args->mix_method - 1) : GMEM_MIX_LINEAR;
+}
+
+gmem_rng_kind rng_of(const arguments *args) { return args->rng ? (gmem_rng_kind)(args->rng - 1) : GMEM_RNG_PHILOX; }
+
+/* 32 bits are quick to type again, and all that PyTorch's CPU generator takes. */
+uint64_t seed_of(const arguments *args) {
+    uint32_t seed = (uint32_t)time(NULL) * 2654435761u ^ (uint32_t)getpid() << 16 ^ (uint32_t)(seconds_now() * 1e6);
+    if (args->given[FLAG_seed]) return args->seed;
+    FILE *entropy = fopen("/dev/urandom", "rb");
+    if (entropy) {
+        uint32_t bits = 0;
+        if (fread(&bits, sizeof bits, 1, entropy) == 1) seed ^= bits;
+        fclose(entropy);
+    }
+    return seed;
+}

@@ -1,0 +1,21 @@
+/* The commands. Each leaves nothing behind when it fails, and fills `error` unless it returns OUTCOME_DONE. */
+#ifndef COMMANDS_H
+#define COMMANDS_H
+
+#include "args.h"
+
+outcome command_sample(const arguments *args, gmem_error *error);
+outcome command_eval(const arguments *args, gmem_error *error);
+outcome command_integrate(const arguments *args, gmem_error *error);
+outcome command_decode(const arguments *args, gmem_error *error);
+outcome command_encode(const arguments *args, gmem_error *error);
+outcome command_bank_info(const arguments *args, gmem_error *error);
+outcome command_bank_get(const arguments *args, gmem_error *error);
+outcome command_bank_mix(const arguments *args, gmem_error *error);
+outcome command_info(const arguments *args, gmem_error *error);
+outcome command_convert(const arguments *args, gmem_error *error);
+outcome command_synth(const arguments *args, gmem_error *error);
+outcome command_bench_network(const arguments *args, gmem_error *error);
+outcome command_devices(const arguments *args, gmem_error *error);
+
+#endif /* COMMANDS_H */

@@ -1,0 +1,14 @@
+/* What this machine is and can do at most. */
+#ifndef MACHINE_H
+#define MACHINE_H
+
+#include "gmem.h"
+
+const char *cpu_model(char *out, size_t bytes); /* "AMD EPYC 9R14", or the architecture's name */
+int64_t resident_bytes_peak(void);
+/* Floating-point operations a second of `threads` threads with the multiply-adds of an instruction set. */
+double measure_peak_flops(gmem_isa isa, int threads);
+/* Bytes a second read from memory by `threads` threads; 0 without memory to measure with. */
+double measure_bandwidth(int threads);
+
+#endif /* MACHINE_H */

@@ -1,0 +1,285 @@
+/* The context and the files that commands share: opened as the flags say, else from the built-in model. */
+#define _POSIX_C_SOURCE 200809L
+#include "session.h"
+
+#include "model.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* memory ------------------------------------------------------------------------------------------------------------
+ */
+
+struct buffer {
+    struct buffer *next;
+    double alignment; /* what follows holds floats and integers */
+};
+
+void *session_alloc(session *s, int64_t count, size_t bytes) {
+    if (count < 0 || (uint64_t)count > (SIZE_MAX / 2 - sizeof(struct buffer)) / bytes) return NULL;
+    struct buffer *buffer = (struct buffer *)calloc(1, sizeof *buffer + (size_t)count * bytes);
+    if (!buffer) return NULL;
+    buffer->next = s->buffers;
+    s->buffers = buffer;
+    return buffer + 1;
+}
+
+float *session_floats(session *s, int64_t count) { return (float *)session_alloc(s, count, sizeof(float)); }
+
+void session_end(session *s) {
+    gmem_network_close(s->network);
+    gmem_bank_close(s->bank);
+    gmem_autoencoder_close(s->autoencoder);
+    gmem_file_close(s->network_file);
+    gmem_file_close(s->bank_file);
+    gmem_file_close(s->autoencoder_file);
+    gmem_file_close(s->input);
+    gmem_context_destroy(s->context);
+    while (s->buffers) {
+        struct buffer *next = s->buffers->next;
+        free(s->buffers);
+        s->buffers = next;
+    }
+}
+
+/* beginning ---------------------------------------------------------------------------------------------------------
+ */
+
+static void log_detail(void *user, const char *line) {
+    (void)user;
+    detail("%s", line);
+}
+
+static outcome check_device(const arguments *args, gmem_error *error) {
+    if (args->backend == 3) /* opencl */
+        return failed(error, NULL, "the backend opencl is not available: gmem %s computes on the CPU only",
+                      gmem_version());
+    if (args->device && strcmp(args->device, "0") != 0 && strcmp(args->device, "cpu") != 0)
+        return failed(error, NULL, "no device '%s': gmem devices lists what there is", args->device);
+    return OUTCOME_DONE;
+}
+
+outcome session_begin(session *s, const arguments *args, gmem_error *error) {
+    gmem_context_desc desc;
+    memset(&desc, 0, sizeof desc);
+    s->args = args;
+    TRY(check_device(args, error));
+    if (args->dtype > 1 && args->command != COMMAND_CONVERT)
+        return failed(error, NULL, "gmem %s computes in f32 only: files of any type run as they are, without --dtype",
+                      gmem_version());
+    desc.isa = args->isa ? (gmem_isa)(args->isa - 1) : GMEM_ISA_AUTO;
+    desc.threads = (int)args->threads;
+    desc.log = log_detail;
+    /* sample's output may be a pattern for many files */
+    if (args->output && args->command != COMMAND_SAMPLE) TRY(check_output(args->output, error));
+    return from_status(gmem_context_create(&desc, &s->context, error));
+}
+
+/* Creating a file beside the output is the only sure way to know that it can be done. */
+outcome check_output(const char *path, gmem_error *error) {
+    struct stat status;
+    size_t length = strlen(path);
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
+        return failed(error, path, "cannot write: it is %s, not a file",
+                      S_ISDIR(status.st_mode) ? "a folder" : "a device");
+    char *probe = (char *)malloc(length + 32);
+    if (!probe) return out_of_memory(error);
+    snprintf(probe, length + 32, "%s.probe%ld", path, (long)getpid());
+    int file = open(probe, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    int reason = errno;
+    if (file >= 0) {
+        close(file);
+        unlink(probe);
+    }
+    free(probe);
+    if (file < 0) return failed(error, path, "cannot write: %s", strerror(reason));
+    return OUTCOME_DONE;
+}
+
+/* models ------------------------------------------------------------------------------------------------------------
+ */
+
+/* Opens a part's file: the one named, else the built-in. */
+static outcome open_part(session *s, model_part part, const char *path, const char *key, gmem_file **out,
+                         gmem_error *error) {
+    size_t bytes = 0;
+    if (path) return from_status(gmem_file_open(s->context, path, key, out, error));
+    const void *data = model_data(part, &bytes);
+    if (!data)
+        return failed(error, NULL,
+                      "this build has no model built in: name one with --network, --bank and --autoencoder");
+    return from_status(gmem_file_open_memory(s->context, model_name(part), data, bytes, NULL, out, error));
+}
+
+outcome open_network(session *s, gmem_error *error) {
+    gmem_network_desc desc;
+    memset(&desc, 0, sizeof desc);
+    TRY(open_part(s, MODEL_NETWORK, s->args->network, s->args->key, &s->network_file, error));
+    desc.file = s->network_file;
+    desc.heads = (int)s->args->heads;
+    TRY(from_status(gmem_network_open(s->context, &desc, &s->network, error)));
+    s->network_info = gmem_network_get_info(s->network);
+    return OUTCOME_DONE;
+}
+
+outcome open_bank(session *s, gmem_error *error) {
+    gmem_bank_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.names_path = s->args->names;
+    if (s->args->bank.count) {
+        desc.paths = s->args->bank.items;
+        desc.path_count = s->args->bank.count;
+    } else if (s->network_file && s->args->network) {
+        /* the first GMem's checkpoints hold their bank */
+        if (!gmem_file_find_any(s->network_file, "memorybank"))
+            return misused(error, "%s draws from a bank: add --bank FILE", s->network_info->name);
+        desc.file = s->network_file;
+    } else {
+        TRY(open_part(s, MODEL_BANK, NULL, NULL, &s->bank_file, error));
+        desc.file = s->bank_file;
+    }
+    TRY(from_status(gmem_bank_open(s->context, &desc, &s->bank, error)));
+    if (s->network_info && s->network_info->snippet_width != gmem_bank_width(s->bank))
+        return failed(error, gmem_bank_file_path(s->bank, 0),
+                      "the network takes snippets of width %lld, the bank's have %lld",
+                      (long long)s->network_info->snippet_width, (long long)gmem_bank_width(s->bank));
+    return OUTCOME_DONE;
+}
+
+outcome open_autoencoder(session *s, gmem_error *error) {
+    gmem_autoencoder_desc desc;
+    memset(&desc, 0, sizeof desc);
+    if (s->args->network && !s->args->autoencoder)
+        return misused(error, "the latents of %s need their autoencoder: add --autoencoder FILE", s->args->network);
+    TRY(open_part(s, MODEL_AUTOENCODER, s->args->autoencoder, NULL, &s->autoencoder_file, error));
+    desc.file = s->autoencoder_file;
+    TRY(from_status(gmem_autoencoder_open(s->context, &desc, &s->autoencoder, error)));
+    s->autoencoder_info = gmem_autoencoder_get_info(s->autoencoder);
+    if (s->network_info && s->network_info->channels != s->autoencoder_info->latent_channels)
+        return failed(error, gmem_file_path(s->autoencoder_file),
+                      "the network makes latents of %lld channels, the autoencoder takes %lld",
+                      (long long)s->network_info->channels, (long long)s->autoencoder_info->latent_channels);
+    return OUTCOME_DONE;
+}
+
+outcome open_latent_stats(session *s, gmem_error *error) {
+    gmem_file *file = NULL;
+    int64_t channels = s->autoencoder_info->latent_channels;
+    s->multiplier = s->args->multiplier > 0 ? s->args->multiplier : s->autoencoder_info->multiplier;
+    if (!s->args->latent_stats && s->args->autoencoder) return OUTCOME_DONE;
+    s->mean = session_floats(s, channels);
+    s->std = session_floats(s, channels);
+    if (!s->mean || !s->std) return out_of_memory(error);
+    TRY(open_part(s, MODEL_LATENT_STATS, s->args->latent_stats, NULL, &file, error));
+    outcome result = from_status(gmem_read_latent_stats(file, channels, s->mean, s->std, error));
+    gmem_file_close(file);
+    return result;
+}
+
+/* tensors in --------------------------------------------------------------------------------------------------------
+ */
+
+outcome open_input(session *s, gmem_error *error) {
+    if (!s->args->input) return misused(error, "gmem %s needs --input FILE", command_words(s->args->command));
+    if (!s->args->output) return misused(error, "gmem %s needs -o FILE", command_words(s->args->command));
+    return from_status(gmem_file_open(s->context, s->args->input, ".", &s->input, error));
+}
+
+outcome in_network(session *s, gmem_status status, gmem_error *error) {
+    if (status != GMEM_OK && status != GMEM_E_CANCELLED && !error->path[0])
+        snprintf(error->path, sizeof error->path, "%s", gmem_file_path(s->network_file));
+    return from_status(status);
+}
+
+const char *shape_text(const int64_t *shape, int rank, char *out, size_t bytes) {
+    size_t used = 0;
+    snprintf(out, bytes, "scalar");
+    for (int i = 0; i < rank && used < bytes; i++) {
+        const char *between = i ? " x " : "";
+        int written = shape[i] < 0 ? snprintf(out + used, bytes - used, "%sany", between)
+                                   : snprintf(out + used, bytes - used, "%s%lld", between, (long long)shape[i]);
+        used += (size_t)written;
+    }
+    return out;
+}
+
+outcome input_tensor(session *s, const char *name, int rank, const int64_t *shape, const gmem_tensor **out,
+                     gmem_error *error) {
+    char expected[200], found[200];
+    const gmem_tensor *tensor = gmem_file_find(s->input, name);
+    if (!tensor)
+        return failed(error, s->args->input, "no tensor '%s', which gmem %s reads", name,
+                      command_words(s->args->command));
+    int matches = tensor->rank == rank;
+    for (int i = 0; matches && i < rank; i++) {
+        matches = shape[i] < 0 || shape[i] == tensor->shape[i];
+    }
+    if (!matches)
+        return failed(error, s->args->input, "%s: expected %s, found %s", name,
+                      shape_text(shape, rank, expected, sizeof expected),
+                      shape_text(tensor->shape, tensor->rank, found, sizeof found));
+    *out = tensor;
+    return OUTCOME_DONE;
+}
+
+outcome input_floats(session *s, const char *name, int rank, const int64_t *shape, const gmem_tensor **tensor,
+                     float **out, gmem_error *error) {
+    TRY(input_tensor(s, name, rank, shape, tensor, error));
+    int64_t count = gmem_tensor_count(*tensor);
+    *out = session_floats(s, count);
+    if (!*out) return out_of_memory(error);
+    gmem_tensor_read_f32(*tensor, 0, count, *out);
+    return OUTCOME_DONE;
+}
+
+outcome input_integers(session *s, const char *name, int64_t count, int64_t **out, gmem_error *error) {
+    const gmem_tensor *tensor = NULL;
+    TRY(input_tensor(s, name, 1, &count, &tensor, error));
+    if (tensor->type == GMEM_F32 || tensor->type == GMEM_F16 || tensor->type == GMEM_BF16 || tensor->type == GMEM_F64)
+        return failed(error, s->args->input, "%s: expected integers, found %s", name, gmem_type_name(tensor->type));
+    *out = (int64_t *)session_alloc(s, count, sizeof **out);
+    if (!*out) return out_of_memory(error);
+    gmem_tensor_read_i64(tensor, 0, count, *out);
+    return OUTCOME_DONE;
+}
+
+/* tensors out -------------------------------------------------------------------------------------------------------
+ */
+
+void say_written(const arguments *args, const char *path, const char *what) {
+    char plain[1024];
+    json_writer json;
+    if (args->json) {
+        json_begin(&json, stdout);
+        json_open(&json, NULL, '{');
+        json_text(&json, "output", path);
+        json_text(&json, "holds", what);
+        json_close(&json, '}');
+    } else if (!args->quiet) {
+        printf("%s: %s\n", gmem_escape(path, plain, sizeof plain), what);
+    }
+}
+
+outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_error *error) {
+    const char *metadata[] = {"backend", gmem_context_backend(s->context), "dtype", "f32", "gmem", gmem_version()};
+    char what[512], shape[200];
+    size_t used = 0;
+    gmem_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.tensors = tensors;
+    desc.count = count;
+    desc.metadata = metadata;
+    desc.metadata_count = (int64_t)(sizeof metadata / sizeof *metadata / 2);
+    TRY(from_status(gmem_save(s->context, s->args->output, &desc, error)));
+    note("backend: %s", gmem_context_backend(s->context));
+    for (int64_t i = 0; i < count && used < sizeof what; i++) {
+        used += (size_t)snprintf(what + used, sizeof what - used, "%s%s %s", i ? ", " : "", tensors[i].name,
+                                 shape_text(tensors[i].shape, tensors[i].rank, shape, sizeof shape));
+    }
+    say_written(s->args, s->args->output, what);
+    return OUTCOME_DONE;
+}

@@ -1,0 +1,59 @@
+/* What a command works with: the context and the opened files, all released together; tensors in and out. */
+#ifndef SESSION_H
+#define SESSION_H
+
+#include "args.h"
+
+typedef struct session {
+    const arguments *args;
+    gmem_context *context;
+    gmem_file *network_file, *bank_file, *autoencoder_file, *input;
+    gmem_network *network;
+    gmem_bank *bank;
+    gmem_autoencoder *autoencoder;
+    const gmem_network_info *network_info;         /* where a network is open */
+    const gmem_autoencoder_info *autoencoder_info; /* where an autoencoder is open */
+    float *mean, *std;                             /* (latent_channels) of the latent statistics, or NULL for 0 and 1 */
+    double multiplier;
+    struct buffer *buffers;
+} session;
+
+/* Begins with the context as the flags say, and finds out early that the output cannot be written.
+ * The session must be zero. session_end releases everything, whatever was opened. */
+outcome session_begin(session *s, const arguments *args, gmem_error *error);
+void session_end(session *s);
+
+/* Memory that lives as long as the session; NULL where there is none. */
+void *session_alloc(session *s, int64_t count, size_t bytes);
+float *session_floats(session *s, int64_t count);
+
+/* Open what the flags name, or the built-in model's part. */
+outcome open_network(session *s, gmem_error *error);
+outcome open_bank(session *s, gmem_error *error);
+outcome open_autoencoder(session *s, gmem_error *error);
+outcome open_latent_stats(session *s, gmem_error *error); /* after the autoencoder */
+outcome open_input(session *s, gmem_error *error);
+
+/* A tensor of --input: any rank and shape that match, a dimension of -1 matching all. */
+outcome input_tensor(session *s, const char *name, int rank, const int64_t *shape, const gmem_tensor **out,
+                     gmem_error *error);
+/* The same read into memory of the session. */
+outcome input_floats(session *s, const char *name, int rank, const int64_t *shape, const gmem_tensor **tensor,
+                     float **out, gmem_error *error);
+outcome input_integers(session *s, const char *name, int64_t count, int64_t **out, gmem_error *error);
+
+/* Writes --output with `backend` and `dtype` beside the tensors, and says so on standard output. */
+outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_error *error);
+
+/* Refuses an output that is missing or cannot be written, before there is work to lose. */
+outcome check_output(const char *path, gmem_error *error);
+/* Says what was written on standard output, where it is not kept for JSON or silenced. */
+void say_written(const arguments *args, const char *path, const char *what);
+
+/* The outcome of a pass or a run: an error that names no file is the network's. */
+outcome in_network(session *s, gmem_status status, gmem_error *error);
+
+/* "3 x 8 x 8 x 8", any dimension that is negative as "any". */
+const char *shape_text(const int64_t *shape, int rank, char *out, size_t bytes);
+
+#endif /* SESSION_H */
