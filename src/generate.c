@@ -263,7 +263,7 @@ GMEM_API gmem_status gmem_generate(gmem_context *context, const gmem_generate_de
     gmem_status status = gmem__generation_run(&g, error);
     if (status == GMEM_OK) {
         *out = g.image;
-        memset(&g.image, 0, sizeof g.image);
+        g.image.pixels = NULL; /* the caller's now */
     }
     gmem__generation_free(&g);
     return status;

@@ -44,6 +44,7 @@ static inline gmem_context *failing_context(failing *state) {
     desc.allocator.user = state;
     desc.allocator.alloc = failing_alloc;
     desc.allocator.release = failing_release;
+    desc.threads = 1;
     state->countdown = -1;
     if (gmem_context_create(&desc, &context, NULL) != GMEM_OK) exit(1);
     return context;

@@ -1,0 +1,405 @@
+/* One call from files to pixels: it gives what its steps give by hand, and refuses what cannot be. */
+#include "check.h"
+#include "edit.h"
+#include "failing.h"
+#include "golden.h"
+
+static const char network_path[] = "build/test_generate.network.safetensors";
+static const char bank_path[] = "build/test_generate.bank.safetensors";
+static const char ae_path[] = "build/test_generate.autoencoder.safetensors";
+static const char other_ae_path[] = "build/test_generate.autoencoder4.safetensors";
+static const char stats_path[] = "build/test_generate.stats.safetensors";
+static const char sit_path[] = "build/test_generate.sit.safetensors";
+static const char class_path[] = "tests/golden/lightningdit_class.pt";
+
+enum { BANK_ROWS = 11, COUNT = 3, CHANNELS = 8, AREA = 64, SIDE = 64 };
+
+static float wave(int64_t i) { return (float)sin((double)i * 0.37 + 0.2); }
+
+static void save_procedural(gmem_context *context, const char *io_name, const char *path) {
+    gmem_file *io = golden_open(context, io_name);
+    golden_network network = golden_procedural(context, io, NULL);
+    edit_list *list = edit_of(network.file);
+    const char *config = gmem_file_metadata(network.file, "config");
+    char escaped[2048];
+    size_t used = 0;
+    for (const char *c = config ? config : ""; *c && used + 2 < sizeof escaped; c++) {
+        if (*c == '"') escaped[used++] = '\\';
+        escaped[used++] = *c;
+    }
+    escaped[used] = 0;
+    if (config) edit_metadata(list, "config", escaped);
+    if (strcmp(path, sit_path) == 0) { /* the first version's checkpoints hold their bank */
+        int64_t rows = golden_dim(io, "memoryfreq", 0), shape[2] = {rows, 768};
+        float *bank = (float *)edit_own(list, (size_t)(rows * 768) * sizeof *bank);
+        int64_t *frequencies = golden_i64(io, "memoryfreq", NULL);
+        for (int64_t i = 0; i < rows * 768; i++) {
+            bank[i] = wave(i);
+        }
+        edit_add(list, "memorybank", GMEM_F32, 2, shape, bank);
+        edit_add(list, "memoryfreq", GMEM_I64, 1, shape, frequencies);
+        list->owned[list->owned_count++] = frequencies;
+    }
+    edit_save(list, path);
+    edit_free(list);
+    golden_network_close(&network);
+    gmem_file_close(io);
+}
+
+static void save_bank(void) {
+    edit_list *list = edit_new();
+    int64_t shape[2] = {BANK_ROWS, 768}, offsets[BANK_ROWS + 1] = {0}, size;
+    float *rows = (float *)edit_own(list, BANK_ROWS * 768 * sizeof *rows);
+    for (int64_t i = 0; i < BANK_ROWS * 768; i++) {
+        rows[i] = wave(i);
+    }
+    edit_add(list, "features", GMEM_F32, 2, shape, rows);
+    for (int i = 0; i < BANK_ROWS; i++) {
+        offsets[i + 1] = i + 1; /* one letter each */
+    }
+    size = BANK_ROWS;
+    edit_add(list, "names", GMEM_U8, 1, &size, "abcdefghijk");
+    size = BANK_ROWS + 1;
+    edit_add(list, "names.offsets", GMEM_I64, 1, &size, offsets);
+    edit_save(list, bank_path);
+    edit_free(list);
+}
+
+static void save_stats(void) {
+    edit_list *list = edit_new();
+    int64_t shape[4] = {1, CHANNELS, 1, 1};
+    float mean[CHANNELS], std[CHANNELS];
+    for (int i = 0; i < CHANNELS; i++) {
+        mean[i] = 0.1f * (float)i;
+        std[i] = 1 + 0.2f * (float)i;
+    }
+    edit_add(list, "mean", GMEM_F32, 4, shape, mean);
+    edit_add(list, "std", GMEM_F32, 4, shape, std);
+    edit_save(list, stats_path);
+    edit_free(list);
+}
+
+/* The latents of a run by hand: z (COUNT, channels, 8, 8), as the published script draws. */
+typedef struct by_hand {
+    gmem_network *network;
+    float *x, *snippets;
+    int64_t *rows;
+    int64_t per_picture;
+    gmem_rng rng;
+} by_hand;
+
+static by_hand hand_open(gmem_context *context, const char *path, gmem_rng_kind kind, uint64_t seed) {
+    by_hand hand;
+    gmem_network_desc desc;
+    memset(&hand, 0, sizeof hand);
+    memset(&desc, 0, sizeof desc);
+    desc.path = path;
+    if (!CHECK_OK(gmem_network_open(context, &desc, &hand.network, NULL))) exit(check_report());
+    const gmem_network_info *info = gmem_network_get_info(hand.network);
+    hand.per_picture = info->channels * info->height * info->width;
+    hand.x = (float *)calloc((size_t)(COUNT * hand.per_picture), sizeof(float));
+    hand.snippets = (float *)calloc(COUNT * 768, sizeof(float));
+    hand.rows = (int64_t *)calloc(COUNT, sizeof(int64_t));
+    gmem_rng_init(&hand.rng, kind, seed);
+    gmem_rng_normal(&hand.rng, GMEM_DRAW_LATENT, 0, 0, COUNT, hand.per_picture, hand.x);
+    return hand;
+}
+
+static void hand_sample(by_hand *hand, const gmem_sampler_desc *sampler, int labels) {
+    gmem_sample_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.sampler = *sampler;
+    desc.batch = COUNT;
+    if (labels)
+        desc.labels = hand->rows;
+    else
+        desc.snippets = hand->snippets;
+    desc.rng = &hand->rng;
+    CHECK_OK(gmem_sample(hand->network, &desc, hand->x, NULL));
+}
+
+static void hand_close(by_hand *hand) {
+    gmem_network_close(hand->network);
+    free(hand->x);
+    free(hand->snippets);
+    free(hand->rows);
+}
+
+static void hand_snippets(gmem_context *context, by_hand *hand, const char *path) {
+    gmem_bank_desc desc;
+    gmem_bank *bank = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.paths = &path;
+    desc.path_count = 1;
+    CHECK_OK(gmem_bank_open(context, &desc, &bank, NULL));
+    for (int i = 0; i < COUNT; i++) {
+        CHECK_OK(gmem_bank_snippet(bank, hand->rows[i], hand->snippets + i * 768, NULL));
+    }
+    gmem_bank_close(bank);
+}
+
+/* Decodes the latents and compares with what the one call gave. */
+static void hand_check(gmem_context *context, by_hand *hand, const char *path, const char *stats, double multiplier,
+                       const gmem_image *image) {
+    gmem_autoencoder_desc desc;
+    gmem_autoencoder *ae = NULL;
+    float mean[CHANNELS] = {0}, std[CHANNELS] = {1, 1, 1, 1, 1, 1, 1, 1};
+    memset(&desc, 0, sizeof desc);
+    desc.path = path;
+    CHECK_OK(gmem_autoencoder_open(context, &desc, &ae, NULL));
+    const gmem_autoencoder_info *info = gmem_autoencoder_get_info(ae);
+    int64_t side = 8 * info->factor, channels = info->latent_channels;
+    float *decoded = (float *)calloc((size_t)(COUNT * 3 * side * side), sizeof(float));
+    uint8_t *pixels = (uint8_t *)calloc((size_t)(COUNT * side * side), 3);
+    if (stats) {
+        gmem_file *file = golden_open(context, stats);
+        CHECK_OK(gmem_read_latent_stats(file, channels, mean, std, NULL));
+        gmem_file_close(file);
+    }
+    gmem_denormalize(hand->x, COUNT, channels, 64, mean, std, multiplier);
+    CHECK_OK(gmem_decode(ae, COUNT, 8, 8, hand->x, decoded, NULL));
+    gmem_pixels(decoded, COUNT, side, side, pixels);
+    CHECK_INT(image->count, COUNT);
+    CHECK_INT(image->height, side);
+    CHECK_INT(image->width, side);
+    CHECK(memcmp(pixels, image->pixels, (size_t)(COUNT * side * side * 3)) == 0);
+    gmem_autoencoder_close(ae);
+    free(decoded);
+    free(pixels);
+}
+
+static gmem_generate_desc usual(void) {
+    gmem_generate_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.network = network_path;
+    desc.bank = bank_path;
+    desc.autoencoder = ae_path;
+    desc.latent_stats = stats_path;
+    desc.count = COUNT;
+    desc.seed = 7;
+    desc.sampler.steps = 5;
+    return desc;
+}
+
+/* Random rows: z, then the rows, then the noise of the steps, from one stream with torch's generators. */
+static void test_random_rows(gmem_context *context, gmem_rng_kind kind) {
+    gmem_generate_desc desc = usual();
+    gmem_image image;
+    desc.rng = kind;
+    memset(&image, 0, sizeof image);
+    CHECK_OK(gmem_generate(context, &desc, &image, NULL));
+    by_hand hand = hand_open(context, network_path, kind, 7);
+    gmem_rng_integers(&hand.rng, GMEM_DRAW_ROW, 0, COUNT, BANK_ROWS, hand.rows);
+    hand_snippets(context, &hand, bank_path);
+    hand_sample(&hand, &desc.sampler, 0);
+    hand_check(context, &hand, ae_path, stats_path, 1, &image);
+    hand_close(&hand);
+    gmem_image_free(context, &image);
+    CHECK(image.pixels == NULL && image.count == 0);
+}
+
+/* Named rows, used in turn; guidance; no statistics but a multiplier. */
+static void test_named_rows(gmem_context *context) {
+    static const char *const memory[2] = {"C", "10"};
+    static const int64_t rows[COUNT] = {2, 10, 2};
+    gmem_generate_desc desc = usual();
+    gmem_image image;
+    desc.memory = memory;
+    desc.memory_count = 2;
+    desc.latent_stats = NULL;
+    desc.multiplier = 0.5;
+    desc.sampler.method = GMEM_EULER;
+    desc.sampler.cfg_scale = 2;
+    memset(&image, 0, sizeof image);
+    CHECK_OK(gmem_generate(context, &desc, &image, NULL));
+    by_hand hand = hand_open(context, network_path, GMEM_RNG_PHILOX, 7);
+    memcpy(hand.rows, rows, sizeof rows);
+    hand_snippets(context, &hand, bank_path);
+    hand_sample(&hand, &desc.sampler, 0);
+    hand_check(context, &hand, ae_path, NULL, 0.5, &image);
+    hand_close(&hand);
+    gmem_image_free(context, &image);
+}
+
+/* The first version: rows from the noise, by the frequencies in its file; the SD-VAE family's multiplier. */
+static void test_first_version(gmem_context *context) {
+    gmem_generate_desc desc = usual();
+    gmem_image image;
+    int64_t rows = 0;
+    desc.network = sit_path;
+    desc.bank = NULL;
+    desc.latent_stats = NULL;
+    desc.autoencoder = other_ae_path;
+    memset(&image, 0, sizeof image);
+    CHECK_OK(gmem_generate(context, &desc, &image, NULL));
+    by_hand hand = hand_open(context, sit_path, GMEM_RNG_PHILOX, 7);
+    gmem_file *file = golden_open(context, sit_path);
+    int64_t *frequencies = golden_i64(file, "memoryfreq", &rows);
+    for (int i = 0; i < COUNT; i++) {
+        CHECK_OK(
+            gmem_choose_row(frequencies, rows, hand.x + i * hand.per_picture, hand.per_picture, &hand.rows[i], NULL));
+    }
+    hand_snippets(context, &hand, sit_path);
+    hand_sample(&hand, &desc.sampler, 0);
+    hand_check(context, &hand, other_ae_path, NULL, 0.18215, &image);
+    gmem_file_close(file);
+    free(frequencies);
+    hand_close(&hand);
+    gmem_image_free(context, &image);
+}
+
+static void test_labels(gmem_context *context, int random) {
+    static const int64_t labels[COUNT] = {3, 9, 3};
+    gmem_generate_desc desc = usual();
+    gmem_image image;
+    desc.network = class_path;
+    desc.bank = NULL;
+    desc.labels = labels;
+    desc.label_count = random ? 0 : 2;
+    memset(&image, 0, sizeof image);
+    CHECK_OK(gmem_generate(context, &desc, &image, NULL));
+    by_hand hand = hand_open(context, class_path, GMEM_RNG_PHILOX, 7);
+    memcpy(hand.rows, labels, sizeof labels);
+    if (random) gmem_rng_integers(&hand.rng, GMEM_DRAW_ROW, 0, COUNT, 10, hand.rows);
+    hand_sample(&hand, &desc.sampler, 1);
+    hand_check(context, &hand, ae_path, stats_path, 1, &image);
+    hand_close(&hand);
+    gmem_image_free(context, &image);
+}
+
+/* refusals -----------------------------------------------------------------------------------------------------------
+ */
+
+static void refuse(gmem_context *context, const gmem_generate_desc *desc, gmem_status expected, const char *path) {
+    gmem_image image = {1, 2, 3, NULL};
+    gmem_error error;
+    memset(&error, 0, sizeof error);
+    if (!CHECK_STATUS(expected, gmem_generate(context, desc, &image, &error))) printf("%s\n", error.message);
+    if (path) CHECK_TEXT(error.path, path);
+    CHECK(image.count == 1 && image.height == 2 && image.width == 3 && !image.pixels);
+}
+
+static int cancel_at_2(void *user, const gmem_progress *progress) {
+    ++*(int *)user;
+    return progress->step == 2;
+}
+
+static void test_refusals(gmem_context *context) {
+    static const char *const unknown[1] = {"zebra"}, *const beyond[1] = {"11"},
+                             *const huge[1] = {"99999999999999999999"};
+    static const char *const absent[1] = {NULL}, missing[] = "tests/golden/no_such_file.pth";
+    static const int64_t label = 10;
+    gmem_generate_desc desc = usual();
+    int steps = 0;
+    desc.network = NULL;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc = usual();
+    desc.autoencoder = NULL;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc = usual();
+    desc.bank = NULL;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc = usual();
+    desc.count = -1;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc.count = INT64_MAX / 2;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc.count = (int64_t)1 << 40;
+    refuse(context, &desc, GMEM_E_MEMORY, NULL);
+    desc = usual();
+    desc.multiplier = -1;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc = usual();
+    desc.memory_count = 1;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc.memory = absent;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc.memory = unknown;
+    refuse(context, &desc, GMEM_E_NAME_UNKNOWN, NULL);
+    desc.memory = beyond;
+    refuse(context, &desc, GMEM_E_ROW, NULL);
+    desc.memory = huge;
+    refuse(context, &desc, GMEM_E_NAME_UNKNOWN, NULL);
+    desc.network = class_path;
+    refuse(context, &desc, GMEM_E_COMBINATION, NULL);
+    desc = usual();
+    desc.labels = &label;
+    desc.label_count = 1;
+    refuse(context, &desc, GMEM_E_COMBINATION, NULL);
+    desc.network = class_path;
+    desc.bank = NULL;
+    refuse(context, &desc, GMEM_E_LABEL, NULL);
+    desc = usual();
+    desc.autoencoder = other_ae_path;
+    refuse(context, &desc, GMEM_E_LATENT, other_ae_path);
+    desc = usual();
+    desc.bank = "tests/golden/bank_full.pth";
+    refuse(context, &desc, GMEM_E_WIDTH, desc.bank);
+    const char **paths[4] = {&desc.network, &desc.bank, &desc.autoencoder, &desc.latent_stats};
+    for (int i = 0; i < 4; i++) {
+        desc = usual();
+        *paths[i] = missing;
+        refuse(context, &desc, GMEM_E_OPEN, missing);
+    }
+    desc = usual();
+    desc.names = missing;
+    refuse(context, &desc, GMEM_E_OPEN, missing);
+    desc = usual();
+    desc.progress = cancel_at_2;
+    desc.progress_user = &steps;
+    refuse(context, &desc, GMEM_E_CANCELLED, NULL);
+    CHECK_INT(steps, 2);
+    gmem_image_free(context, NULL);
+}
+
+static void test_allocations(int for_good) {
+    failing state = {-1, for_good, 0};
+    gmem_context *context = failing_context(&state);
+    gmem_generate_desc desc = usual();
+    gmem_image image;
+    gmem_status status = GMEM_E_MEMORY;
+    int64_t before = state.live, tried = 0;
+    memset(&image, 0, sizeof image);
+    desc.count = 1;
+    desc.sampler.steps = 2;
+    for (; tried < 10000; tried++) {
+        state.countdown = tried;
+        status = gmem_generate(context, &desc, &image, NULL);
+        if (status == GMEM_OK) break;
+        if (!CHECK_INT(state.live, before) || !CHECK_STATUS(GMEM_E_MEMORY, status)) break;
+    }
+    CHECK(tried > 20 && status == GMEM_OK);
+    state.countdown = -1;
+    gmem_image_free(context, &image);
+    CHECK_INT(state.live, before);
+    gmem_context_destroy(context);
+    CHECK_INT(state.live, 0);
+}
+
+int main(void) {
+    gmem_context *context = golden_context(GMEM_ISA_AUTO);
+    save_procedural(context, "dit_base.io.safetensors", network_path);
+    save_procedural(context, "vae_f8.io.safetensors", ae_path);
+    save_procedural(context, "vae_noattn.io.safetensors", other_ae_path);
+    save_procedural(context, "gmem_sit.io.safetensors", sit_path);
+    save_bank();
+    save_stats();
+    test_random_rows(context, GMEM_RNG_PHILOX);
+    test_random_rows(context, GMEM_RNG_TORCH_CPU);
+    test_random_rows(context, GMEM_RNG_TORCH_CUDA);
+    test_named_rows(context);
+    test_first_version(context);
+    test_labels(context, 0);
+    test_labels(context, 1);
+    test_refusals(context);
+    test_allocations(0);
+    test_allocations(1);
+    gmem_context_destroy(context);
+    remove(network_path);
+    remove(bank_path);
+    remove(ae_path);
+    remove(other_ae_path);
+    remove(stats_path);
+    remove(sit_path);
+    return check_report();
+}
