@@ -107,8 +107,10 @@ static const gmem__part gmem__outer_parts[] = {
 #define GMEM__BLOCK_PARTS (sizeof gmem__block_parts / sizeof gmem__block_parts[0])
 #define GMEM__OUTER_PARTS (sizeof gmem__outer_parts / sizeof gmem__outer_parts[0])
 
-/* Training's leftovers, and buffers that are recomputed or read on their own. */
-static const char *const gmem__skipped[] = {"projector.", "projectors.", "feat_rope.", "pos_embed"};
+/* Training's leftovers, buffers that are recomputed or read on their own, and the first version's bank. A final dot
+ * stands for everything below. */
+static const char *const gmem__skipped[] = {"projector.", "projectors.", "feat_rope.",
+                                            "pos_embed",  "memorybank",  "memoryfreq"};
 
 /* refusing what is not in the table ------------------------------------------------------------------------------- */
 
@@ -125,11 +127,18 @@ static int gmem__in_table(const gmem__part *parts, size_t count, int options, co
     return 0;
 }
 
-static int gmem__is_expected(const char *name, int options) {
+static int gmem__is_skipped(const char *name) {
     for (size_t i = 0; i < sizeof gmem__skipped / sizeof gmem__skipped[0]; i++) {
-        if (strncmp(name, gmem__skipped[i], strlen(gmem__skipped[i])) == 0) return 1;
+        size_t length = strlen(gmem__skipped[i]);
+        if (strncmp(name, gmem__skipped[i], length) == 0 && (gmem__skipped[i][length - 1] == '.' || !name[length]))
+            return 1;
     }
+    return 0;
+}
+
+static int gmem__is_expected(const char *name, int options) {
     int64_t index;
+    if (gmem__is_skipped(name)) return 1;
     const char *below = gmem__below_block(name, &index);
     return below ? gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below)
                  : gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
