@@ -366,8 +366,11 @@ typedef struct gmem_network_desc {
 
 typedef struct gmem_network gmem_network;
 
-/* Recognises the architecture from the tensors and checks every shape against the others.
- * Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE, E_HEADS, E_FOREIGN. */
+/* Recognises the architecture from the tensors and checks every shape against the others; a tensor that the network has
+ * no use for is refused, but for training's leftovers. A stored pos_embed is used, a missing one computed, and RoPE too.
+ * RoPE is on where `feat_rope.*` is stored; where the file holds no such buffer, `use_rope` of its configuration
+ * decides, else it is off with pos_embed stored, and without that on for SwiGLU or RMSNorm.
+ * Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE, E_HEADS, E_LATENT, E_LIMIT, E_FOREIGN. */
 GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network_desc *desc, gmem_network **out,
                                        gmem_error *error);
 GMEM_API void gmem_network_close(gmem_network *network);
@@ -667,7 +670,9 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error);
 /* Computes the adaLN projections of many times at once (they are a third of the weights), so that later passes with
  * these times and the same conditions find them. t (times), snippets or labels (batch) as for gmem_pass_run;
- * with_null adds the null condition. Forgotten at the next call. */
+ * with_null adds the null condition. Forgotten at the next call. As many are held as 64 MB take, at most 64 pairs of a
+ * time and a condition (more where one time has more), from the first time on; passes compute the others themselves.
+ * Errors: E_ARGUMENT, E_LABEL. */
 GMEM_API gmem_status gmem_pass_prepare(gmem_pass *pass, int64_t times, const float *t, int64_t batch,
                                        const float *snippets, const int64_t *labels, int with_null, gmem_error *error);
 

@@ -1,120 +1,28 @@
 /* The transformer: every recorded network on every instruction set, prepared and unprepared passes, and what malformed
  * networks get. */
 #include "check.h"
+#include "edit.h"
+#include "failing.h"
 #include "golden.h"
+#include "torch_bytes.h"
 
 /* Relative L2 error against the recorded outputs. Those differ from exact arithmetic by 4e-7, a pass in f32 by twice
  * that; what is asked for is 1e-5. */
 #define BAR 2e-6
 
-/* networks that differ from a recorded one ------------------------------------------------------------------------ */
-
-enum { MAX_TENSORS = 256 };
-
-/* A list of tensors to edit before it becomes a file. */
-typedef struct edited {
-    gmem_tensor tensors[MAX_TENSORS];
-    int count;
-    char *memory; /* of the file, once it is open */
-    void *extra;  /* of one replaced tensor */
-} edited;
-
-static edited edit(const gmem_file *file) {
-    edited list;
-    memset(&list, 0, sizeof list);
-    for (int64_t i = 0; i < gmem_file_tensor_count(file) && list.count < MAX_TENSORS; i++) {
-        list.tensors[list.count++] = *gmem_file_tensor(file, i);
-    }
-    return list;
-}
-
-static gmem_tensor *find(edited *list, const char *name) {
-    for (int i = 0; i < list->count; i++) {
-        if (strcmp(list->tensors[i].name, name) == 0) return &list->tensors[i];
-    }
-    printf("no tensor %s to edit\n", name);
-    exit(1);
-}
-
-static void drop(edited *list, const char *name) {
-    gmem_tensor *tensor = find(list, name);
-    *tensor = list->tensors[--list->count];
-}
-
-/* Gives a tensor another shape, and zeros for it. */
-static void reshape(edited *list, const char *name, int rank, const int64_t *shape) {
-    gmem_tensor *tensor = find(list, name);
-    const char *kept = tensor->name;
-    *tensor = gmem_tensor_make(kept, tensor->type, rank, shape, NULL);
-    list->extra = calloc((size_t)gmem_tensor_count(tensor) + 1, gmem_type_bytes(tensor->type));
-    tensor->data = list->extra;
-}
-
-static void add(edited *list, const char *name, int64_t size) {
-    list->extra = calloc((size_t)size, sizeof(float));
-    list->tensors[list->count++] = gmem_tensor_make(name, GMEM_F32, 1, &size, list->extra);
-}
-
-/* The list as an opened safetensors file. */
-static gmem_file *open_edited(gmem_context *context, edited *list, const char *config) {
-    size_t header = 2, room = 512, at = 8, data = 0;
-    gmem_file *file = NULL;
-    for (int i = 0; i < list->count; i++) {
-        room += strlen(list->tensors[i].name) + 256;
-        data += (size_t)gmem_tensor_count(&list->tensors[i]) * gmem_type_bytes(list->tensors[i].type);
-    }
-    list->memory = (char *)calloc(room + data, 1);
-    if (!list->memory) exit(1);
-    at += (size_t)sprintf(list->memory + at, "{\"__metadata__\":{");
-    if (config) at += (size_t)sprintf(list->memory + at, "\"config\":\"%s\"", config);
-    at += (size_t)sprintf(list->memory + at, "}");
-    data = 0;
-    for (int i = 0; i < list->count; i++) {
-        const gmem_tensor *tensor = &list->tensors[i];
-        size_t bytes = (size_t)gmem_tensor_count(tensor) * gmem_type_bytes(tensor->type);
-        at += (size_t)sprintf(list->memory + at, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", tensor->name,
-                              gmem_type_name(tensor->type));
-        for (int j = 0; j < tensor->rank; j++) {
-            at += (size_t)sprintf(list->memory + at, "%s%lld", j ? "," : "", (long long)tensor->shape[j]);
-        }
-        at += (size_t)sprintf(list->memory + at, "],\"data_offsets\":[%lld,%lld]}", (long long)data,
-                              (long long)(data + bytes));
-        data += bytes;
-    }
-    at += (size_t)sprintf(list->memory + at, "}");
-    while (at % 64 != 0) {
-        list->memory[at++] = ' ';
-    }
-    header = at - 8;
-    for (int i = 0; i < 8; i++) {
-        list->memory[i] = (char)(unsigned char)(header >> (8 * i));
-    }
-    for (int i = 0; i < list->count; i++) {
-        size_t bytes = (size_t)gmem_tensor_count(&list->tensors[i]) * gmem_type_bytes(list->tensors[i].type);
-        if (bytes) memcpy(list->memory + at, list->tensors[i].data, bytes);
-        at += bytes;
-    }
-    CHECK_OK(gmem_file_open_memory(context, "edited", list->memory, at, NULL, &file, NULL));
-    return file;
-}
-
-static void free_edited(edited *list) {
-    free(list->memory);
-    free(list->extra);
-}
-
-/* What opening the list as a network gives; `error` is always filled in. */
-static gmem_status status_of(gmem_context *context, edited *list, const char *config, gmem_error *error) {
+/* What opening the list as a network gives; frees the list. `error` is always filled in. */
+static gmem_status status_of(gmem_context *context, edit_list *list, const char *config, gmem_error *error) {
     gmem_network_desc desc;
     gmem_network *network = NULL;
     memset(&desc, 0, sizeof desc);
     memset(error, 0, sizeof *error);
-    desc.file = open_edited(context, list, config);
+    if (config) edit_metadata(list, "config", config);
+    desc.file = edit_open(context, list);
     gmem_status status = gmem_network_open(context, &desc, &network, error);
     CHECK((status == GMEM_OK) == (network != NULL));
     gmem_network_close(network);
     gmem_file_close(desc.file);
-    free_edited(list);
+    edit_free(list);
     return status;
 }
 
@@ -292,14 +200,14 @@ static void test_prepared(gmem_context *context, const char *name) {
     opened it = open_case(context, name);
     gmem_pass *pass = NULL;
     float *v = zeros(it.count), *plain = run(&it, it.network);
-    size_t bytes = (size_t)it.count * sizeof(float);
+    size_t size = (size_t)it.count * sizeof(float);
     CHECK_OK(gmem_pass_create(it.network, it.batch, &pass, NULL));
     CHECK_OK(gmem_pass_prepare(pass, it.batch, it.t, it.batch, it.c, it.label, 1, NULL));
     CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
     CHECK_CLOSE("all prepared", v, plain, it.count, 0);
     /* The last condition and time are not among these. */
     CHECK_OK(gmem_pass_prepare(pass, it.batch - 1, it.t, it.batch - 1, it.c, it.label, 0, NULL));
-    memset(v, 0, bytes);
+    memset(v, 0, size);
     CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
     CHECK_CLOSE("some prepared", v, plain, it.count, 0);
     /* More times than are held: the rest is computed when it is needed. */
@@ -309,7 +217,7 @@ static void test_prepared(gmem_context *context, const char *name) {
     }
     many[999] = it.t[0];
     CHECK_OK(gmem_pass_prepare(pass, 1000, many, it.batch, it.c, it.label, 1, NULL));
-    memset(v, 0, bytes);
+    memset(v, 0, size);
     CHECK_OK(gmem_pass_run(pass, it.batch, it.x, it.t, it.c, it.label, v, NULL));
     CHECK_CLOSE("too many to prepare", v, plain, it.count, 0);
     CHECK_OK(gmem_pass_prepare(pass, 0, NULL, 0, NULL, NULL, 0, NULL));
@@ -426,27 +334,31 @@ static int is_projector(const char *name) { return strncmp(name, "projector", 9)
 
 static const char small_config[] = "{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}";
 
+static void add_zeros(edit_list *list, const char *name, int64_t size) {
+    edit_add(list, name, GMEM_F32, 1, &size, NULL);
+}
+
 /* Each tensor in turn left out, and grown by one along its last dimension. */
 static void test_each_tensor(gmem_context *context, const char *name) {
     opened it = open_case(context, name);
     gmem_error error;
     for (int i = 0; i < (int)gmem_file_tensor_count(it.weights.file); i++) {
         const gmem_tensor *tensor = gmem_file_tensor(it.weights.file, i);
-        edited list = edit(it.weights.file);
+        edit_list *list = edit_of(it.weights.file);
         if (is_projector(tensor->name)) continue;
-        drop(&list, tensor->name);
+        edit_drop(list, tensor->name);
         int label_table = strncmp(tensor->name, "y_embedder", 10) == 0; /* without it there is no condition at all */
         CHECK_STATUS(label_table ? GMEM_E_ARCHITECTURE : GMEM_E_MISSING_TENSOR,
-                     status_of(context, &list, small_config, &error));
+                     status_of(context, list, small_config, &error));
         CHECK_CONTAINS(error.message, label_table ? "y_embedder" : tensor->name);
 
         if (strcmp(tensor->name, "condition_projection.linear.weight") == 0) continue; /* any width is right */
         int64_t shape[GMEM_MAX_RANK];
         memcpy(shape, tensor->shape, sizeof shape);
         shape[tensor->rank - 1]++;
-        list = edit(it.weights.file);
-        reshape(&list, tensor->name, tensor->rank, shape);
-        if (!CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error)))
+        list = edit_of(it.weights.file);
+        edit_replace(list, tensor->name, tensor->type, tensor->rank, shape);
+        if (!CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error)))
             printf("  %s: %s\n", tensor->name, error.message);
         CHECK_TEXT(error.path, "edited");
     }
@@ -458,59 +370,73 @@ static void test_malformed(gmem_context *context) {
     gmem_error error;
     const int64_t narrow[] = {192, 48}, vector[] = {12288};
 
-    edited list = edit(it.weights.file);
-    reshape(&list, "blocks.1.attn.qkv.weight", 2, narrow);
-    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error));
+    edit_list *list = edit_of(it.weights.file);
+    edit_replace(list, "blocks.1.attn.qkv.weight", GMEM_F32, 2, narrow);
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error));
     CHECK_TEXT(error.message, "blocks.1.attn.qkv.weight: expected 192 x 64, found 192 x 48");
 
-    list = edit(it.weights.file);
-    reshape(&list, "blocks.1.attn.qkv.weight", 1, vector);
-    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    edit_replace(list, "blocks.1.attn.qkv.weight", GMEM_F32, 1, vector);
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error));
 
-    list = edit(it.weights.file);
-    find(&list, "blocks.2.attn.proj.weight")->type = GMEM_I32;
-    CHECK_STATUS(GMEM_E_TYPE, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    edit_find(list, "blocks.2.attn.proj.weight")->type = GMEM_I32;
+    CHECK_STATUS(GMEM_E_TYPE, status_of(context, list, small_config, &error));
 
-    list = edit(it.weights.file);
-    add(&list, "blocks.0.attn.rel_pos", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    add_zeros(list, "blocks.0.attn.rel_pos", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, small_config, &error));
     CHECK_CONTAINS(error.message, "blocks.0.attn.rel_pos");
 
-    list = edit(it.weights.file);
-    add(&list, "y_embedder.embedding_table.weight", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    add_zeros(list, "y_embedder.embedding_table.weight", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, small_config, &error));
 
-    list = edit(it.weights.file);
-    add(&list, "register_tokens", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    add_zeros(list, "register_tokens", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, small_config, &error));
 
-    list = edit(it.weights.file);
-    add(&list, "blocks.5.norm1.weight", 64);
-    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    add_zeros(list, "blocks.5.norm1.weight", 64);
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, list, small_config, &error));
     CHECK_CONTAINS(error.message, "blocks.3");
 
-    list = edit(it.weights.file);
-    add(&list, "blocks.99999999999999999999.norm1.weight", 64);
-    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    add_zeros(list, "blocks.99999999999999999999.norm1.weight", 64);
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, list, small_config, &error));
 
-    list = edit(it.weights.file);
-    add(&list, "pos_embed", 4096);
-    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, &list, small_config, &error));
+    list = edit_of(it.weights.file);
+    add_zeros(list, "pos_embed", 4096);
+    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error));
 
     /* Nothing tells the heads, or the size of the latent. */
-    list = edit(it.weights.file);
-    CHECK_STATUS(GMEM_E_HEADS, status_of(context, &list, "{\\\"input_size\\\": 8}", &error));
+    list = edit_of(it.weights.file);
+    CHECK_STATUS(GMEM_E_HEADS, status_of(context, list, "{\\\"input_size\\\": 8}", &error));
     CHECK_CONTAINS(error.message, "--heads");
-    list = edit(it.weights.file);
-    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, &list, "{\\\"num_heads\\\": 4}", &error));
-    list = edit(it.weights.file);
-    CHECK_STATUS(GMEM_E_LIMIT, status_of(context, &list, "{\\\"num_heads\\\": 4, \\\"input_size\\\": 60000}", &error));
+    list = edit_of(it.weights.file);
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, list, "{\\\"num_heads\\\": 4}", &error));
+    list = edit_of(it.weights.file);
+    CHECK_STATUS(GMEM_E_LIMIT, status_of(context, list, "{\\\"num_heads\\\": 4, \\\"input_size\\\": 60000}", &error));
 
-    list = edit(it.weights.file);
-    list.count = 0;
-    add(&list, "features", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, &list, NULL, &error));
+    list = edit_of(it.weights.file);
+    list->count = 0;
+    add_zeros(list, "features", 4);
+    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, NULL, &error));
     close_case(&it);
+}
+
+/* The velocity of the case's inputs by the edited network, malloc'ed. */
+static float *run_edited(gmem_context *context, const opened *it, edit_list *list) {
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    memset(&desc, 0, sizeof desc);
+    edit_metadata(list, "config", small_config);
+    desc.file = edit_open(context, list);
+    CHECK_OK(gmem_network_open(context, &desc, &network, NULL));
+    float *v = run(it, network);
+    gmem_network_close(network);
+    gmem_file_close(desc.file);
+    return v;
 }
 
 /* NaN in a weight is found by the first pass. */
@@ -520,17 +446,18 @@ static void test_nan(gmem_context *context) {
     gmem_network *network = NULL;
     gmem_pass *pass = NULL;
     gmem_error error;
-    float *v = zeros(it.count), nan = HUGE_VALF - HUGE_VALF;
-    edited list = edit(it.weights.file);
-    gmem_tensor *tensor = find(&list, "blocks.1.mlp.w3.weight");
+    float *v = zeros(it.count);
+    edit_list *list = edit_of(it.weights.file);
+    gmem_tensor *tensor = edit_find(list, "blocks.1.mlp.w3.weight");
     int64_t count = gmem_tensor_count(tensor);
-    float *values = zeros(count);
+    float *values = (float *)edit_own(list, (size_t)count * sizeof *values);
     gmem_tensor_read_f32(tensor, 0, count, values);
-    values[count / 2] = nan;
-    tensor->data = list.extra = values;
+    values[count / 2] = HUGE_VALF - HUGE_VALF;
+    tensor->data = values;
     memset(&desc, 0, sizeof desc);
     memset(&error, 0, sizeof error);
-    desc.file = open_edited(context, &list, small_config);
+    edit_metadata(list, "config", small_config);
+    desc.file = edit_open(context, list);
     CHECK_OK(gmem_network_open(context, &desc, &network, NULL));
     CHECK_OK(gmem_pass_create(network, it.batch, &pass, NULL));
     CHECK_STATUS(GMEM_E_NONFINITE, gmem_pass_run(pass, it.batch, it.x, it.t, it.c, NULL, v, &error));
@@ -539,128 +466,146 @@ static void test_nan(gmem_context *context) {
     gmem_pass_destroy(pass);
     gmem_network_close(network);
     gmem_file_close(desc.file);
-    free_edited(&list);
+    edit_free(list);
     free(v);
     close_case(&it);
+}
+
+/* A tensor that only the file's own code could build. */
+static void test_foreign(gmem_context *context) {
+    static const char *const tensors[] = {"x_embedder.a", "t_embedder.a", "blocks.0.attn.a", "final_layer.a",
+                                          "condition_projection.a"};
+    static const char foreign[] = "blocks.0.adaLN_modulation.1.weight";
+    bytes pickle = {NULL, 0, 0};
+    zip_image image;
+    gmem_error error;
+    gmem_file *file = NULL;
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    bytes_add(&pickle, "\x80\2}(", 4);
+    for (size_t i = 0; i <= sizeof tensors / sizeof tensors[0]; i++) {
+        int last = i == sizeof tensors / sizeof tensors[0];
+        const char *name = last ? foreign : tensors[i];
+        bytes_add(&pickle, "X", 1);
+        bytes_number(&pickle, strlen(name), 4);
+        bytes_add(&pickle, name, strlen(name));
+        if (last) {
+            bytes_add(&pickle, "cposix\nsystem\n)R", 16);
+        } else {
+            bytes_add(&pickle, P_TENSOR, sizeof(P_TENSOR) - 1);
+        }
+    }
+    bytes_add(&pickle, "u.", 2);
+    torch_zip(&image, pickle.data, pickle.size);
+    memset(&error, 0, sizeof error);
+    memset(&desc, 0, sizeof desc);
+    if (!CHECK_OK(gmem_file_open_memory(context, "hostile", image.file.data, image.file.size, NULL, &file, &error)))
+        printf("%s\n", error.message);
+    desc.file = file;
+    CHECK_STATUS(GMEM_E_FOREIGN, gmem_network_open(context, &desc, &network, &error));
+    CHECK_CONTAINS(error.message, foreign);
+    CHECK_CONTAINS(error.message, "posix.system");
+    CHECK_TEXT(error.path, "hostile");
+    gmem_file_close(file);
+    bytes_free(&pickle);
+    bytes_free(&image.file);
 }
 
 /* Weights in another type give what the same values give in f32. */
 static void test_types(gmem_context *context, gmem_type type) {
     opened it = open_case(context, "dit_base");
-    edited stored = edit(it.weights.file), rounded = edit(it.weights.file);
-    void *memory[2 * MAX_TENSORS];
-    gmem_network *networks[2] = {NULL, NULL};
-    gmem_network_desc desc;
-    float *v[2];
-    for (int i = 0; i < stored.count; i++) {
-        gmem_tensor *tensor = &stored.tensors[i];
+    edit_list *stored = edit_of(it.weights.file), *rounded = edit_of(it.weights.file);
+    for (int i = 0; i < stored->count; i++) {
+        gmem_tensor *tensor = &stored->tensors[i];
         int64_t count = gmem_tensor_count(tensor);
-        float *values = zeros(count);
+        float *values = (float *)edit_own(rounded, (size_t)count * sizeof *values);
+        void *converted = edit_own(stored, (size_t)count * gmem_type_bytes(type));
         gmem_tensor_read_f32(tensor, 0, count, values);
-        memory[2 * i] = calloc((size_t)count, gmem_type_bytes(type));
-        memory[2 * i + 1] = values;
-        gmem_convert_f32(values, count, type, memory[2 * i]);
-        *tensor = gmem_tensor_make(tensor->name, type, tensor->rank, tensor->shape, memory[2 * i]);
+        gmem_convert_f32(values, count, type, converted);
+        *tensor = gmem_tensor_make(tensor->name, type, tensor->rank, tensor->shape, converted);
         gmem_tensor_read_f32(tensor, 0, count, values);
-        rounded.tensors[i].data = values;
+        rounded->tensors[i].data = values;
     }
-    memset(&desc, 0, sizeof desc);
-    for (int i = 0; i < 2; i++) {
-        desc.file = open_edited(context, i ? &rounded : &stored, small_config);
-        CHECK_OK(gmem_network_open(context, &desc, &networks[i], NULL));
-        v[i] = run(&it, networks[i]);
-        gmem_network_close(networks[i]);
-        gmem_file_close(desc.file);
-    }
-    CHECK_CLOSE(gmem_type_name(type), v[0], v[1], it.count, 1e-6);
-    CHECK_CLOSE(gmem_type_name(type), v[0], it.y, it.count, type == GMEM_BF16 ? 3e-2 : type == GMEM_F16 ? 3e-3 : BAR);
-    for (int i = 0; i < 2 * stored.count; i++) {
-        free(memory[i]);
-    }
-    free(v[0]);
-    free(v[1]);
-    free_edited(&stored);
-    free_edited(&rounded);
+    float *v = run_edited(context, &it, stored), *expected = run_edited(context, &it, rounded);
+    CHECK_CLOSE(gmem_type_name(type), v, expected, it.count, BAR);
+    CHECK_CLOSE(gmem_type_name(type), v, it.y, it.count, type == GMEM_BF16 ? 3e-2 : type == GMEM_F16 ? 3e-3 : BAR);
+    free(v);
+    free(expected);
+    edit_free(stored);
+    edit_free(rounded);
     close_case(&it);
 }
 
-/* int8 rows times their scales give what the products give in f32. The scales stand beside their matrices. */
+/* Rounds w (rows, cols) to int8 times a scale for each row. */
+static void quantise(float *w, int64_t rows, int64_t cols, signed char *out, float *scales) {
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = row * cols; i < (row + 1) * cols; i++) {
+            scales[row] = fmaxf(scales[row], fabsf(w[i]) / 127);
+        }
+        for (int64_t i = row * cols; i < (row + 1) * cols; i++) {
+            out[i] = (signed char)lrintf(w[i] / scales[row]);
+            w[i] = (float)out[i] * scales[row];
+        }
+    }
+}
+
+/* int8 rows times their scales give what the products give in f32. */
 static void test_int8(gmem_context *context, const char *name) {
     opened it = open_case(context, name);
-    edited stored = edit(it.weights.file), rounded = edit(it.weights.file);
-    void *memory[4 * MAX_TENSORS];
-    int used = 0, count = stored.count;
-    gmem_network_desc desc;
-    float *v[2];
+    edit_list *stored = edit_of(it.weights.file), *rounded = edit_of(it.weights.file);
+    int count = stored->count;
     for (int i = 0; i < count; i++) {
-        gmem_tensor *tensor = &stored.tensors[i];
+        gmem_tensor *tensor = &stored->tensors[i];
         if (tensor->rank < 2) continue;
-        int64_t rows = tensor->shape[0], cols = gmem_tensor_count(tensor) / rows;
-        float *values = zeros(rows * cols), *scales = zeros(rows);
-        signed char *quantised = (signed char *)calloc((size_t)(rows * cols), 1);
-        char *scale_name = (char *)calloc(strlen(tensor->name) + 8, 1);
-        if (!quantised || !scale_name) exit(1);
-        gmem_tensor_read_f32(tensor, 0, rows * cols, values);
-        for (int64_t row = 0; row < rows; row++) {
-            float *w = values + row * cols;
-            for (int64_t j = 0; j < cols; j++) {
-                scales[row] = fmaxf(scales[row], fabsf(w[j]) / 127);
-            }
-            for (int64_t j = 0; j < cols; j++) {
-                quantised[row * cols + j] = (signed char)lrintf(w[j] / scales[row]);
-                w[j] = (float)quantised[row * cols + j] * scales[row];
-            }
-        }
-        sprintf(scale_name, "%s.scale", tensor->name);
-        stored.tensors[stored.count++] = gmem_tensor_make(scale_name, GMEM_F32, 1, &rows, scales);
+        int64_t elements = gmem_tensor_count(tensor), rows = tensor->shape[0];
+        float *values = (float *)edit_own(rounded, (size_t)elements * sizeof *values);
+        float *scales = (float *)edit_own(stored, (size_t)rows * sizeof *scales);
+        signed char *quantised = (signed char *)edit_own(stored, (size_t)elements);
+        size_t room = strlen(tensor->name) + sizeof ".scale";
+        char *scale_name = (char *)edit_own(stored, room);
+        snprintf(scale_name, room, "%s.scale", tensor->name);
+        gmem_tensor_read_f32(tensor, 0, elements, values);
+        quantise(values, rows, elements / rows, quantised, scales);
         *tensor = gmem_tensor_make(tensor->name, GMEM_I8, tensor->rank, tensor->shape, quantised);
-        rounded.tensors[i].data = values;
-        memory[used++] = values;
-        memory[used++] = quantised;
-        memory[used++] = scale_name;
-        memory[used++] = scales;
+        edit_add(stored, scale_name, GMEM_F32, 1, &rows, scales);
+        rounded->tensors[i].data = values;
     }
-    memset(&desc, 0, sizeof desc);
-    for (int i = 0; i < 2; i++) {
-        gmem_network *network = NULL;
-        desc.heads = (int)it.info->heads;
-        desc.file = open_edited(context, i ? &rounded : &stored, small_config);
-        CHECK_OK(gmem_network_open(context, &desc, &network, NULL));
-        v[i] = run(&it, network);
-        gmem_network_close(network);
-        gmem_file_close(desc.file);
-    }
-    CHECK_CLOSE("int8", v[0], v[1], it.count, BAR);
-    CHECK_CLOSE("int8", v[0], it.y, it.count, 5e-2);
-    for (int i = 0; i < used; i++) {
-        free(memory[i]);
-    }
-    free(v[0]);
-    free(v[1]);
-    free_edited(&stored);
-    free_edited(&rounded);
+    float *v = run_edited(context, &it, stored), *expected = run_edited(context, &it, rounded);
+    CHECK_CLOSE(name, v, expected, it.count, BAR);
+    CHECK_CLOSE(name, v, it.y, it.count, 5e-2);
+    free(v);
+    free(expected);
+    edit_free(stored);
+    edit_free(rounded);
     close_case(&it);
 }
 
-/* RoPE, the family and the latent, where buffers and the configuration disagree or are missing. */
+/* RoPE and the latent, where buffers and the configuration differ or are missing. */
 static void test_rules(gmem_context *context) {
     opened it = open_case(context, "dit_base");
     gmem_network_desc desc;
+    static const int64_t position[] = {1, 64, 64};
     static const struct {
         const char *config;
+        int position;          /* with pos_embed, hence with all buffers that there are */
         int64_t height, width; /* asked for */
         int rope;
         int64_t tokens; /* expected */
-    } rules[] = {{"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8, \\\"use_rope\\\": false}", 0, 0, 0, 64},
-                 {"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}", 0, 0, 1, 64},
-                 {"{\\\"model\\\": {\\\"num_heads\\\": 4, \\\"input_size\\\": 6}}", 0, 0, 1, 36},
-                 {"{\\\"num_heads\\\": 4}", 6, 10, 1, 60},
-                 {"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}", 12, 0, 1, 144}};
+    } rules[] = {{"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8, \\\"use_rope\\\": false}", 0, 0, 0, 0, 64},
+                 {"{\\\"num_heads\\\": 4, \\\"use_rope\\\": true}", 1, 0, 0, 1, 64},
+                 {"{\\\"num_heads\\\": 4}", 1, 0, 0, 0, 64},
+                 {"{\\\"num_heads\\\": 4}", 1, 4, 16, 0, 64},
+                 {"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}", 0, 0, 0, 1, 64},
+                 {"{\\\"model\\\": {\\\"num_heads\\\": 4, \\\"input_size\\\": 6}}", 0, 0, 0, 1, 36},
+                 {"{\\\"num_heads\\\": 4}", 0, 6, 10, 1, 60},
+                 {"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}", 0, 12, 0, 1, 144}};
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        edited list = edit(it.weights.file);
+        edit_list *list = edit_of(it.weights.file);
         gmem_network *network = NULL;
         memset(&desc, 0, sizeof desc);
-        desc.file = open_edited(context, &list, rules[i].config);
+        if (rules[i].position) edit_add(list, "pos_embed", GMEM_F32, 3, position, NULL);
+        edit_metadata(list, "config", rules[i].config);
+        desc.file = edit_open(context, list);
         desc.latent_height = rules[i].height;
         desc.latent_width = rules[i].width;
         if (CHECK_OK(gmem_network_open(context, &desc, &network, NULL))) {
@@ -669,46 +614,46 @@ static void test_rules(gmem_context *context) {
         }
         gmem_network_close(network);
         gmem_file_close(desc.file);
-        free_edited(&list);
+        edit_free(list);
+    }
+    close_case(&it);
+}
+
+/* SiT's time runs as REPA's where `projectors.*` are anywhere in the file. */
+static void test_time(gmem_context *context) {
+    opened it = open_case(context, "sit_plain");
+    for (int elsewhere = 0; elsewhere < 2; elsewhere++) {
+        gmem_network_desc desc;
+        gmem_network *network = NULL;
+        edit_list *list = edit_of(it.weights.file);
+        int64_t one = 1;
+        edit_drop_all(list, "projectors.");
+        edit_prefix_all(list, "ema.");
+        if (elsewhere) edit_add(list, "model.projectors.0.0.bias", GMEM_F32, 1, &one, NULL);
+        edit_metadata(list, "config", small_config);
+        memset(&desc, 0, sizeof desc);
+        desc.file = edit_open(context, list);
+        if (CHECK_OK(gmem_network_open(context, &desc, &network, NULL))) {
+            CHECK_INT(gmem_network_get_info(network)->architecture, GMEM_ARCH_SIT);
+            CHECK_INT(gmem_network_get_info(network)->time_reversed, elsewhere);
+        }
+        gmem_network_close(network);
+        gmem_file_close(desc.file);
+        edit_free(list);
     }
     close_case(&it);
 }
 
 /* failing allocations --------------------------------------------------------------------------------------------- */
 
-typedef struct failing {
-    int64_t countdown; /* allocations until the one that fails */
-    int for_good;
-    int64_t live;
-} failing;
-
-static void *failing_alloc(void *user, size_t bytes) {
-    failing *state = (failing *)user;
-    if (state->countdown-- <= 0 && (state->for_good || state->countdown == -1)) return NULL;
-    /* 64-byte aligned, the original pointer kept before it */
-    char *raw = (char *)malloc(bytes + 128);
-    if (!raw) return NULL;
-    char *aligned = raw + 128 - (uintptr_t)raw % 64;
-    memcpy(aligned - sizeof raw, &raw, sizeof raw);
-    state->live += (int64_t)bytes;
-    return aligned;
-}
-
-static void failing_release(void *user, void *memory, size_t bytes) {
-    char *raw;
-    ((failing *)user)->live -= (int64_t)bytes;
-    memcpy(&raw, (char *)memory - sizeof raw, sizeof raw);
-    free(raw);
-}
-
-/* Opens and runs with everything from the failing allocator; what it ends with. */
-static gmem_status open_and_run(gmem_context *context, const opened *it, edited *list, size_t bytes, float *v) {
+/* Everything from a context whose allocations fail; what it ends with. */
+static gmem_status open_and_run(gmem_context *context, const opened *it, const edit_list *list, float *v) {
     gmem_network_desc desc;
     gmem_network *network = NULL;
     gmem_pass *pass = NULL;
     gmem_file *file = NULL;
     memset(&desc, 0, sizeof desc);
-    gmem_status status = gmem_file_open_memory(context, "edited", list->memory, bytes, NULL, &file, NULL);
+    gmem_status status = gmem_file_open_memory(context, "edited", list->memory, list->bytes, NULL, &file, NULL);
     desc.file = file;
     if (status == GMEM_OK) status = gmem_network_open(context, &desc, &network, NULL);
     if (status == GMEM_OK) status = gmem_pass_create(network, it->batch, &pass, NULL);
@@ -722,32 +667,24 @@ static gmem_status open_and_run(gmem_context *context, const opened *it, edited 
 
 static void test_allocations(gmem_context *plain, int for_good) {
     opened it = open_case(plain, "dit_odd");
-    edited list = edit(it.weights.file);
-    gmem_file *file = open_edited(plain, &list, "{\\\"num_heads\\\": 3, \\\"input_size\\\": 6}");
-    size_t bytes = (size_t)gmem_file_bytes(file);
-    failing state = {INT32_MAX, for_good, 0};
-    gmem_context_desc desc;
-    gmem_context *context = NULL;
+    edit_list *list = edit_of(it.weights.file);
+    failing state = {-1, for_good, 0};
+    gmem_context *context = failing_context(&state);
     gmem_status status = GMEM_E_MEMORY;
     float *v = zeros(it.count);
-    int64_t tried = 0;
-    memset(&desc, 0, sizeof desc);
-    desc.allocator.user = &state;
-    desc.allocator.alloc = failing_alloc;
-    desc.allocator.release = failing_release;
-    CHECK_OK(gmem_context_create(&desc, &context, NULL));
-    int64_t before = state.live;
+    int64_t tried = 0, before = state.live;
+    edit_metadata(list, "config", "{\\\"num_heads\\\": 3, \\\"input_size\\\": 6}");
+    edit_write(list);
     for (; status != GMEM_OK && tried < 10000; tried++) {
         state.countdown = tried;
-        status = open_and_run(context, &it, &list, bytes, v);
+        status = open_and_run(context, &it, list, v);
         if (status != GMEM_OK && !CHECK_STATUS(GMEM_E_MEMORY, status)) break;
         if (!CHECK_INT(state.live, before)) break;
     }
     CHECK(tried > 10);
     CHECK_CLOSE("after failed allocations", v, it.y, it.count, BAR);
     gmem_context_destroy(context);
-    gmem_file_close(file);
-    free_edited(&list);
+    edit_free(list);
     free(v);
     close_case(&it);
 }
@@ -783,7 +720,9 @@ int main(void) {
     test_each_tensor(context, "dit_qknorm");
     test_each_tensor(context, "sit_plain");
     test_malformed(context);
+    test_foreign(context);
     test_nan(context);
+    test_time(context);
     test_rules(context);
     test_allocations(context, 0);
     test_allocations(context, 1);
