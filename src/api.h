@@ -367,8 +367,8 @@ typedef struct gmem_network_desc {
 typedef struct gmem_network gmem_network;
 
 /* Recognises the architecture from the tensors and checks every shape against the others; a tensor that the network has
- * no use for is refused, but for training's leftovers. A stored pos_embed is used, a missing one computed, and RoPE too.
- * RoPE is on where `feat_rope.*` is stored; where the file holds no such buffer, `use_rope` of its configuration
+ * no use for is refused, but for training's leftovers. A stored pos_embed is used, a missing one computed, and RoPE
+ * too. RoPE is on where `feat_rope.*` is stored; where the file holds no such buffer, `use_rope` of its configuration
  * decides, else it is off with pos_embed stored, and without that on for SwiGLU or RMSNorm.
  * Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE, E_HEADS, E_LATENT, E_LIMIT, E_FOREIGN. */
 GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network_desc *desc, gmem_network **out,
