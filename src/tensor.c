@@ -151,13 +151,14 @@ typedef struct gmem__stretch {
     int64_t step, count; /* bytes, elements */
 } gmem__stretch;
 
-static void gmem__stretch_to_f32(gmem_type type, gmem__stretch run, float *out) {
-    const unsigned char *from = run.from;
+static void gmem__stretch_to_f32(gmem_type type, gmem__stretch stretch, void *to) {
+    float *out = (float *)to;
+    const unsigned char *from = stretch.from;
     switch (type) {
-#define GMEM__LOAD_CASE(name, kind, value)                        \
-    case GMEM_##name:                                             \
-        for (int64_t i = 0; i < run.count; i++, from += run.step) \
-            out[i] = (float)(value);                              \
+#define GMEM__LOAD_CASE(name, kind, value)                                \
+    case GMEM_##name:                                                     \
+        for (int64_t i = 0; i < stretch.count; i++, from += stretch.step) \
+            out[i] = (float)(value);                                      \
         break;
         GMEM__LOADS(GMEM__LOAD_CASE)
 #undef GMEM__LOAD_CASE
@@ -166,13 +167,14 @@ static void gmem__stretch_to_f32(gmem_type type, gmem__stretch run, float *out) 
     }
 }
 
-static void gmem__stretch_to_i64(gmem_type type, gmem__stretch run, int64_t *out) {
-    const unsigned char *from = run.from;
+static void gmem__stretch_to_i64(gmem_type type, gmem__stretch stretch, void *to) {
+    int64_t *out = (int64_t *)to;
+    const unsigned char *from = stretch.from;
     switch (type) {
-#define GMEM__LOAD_CASE(name, kind, value)                        \
-    case GMEM_##name:                                             \
-        for (int64_t i = 0; i < run.count; i++, from += run.step) \
-            out[i] = GMEM__##kind##_TO_I64(value);                \
+#define GMEM__LOAD_CASE(name, kind, value)                                \
+    case GMEM_##name:                                                     \
+        for (int64_t i = 0; i < stretch.count; i++, from += stretch.step) \
+            out[i] = GMEM__##kind##_TO_I64(value);                        \
         break;
         GMEM__LOADS(GMEM__LOAD_CASE)
 #undef GMEM__LOAD_CASE
@@ -181,22 +183,23 @@ static void gmem__stretch_to_i64(gmem_type type, gmem__stretch run, int64_t *out
     }
 }
 
-static void gmem__stretch_copy(gmem_type type, gmem__stretch run, unsigned char *out) {
+static void gmem__stretch_copy(gmem_type type, gmem__stretch stretch, void *to) {
+    unsigned char *out = (unsigned char *)to;
     int64_t bytes = (int64_t)gmem_type_bytes(type);
-    if (run.step == bytes) {
-        memcpy(out, run.from, (size_t)(run.count * bytes));
+    if (stretch.step == bytes) {
+        memcpy(out, stretch.from, (size_t)(stretch.count * bytes));
         return;
     }
-    for (int64_t i = 0; i < run.count; i++)
-        memcpy(out + i * bytes, run.from + i * run.step, (size_t)bytes);
+    for (int64_t i = 0; i < stretch.count; i++)
+        memcpy(out + i * bytes, stretch.from + i * stretch.step, (size_t)bytes);
 }
 
-/* runs through strides -------------------------------------------------------------------------------------------- */
+/* walking strides ----------------------------------------------------------------------------------------------- */
 
 /* How a tensor is walked: the innermost dimensions that one step reaches count as one. */
 typedef struct gmem__walk {
     const gmem_tensor *tensor;
-    int outer;           /* dimensions outside of the inner run */
+    int outer;           /* dimensions outside of the innermost stretch */
     int64_t step, count; /* elements */
 } gmem__walk;
 
@@ -216,7 +219,7 @@ static gmem__walk gmem__walk_of(const gmem_tensor *tensor) {
     return walk;
 }
 
-/* The run from element `first` on, at most `limit` elements long. */
+/* The stretch from element `first` on, at most `limit` elements long. */
 static gmem__stretch gmem__stretch_at(const gmem__walk *walk, int64_t first, int64_t limit) {
     const gmem_tensor *tensor = walk->tensor;
     int64_t bytes = (int64_t)gmem_type_bytes(tensor->type), inner = first % walk->count, rest = first / walk->count;
@@ -225,39 +228,35 @@ static gmem__stretch gmem__stretch_at(const gmem__walk *walk, int64_t first, int
         offset += rest % tensor->shape[i] * tensor->stride[i];
         rest /= tensor->shape[i];
     }
-    gmem__stretch run;
-    run.from = (const unsigned char *)tensor->data + offset * bytes;
-    run.step = walk->step * bytes;
-    run.count = gmem__min(limit, walk->count - inner);
-    return run;
+    gmem__stretch stretch;
+    stretch.from = (const unsigned char *)tensor->data + offset * bytes;
+    stretch.step = walk->step * bytes;
+    stretch.count = gmem__min(limit, walk->count - inner);
+    return stretch;
+}
+
+/* Elements [first, first + count) into out, `width` bytes each there. */
+static void gmem__read_stretches(const gmem_tensor *tensor, int64_t first, int64_t count, void *out, size_t width,
+                                 void (*read)(gmem_type type, gmem__stretch stretch, void *to)) {
+    if (count <= 0) return; /* an empty tensor's other dimensions mean nothing */
+    gmem__walk walk = gmem__walk_of(tensor);
+    for (int64_t done = 0; done < count;) {
+        gmem__stretch stretch = gmem__stretch_at(&walk, first + done, count - done);
+        read(tensor->type, stretch, (char *)out + (size_t)done * width);
+        done += stretch.count;
+    }
 }
 
 GMEM_API void gmem_tensor_read_f32(const gmem_tensor *tensor, int64_t first, int64_t count, float *out) {
-    gmem__walk walk = gmem__walk_of(tensor);
-    for (int64_t done = 0; done < count;) {
-        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
-        gmem__stretch_to_f32(tensor->type, run, out + done);
-        done += run.count;
-    }
+    gmem__read_stretches(tensor, first, count, out, sizeof *out, gmem__stretch_to_f32);
 }
 
 GMEM_API void gmem_tensor_read_i64(const gmem_tensor *tensor, int64_t first, int64_t count, int64_t *out) {
-    gmem__walk walk = gmem__walk_of(tensor);
-    for (int64_t done = 0; done < count;) {
-        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
-        gmem__stretch_to_i64(tensor->type, run, out + done);
-        done += run.count;
-    }
+    gmem__read_stretches(tensor, first, count, out, sizeof *out, gmem__stretch_to_i64);
 }
 
 GMEM_API void gmem_tensor_read(const gmem_tensor *tensor, int64_t first, int64_t count, void *out) {
-    gmem__walk walk = gmem__walk_of(tensor);
-    int64_t bytes = (int64_t)gmem_type_bytes(tensor->type);
-    for (int64_t done = 0; done < count;) {
-        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
-        gmem__stretch_copy(tensor->type, run, (unsigned char *)out + done * bytes);
-        done += run.count;
-    }
+    gmem__read_stretches(tensor, first, count, out, gmem_type_bytes(tensor->type), gmem__stretch_copy);
 }
 
 GMEM__FN int gmem__tensor_is_contiguous(const gmem_tensor *tensor) {
