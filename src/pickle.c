@@ -124,10 +124,12 @@ static gmem_status gmem__pickle_append(gmem__pickle *p, gmem__handle container, 
     return GMEM_OK;
 }
 
-/* The first `limit` items of a tuple (or list); returns how many there are, counting one beyond the limit at most. */
-static int gmem__pickle_items(const gmem__pickle *p, const gmem__node *list, gmem__handle *items, int limit) {
+/* The first `limit` items of a tuple (a tensor is one of arguments); returns how many there are, counting one beyond
+ * the limit at most, or -1 where it is no tuple. */
+static int gmem__pickle_items(const gmem__pickle *p, const gmem__node *tuple, gmem__handle *items, int limit) {
     int count = 0;
-    for (uint32_t cell = list->as.list.first; cell && count <= limit; cell = gmem__pickle_cell(p, cell)->next) {
+    if (tuple->kind != GMEM__KIND_TUPLE) return -1;
+    for (uint32_t cell = tuple->as.list.first; cell && count <= limit; cell = gmem__pickle_cell(p, cell)->next) {
         if (count < limit) items[count] = gmem__pickle_cell(p, cell)->value;
         count++;
     }
@@ -571,7 +573,7 @@ static gmem_status gmem__pickle_view(const gmem__pickle *p, gmem__handle view, i
     *count = numel;
     if (view == GMEM__HANDLE_NONE) return GMEM_OK;
     const gmem__node node = gmem__pickle_node(p, view);
-    if (node.kind != GMEM__KIND_TUPLE || gmem__pickle_items(p, &node, items, 3) != 3) {
+    if (gmem__pickle_items(p, &node, items, 3) != 3) {
         return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a storage's view is no tuple of three");
     }
     GMEM__TRY(gmem__pickle_integer(p, items[1], offset));
@@ -590,7 +592,7 @@ static gmem_status gmem__op_persistent(gmem__pickle *p, const gmem__opcode *op, 
     (void)argument;
     GMEM__TRY(gmem__pickle_need(p, 1));
     const gmem__node id = gmem__pickle_node(p, *gmem__pickle_top(p, 0));
-    const int count = id.kind == GMEM__KIND_TUPLE ? gmem__pickle_items(p, &id, items, 6) : 0;
+    const int count = gmem__pickle_items(p, &id, items, 6);
     if (p->legacy && count == 4 && gmem__pickle_text_is(p, items[0], "module") &&
         gmem__pickle_kind(p, items[1]) == GMEM__KIND_INERT) { /* a module's class with its source */
         *gmem__pickle_top(p, 0) = items[1];
@@ -639,8 +641,8 @@ static gmem_status gmem__pickle_integers(const gmem__pickle *p, gmem__handle tup
                                          gmem__handle *inert) {
     gmem__handle items[GMEM_MAX_RANK];
     const gmem__node node = gmem__pickle_node(p, tuple);
-    if (node.kind != GMEM__KIND_TUPLE) return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a tensor's size is no tuple");
     *count = gmem__pickle_items(p, &node, items, GMEM_MAX_RANK);
+    if (*count < 0) return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a tensor's size is no tuple");
     if (*count > GMEM_MAX_RANK) return gmem__pickle_fail(p, GMEM_E_TENSOR, "a tensor of more than 8 dimensions");
     for (int i = 0; i < *count; i++) {
         if (gmem__pickle_kind(p, items[i]) == GMEM__KIND_INERT) {
@@ -680,7 +682,7 @@ static gmem_status gmem__pickle_decode_tensor(const gmem__pickle *p, const gmem_
     int stride_count = 0;
     memset(out, 0, sizeof *out);
     *inert = GMEM__HANDLE_NONE;
-    gmem__pickle_items(p, arguments, items, 4);
+    (void)gmem__pickle_items(p, arguments, items, 4); /* four at least, by gmem__call_arguments */
     for (int i = 0; i < 4; i++) {
         if (gmem__pickle_kind(p, items[i]) != GMEM__KIND_INERT) continue;
         *inert = items[i];
@@ -709,7 +711,9 @@ static gmem_status gmem__pickle_decode_tensor(const gmem__pickle *p, const gmem_
 GMEM__FN void gmem__pickle_tensor(const gmem__pickle *p, const gmem__node *node, gmem_tensor *out) {
     gmem__view view;
     gmem__handle inert;
-    (void)gmem__pickle_decode_tensor(p, node, &view, &inert); /* it succeeded when the node was made */
+    gmem__node arguments = *node;
+    arguments.kind = GMEM__KIND_TUPLE;
+    (void)gmem__pickle_decode_tensor(p, &arguments, &view, &inert); /* it succeeded when the node was made */
     const gmem__storage *storage = gmem__pickle_storage(p, view.storage);
     *out = view.tensor;
     if (storage->data) out->data = storage->data + view.first * (int64_t)gmem_type_bytes(view.tensor.type);
@@ -758,8 +762,7 @@ static const struct { int least, most; } gmem__call_arguments[] = {{0, 0}, {1, 1
 static gmem_status gmem__pickle_call(gmem__pickle *p, uint32_t function, const gmem__node *arguments) {
     gmem__handle items[7];
     const int count = gmem__pickle_items(p, arguments, items, 7);
-    if (arguments->kind != GMEM__KIND_TUPLE || count < gmem__call_arguments[function].least ||
-        count > gmem__call_arguments[function].most) {
+    if (count < gmem__call_arguments[function].least || count > gmem__call_arguments[function].most) {
         return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a function is given the wrong number of arguments");
     }
     if (function == GMEM__CALL_ORDERED_DICT) {

@@ -117,7 +117,7 @@ static void expect_patched(const char *what, size_t (*place)(const zip_image *),
                            gmem_status code, size_t (*at)(const zip_image *)) {
     zip_image image;
     good_zip(&image);
-    bytes_set(image.file.data + place(&image) + offset, value, size);
+    bytes_patch(&image.file, place(&image) + (size_t)offset, value, size);
     expect(what, &image.file, code, at(&image));
     bytes_free(&image.file);
 }
@@ -155,22 +155,22 @@ static void test_zip_end(void) {
 static void test_zip_directory(void) {
     zip_image image;
     good_zip(&image);
-    bytes_set(image.file.data + image.end + 8, 0xffffffffu, 4);
-    bytes_set(image.file.data + image.end64 + 24, (uint64_t)1 << 40, 8);
-    bytes_set(image.file.data + image.end64 + 32, (uint64_t)1 << 40, 8);
+    bytes_patch(&image.file, image.end + 8, 0xffffffffu, 4);
+    bytes_patch(&image.file, image.end64 + 24, (uint64_t)1 << 40, 8);
+    bytes_patch(&image.file, image.end64 + 32, (uint64_t)1 << 40, 8);
     expect("more entries than fit", &image.file, GMEM_E_ZIP_DIRECTORY, image.end64);
     bytes_free(&image.file);
 
     good_zip(&image);
-    bytes_set(image.file.data + image.end + 8, 0x00020002, 4);
-    bytes_set(image.file.data + image.end64 + 24, 2, 8);
-    bytes_set(image.file.data + image.end64 + 32, 2, 8);
+    bytes_patch(&image.file, image.end + 8, 0x00020002, 4);
+    bytes_patch(&image.file, image.end64 + 24, 2, 8);
+    bytes_patch(&image.file, image.end64 + 32, 2, 8);
     expect("fewer entries than there are", &image.file, GMEM_E_ZIP_DIRECTORY, image.central[2]);
     bytes_free(&image.file);
 
     good_zip(&image);
-    bytes_set(image.file.data + image.end + 16, image.directory + 1, 4);
-    bytes_set(image.file.data + image.end64 + 48, image.directory + 1, 8);
+    bytes_patch(&image.file, image.end + 16, image.directory + 1, 4);
+    bytes_patch(&image.file, image.end64 + 48, image.directory + 1, 8);
     expect("a directory that ends elsewhere", &image.file, GMEM_E_ZIP_DIRECTORY, image.end64);
     bytes_free(&image.file);
 
@@ -182,11 +182,11 @@ static void test_zip_directory(void) {
     expect_patched("compressed in the directory only", place_central1, 10, 8, 2, GMEM_E_ZIP_LOCAL, place_local1);
 
     good_zip(&image);
-    bytes_set(image.file.data + image.central[1] + 24, 0xffffffffu, 4);
+    bytes_patch(&image.file, image.central[1] + 24, 0xffffffffu, 4);
     expect("a zip64 size without its field", &image.file, GMEM_E_ZIP_DIRECTORY, image.central[1] + 46 + 8);
-    bytes_set(image.file.data + image.central[1] + 24, 24, 4);
-    bytes_set(image.file.data + image.central[1] + 10, 8, 2);
-    bytes_set(image.file.data + image.local[1] + 8, 8, 2);
+    bytes_patch(&image.file, image.central[1] + 24, 24, 4);
+    bytes_patch(&image.file, image.central[1] + 10, 8, 2);
+    bytes_patch(&image.file, image.local[1] + 8, 8, 2);
     expect("compressed", &image.file, GMEM_E_ZIP_COMPRESSED, image.local[1]);
     bytes_free(&image.file);
 }
@@ -289,17 +289,17 @@ static void test_zip64_entry(void) {
         good_zip(&image);
         const size_t after = image.central[0] + 46 + 10;
         bytes_add(&file, image.file.data, after);
-        bytes_set(file.data + image.central[0] + 20, 0xffffffffffffffffu, 8);
-        bytes_set(file.data + image.central[0] + 30, 28, 2);
-        bytes_set(file.data + image.central[0] + 42, 0xffffffffu, 4);
+        bytes_patch(&file, image.central[0] + 20, 0xffffffffffffffffu, 8);
+        bytes_patch(&file, image.central[0] + 30, 28, 2);
+        bytes_patch(&file, image.central[0] + 42, 0xffffffffu, 4);
         bytes_number(&file, 1 | 24 << 16, 4);
         bytes_number(&file, overflow ? UINT64_MAX : sizeof GOOD_PICKLE - 1, 8);
         bytes_number(&file, overflow ? UINT64_MAX : sizeof GOOD_PICKLE - 1, 8);
         bytes_number(&file, 0, 8);
         bytes_add(&file, image.file.data + after, image.file.size - after);
-        bytes_set(file.data + image.end64 + 28 + 40, image.end64 + 28 - image.directory, 8);
-        bytes_set(file.data + image.locator + 28 + 8, image.end64 + 28, 8);
-        bytes_set(file.data + image.end + 28 + 12, 0xffffffffu, 4);
+        bytes_patch(&file, image.end64 + 28 + 40, image.end64 + 28 - image.directory, 8);
+        bytes_patch(&file, image.locator + 28 + 8, image.end64 + 28, 8);
+        bytes_patch(&file, image.end + 28 + 12, 0xffffffffu, 4);
         if (overflow) {
             expect("a 64-bit size", &file, GMEM_E_OVERFLOW, image.central[0]);
         } else {
@@ -384,6 +384,9 @@ static void test_pickle_values(void) {
     EXPECT_PICKLE("a call of a string", "\x80\2" P_TEXT1("f") ")", "R.", GMEM_E_PICKLE_VALUE);
     EXPECT_PICKLE("a call of a storage class", "\x80\2" P_CLASS("Float") ")", "R.", GMEM_E_PICKLE_VALUE);
     EXPECT_PICKLE("arguments that are no tuple", "\x80\2ccollections\nOrderedDict\n]", "R.", GMEM_E_PICKLE_VALUE);
+    EXPECT_PICKLE("arguments that are a float", "\x80\2ccollections\nOrderedDict\nG\x7f\xff\xff\xff\x7f\xff\xff\xff",
+                  "R.", GMEM_E_PICKLE_VALUE);
+    EXPECT_PICKLE("an id that is a float", "\x80\2G\x7f\xff\xff\xff\x7f\xff\xff\xff", "Q.", GMEM_E_PICKLE_VALUE);
     EXPECT_PICKLE("OrderedDict with arguments", "\x80\2ccollections\nOrderedDict\n]\x85", "R.", GMEM_E_PICKLE_VALUE);
     EXPECT_PICKLE("a size of a list",
                   "\x80\2"
@@ -467,13 +470,13 @@ static void test_pickle_tensors(void) {
 
 /* what is accepted ------------------------------------------------------------------------------------------------- */
 
-typedef struct opened {
+typedef struct loaded {
     zip_image image;
     gmem_file *file;
-} opened;
+} loaded;
 
-static opened open_pickle_bytes(const char *pickle, size_t size, const char *key) {
-    opened result;
+static loaded open_pickle_bytes(const char *pickle, size_t size, const char *key) {
+    loaded result;
     gmem_error error;
     memset(&result, 0, sizeof result);
     memset(&error, 0, sizeof error);
@@ -489,7 +492,7 @@ static opened open_pickle_bytes(const char *pickle, size_t size, const char *key
 
 #define OPEN_PICKLE(literal) open_pickle_bytes((literal), sizeof(literal) - 1, ".")
 
-static void opened_close(opened *file) {
+static void loaded_close(loaded *file) {
     gmem_file_close(file->file);
     bytes_free(&file->image.file);
 }
@@ -503,7 +506,7 @@ static void check_floats(const gmem_tensor *tensor, int count, float first, floa
 }
 
 static void test_keys(void) {
-    opened o = OPEN_PICKLE("\x80\2}(" P_TEXT1("d") "}(K\7" P_TENSOR "J\xfe\xff\xff\xffK\1u" P_TEXT1(
+    loaded o = OPEN_PICKLE("\x80\2}(" P_TEXT1("d") "}(K\7" P_TENSOR "J\xfe\xff\xff\xffK\1u" P_TEXT1(
         "l") "](" P_TENSOR "NK\5e" P_TEXT1("t") "K\1]K\2a\x86" P_TEXT1("o") P_ORDERED P_TEXT1("k") "K\3s}b"
                                                                                                    "K\1K\2\x86K\4"
                                                                                                    "\x88K\5"
@@ -518,26 +521,37 @@ static void test_keys(void) {
     check_number(o.file, "4", 4); /* a tuple as key goes by its place */
     check_number(o.file, "5", 5);
     CHECK_INT(gmem_file_tensor_count(o.file), 2);
-    opened_close(&o);
+    loaded_close(&o);
 
     o = OPEN_PICKLE("\x80\2" P_TENSOR ".");
     check_floats(gmem_file_find(o.file, "tensor"), 6, 0, 1);
-    opened_close(&o);
+    loaded_close(&o);
 }
 
 static void test_values(void) {
-    opened o = OPEN_PICKLE(
-        "\x80\4}(" P_TEXT1("w")
-            P_TENSOR P_TEXT1("a") "\x8a\0" P_TEXT1("b") "\x8a\1\xff" P_TEXT1("c") "\x8a\x9\0\0\0\0\0\0\0\0\1" P_TEXT1("d") "\x8a\x9\0\0\0\0\0\0\0\0\xff" P_TEXT1("e") "\x8a\x9\1\0\0\0\0\4\0\0\1" P_TEXT1("f") "\x8a\x8\0\0\0\0\0\0\0\x80" P_TEXT1(
-                "g") "G\xbf\xf8\0\0\0\0\0\0" P_TEXT1("h") "J\0\0\0\x80" P_TEXT1("i") "M\xff\xff" P_TEXT1("j") "ctorch\n"
-                                                                                                              "bfloat16"
-                                                                                                              "\n" P_TEXT1("k") "ctorch\ndevice\nX\4\0\0\0cudaK\3"
-                                                                                                                                "\x86R" P_TEXT1(
-                                                                                                                                    "l") "ctorch\ndevic"
-                                                                                                                                         "e\nX\3\0\0\0c"
-                                                                                                                                         "pu\x85"
-                                                                                                                                         "R" P_TEXT1("m") "ctorch\nSize\nK\5\x85\x85R" P_TEXT1(
-                                                                                                                                             "n") "C\2\xff\0" P_TEXT1("o") "\x8f(K\1\x90" P_TEXT1("p") "(K\2\x91u.");
+    loaded o =
+        OPEN_PICKLE(
+            "\x80\4}(" P_TEXT1("w") P_TENSOR
+                P_TEXT1("a") "\x8a\0" P_TEXT1("b") "\x8a\1\xff" P_TEXT1("c") "\x8a\x9\0\0\0\0\0\0\0\0\1" P_TEXT1("d") "\x8a\x9\0\0\0\0\0\0\0\0\xff" P_TEXT1("e") "\x8a\x9\1\0\0\0\0\4\0\0\1" P_TEXT1("f") "\x8a\x8\0\0\0\0\0\0\0\x80" P_TEXT1("g") "G\xbf\xf8\0\0\0\0\0\0" P_TEXT1(
+                    "h") "J\0\0\0\x80" P_TEXT1("i") "M\xff\xff" P_TEXT1("j") "ctorch\n"
+                                                                             "bfloat16"
+                                                                             "\n" P_TEXT1(
+                                                                                 "k") "ctorch\ndevice\nX\4\0\0\0cudaK\3"
+                                                                                      "\x86R" P_TEXT1(
+                                                                                          "l") "ctorch\ndevic"
+                                                                                               "e\nX\3\0\0\0c"
+                                                                                               "pu\x85"
+                                                                                               "R" P_TEXT1(
+                                                                                                   "m") "ctorch"
+                                                                                                        "\nSize"
+                                                                                                        "\nK\5"
+                                                                                                        "\x85"
+                                                                                                        "\x85"
+                                                                                                        "R" P_TEXT1("n") "C\2\xff\0" P_TEXT1(
+                                                                                                            "o") "\x8f("
+                                                                                                                 "K\1"
+                                                                                                                 "\x90" P_TEXT1(
+                                                                                                                     "p") "(K\2\x91u.");
     check_number(o.file, "a", 0);
     check_number(o.file, "b", -1);
     check_number(o.file, "c", 18446744073709551616.0);
@@ -555,11 +569,11 @@ static void test_values(void) {
     check_number(o.file, "o.0", 1);
     check_number(o.file, "p.0", 2);
     CHECK_INT(gmem_file_foreign_count(o.file), 0);
-    opened_close(&o);
+    loaded_close(&o);
 }
 
 static void test_tensors(void) {
-    opened o = OPEN_PICKLE("\x80\2}(" P_TEXT1("t") P_REBUILD P_STORAGE "K\0K\3K\2\x86K\1K\3\x86" P_REST "R" P_TEXT1("o")
+    loaded o = OPEN_PICKLE("\x80\2}(" P_TEXT1("t") P_REBUILD P_STORAGE "K\0K\3K\2\x86K\1K\3\x86" P_REST "R" P_TEXT1("o")
                                P_REBUILD P_STORAGE "K\4K\2\x85K\1\x85" P_REST "R" P_TEXT1("s") P_REBUILD P_STORAGE
                            "K\5))" P_REST "R" P_TEXT1("e") P_REBUILD P_STORAGE
                            "K\6K\0K\x63\x86K\1K\1\x86" P_REST
@@ -577,12 +591,12 @@ static void test_tensors(void) {
     check_floats(gmem_file_find(o.file, "e"), 0, 0, 0);
     check_floats(gmem_file_find(o.file, "p"), 6, 0, 1);
     check_floats(gmem_file_find(o.file, "1"), 2, 1, 2);
-    opened_close(&o);
+    loaded_close(&o);
 }
 
 /* Foreign objects: what is applied to them vanishes, their names are told, nothing happens. */
 static void test_foreign(void) {
-    opened o = OPEN_PICKLE("\x80\2}(" P_TEXT1("w") P_TENSOR P_TEXT1("x") "cposix\nsystem\nX\6\0\0\0reboot\x85R" P_TEXT1("n") "cargparse\nNamespace\n)\x81}(" P_TEXT1(
+    loaded o = OPEN_PICKLE("\x80\2}(" P_TEXT1("w") P_TENSOR P_TEXT1("x") "cposix\nsystem\nX\6\0\0\0reboot\x85R" P_TEXT1("n") "cargparse\nNamespace\n)\x81}(" P_TEXT1(
         "a") "K\1ub" P_TEXT1("s") "cposix\nsystem\n)R](K\1ea" P_TEXT1("d") "cmy\nDict\n)R" P_TEXT1("k") "K\1s(" P_TEXT1("q") "K\2u" P_TEXT1("c")
                                P_REBUILD P_ID("ComplexFloat", "9", "K\1") "K\0K\1\x85K\1\x85" P_REST "R" P_TEXT1("i")
                                    P_REBUILD P_STORAGE "K\0cnumpy\nint64\n\x85K\1\x85" P_REST "Ru.");
@@ -596,7 +610,7 @@ static void test_foreign(void) {
     CHECK(!gmem_file_number(o.file, "n.a", &number));
     CHECK(!gmem_file_number(o.file, "s.0", &number));
     CHECK(!gmem_file_number(o.file, "d.k", &number));
-    opened_close(&o);
+    loaded_close(&o);
     EXPECT_PICKLE("a cycle through an inert object is none",
                   "\x80\2}(" P_TEXT1("w") P_TENSOR P_TEXT1("x") "cmy\nNode\n)\x81q\0}" P_TEXT1("p") "h\0sbu.", "N",
                   GMEM_E_PICKLE_TRAILING);
