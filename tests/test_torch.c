@@ -87,7 +87,8 @@ static void test_container(const char *name, gmem_format format) {
 }
 
 static void test_training_checkpoint(void) {
-    gmem_file *file = golden_open(shared_context, "dit_base.pth");
+    gmem_file *file = NULL;
+    if (!CHECK_OK(gmem_file_open(shared_context, "tests/golden/dit_base.pth", NULL, &file, NULL))) return;
     CHECK_TEXT(gmem_file_key(file), "ema");
     const gmem_tensor *ema = gmem_file_find(file, "blocks.0.attn.qkv.weight");
     const gmem_tensor *model = gmem_file_find_any(file, "model.blocks.0.attn.qkv.weight");
