@@ -5,6 +5,8 @@
 #include "internal.h"
 
 #define GMEM__JSON_DEPTH 64
+/* Bytes of memory that a byte of text takes at most: a node for every second one, the copy, the keys being sorted. */
+#define GMEM__JSON_MEMORY 9
 
 typedef enum gmem__json_kind {
     GMEM__JSON_NULL,

@@ -200,6 +200,9 @@ static gmem_status gmem__st_header(gmem__st_parser *parser) {
         return gmem__st_fail(parser, GMEM_E_JSON, 0, "JSON", "not an object");
     for (int64_t i = 1; i < json->count; i = json->nodes[i + 1].next)
         parser->tensors += !gmem__st_is_metadata(json, i);
+    int64_t held = json->bytes + json->count * (int64_t)sizeof *json->nodes +
+                   parser->tensors * (int64_t)(sizeof(gmem__st_range) + sizeof(int32_t));
+    if (!gmem__file_may_hold(parser->file, held)) return gmem__file_no_memory(parser->file, parser->error);
     const gmem_context *context = parser->file->context;
     gmem__st_range *ranges = (gmem__st_range *)gmem__alloc(context, parser->tensors, sizeof *ranges);
     int32_t *order = (int32_t *)gmem__alloc(context, parser->tensors, sizeof *order);
@@ -212,6 +215,7 @@ static gmem_status gmem__st_header(gmem__st_parser *parser) {
     }
     gmem__free(context, ranges, parser->tensors, sizeof *ranges);
     gmem__free(context, order, parser->tensors, sizeof *order);
+    parser->file->held -= held;
     return status;
 }
 
@@ -280,11 +284,18 @@ static gmem_status gmem__st_config(gmem_file *file, gmem_error *error) {
     gmem__st_path path = {"config", 6};
     gmem__json json;
     if (!text || text[0] != '{') return GMEM_OK;
-    gmem_status status =
-        gmem__json_parse(file->context, text, (int64_t)strlen(text), file->path, -1, &json, NULL, error);
-    if (status != GMEM_OK) return status == GMEM_E_MEMORY ? status : GMEM_OK;
-    status = gmem__st_config_tree(file, &json, 0, &path, error);
-    gmem__json_free(&json);
+    int64_t bytes = (int64_t)strlen(text), held = GMEM__JSON_MEMORY * bytes;
+    if (!gmem__file_may_hold(file, held)) return gmem__file_no_memory(file, error);
+    gmem_status status = gmem__json_parse(file->context, text, bytes, file->path, -1, &json, NULL, NULL);
+    if (status == GMEM_OK) {
+        status = gmem__st_config_tree(file, &json, 0, &path, error);
+        gmem__json_free(&json);
+    } else if (status == GMEM_E_MEMORY) {
+        gmem__file_no_memory(file, error);
+    } else {
+        status = GMEM_OK;
+    }
+    file->held -= held;
     return status;
 }
 

@@ -525,7 +525,7 @@ static gmem_status open_exactly(gmem_context *context, const unsigned char *data
         read_everything(file);
     } else {
         CHECK(error.code == status && error.message[0] && file == NULL);
-        if (error.offset < -1 || error.offset > (int64_t)bytes) CHECK(!"an offset inside of the file");
+        CHECK(error.offset >= -1 && error.offset <= (int64_t)bytes);
     }
     gmem_file_close(file);
     free(copy);
@@ -632,8 +632,6 @@ int main(int count, char **arguments) {
     test_fill(context);
     test_save_refusals(context);
     test_prefixes_and_flips("container.expect.safetensors");
-    test_prefixes_and_flips("container_zip.pth");
-    test_prefixes_and_flips("container_legacy.pth");
     test_memory_limit(context);
     test_decimal_commas(context);
     gmem_context_destroy(context);
