@@ -325,6 +325,19 @@ static gmem_status gmem__index_names(gmem_file *file, gmem_error *error) {
     return GMEM_OK;
 }
 
+/* The dictionary that loading uses is, or holds nothing but, what the file's own code would have to build. */
+static gmem_status gmem__fail_inert(const gmem_file *file, gmem_error *error) {
+    gmem__quoted key, culprit;
+    const char *global = "";
+    for (int64_t i = 0; i < file->value_count && !global[0]; i++) {
+        const gmem__value *value = file->values + i;
+        if (value->kind == GMEM__ENTRY_FOREIGN && gmem__name_within(value->key, file->key)) global = value->as.string;
+    }
+    return gmem__fail_at(error, GMEM_E_FOREIGN, file->path, -1,
+                         "%s: only the file's own code could build it (%s), and none is run; choose another key",
+                         gmem__quote(&key, file->key), gmem__quote(&culprit, global));
+}
+
 static gmem_status gmem__select(gmem_file *file, const char *key, gmem_error *error) {
     if (file->leaf_count == 0) return gmem__fail_at(error, GMEM_E_NO_TENSORS, file->path, -1, "it holds no tensor");
     if (key)
@@ -332,6 +345,7 @@ static gmem_status gmem__select(gmem_file *file, const char *key, gmem_error *er
     else
         file->key = gmem__default_key(file);
     GMEM__TRY(gmem__select_leaves(file, error));
+    if (file->selected_count == 0) return gmem__fail_inert(file, error);
     return gmem__index_names(file, error);
 }
 

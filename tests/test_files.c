@@ -3,6 +3,7 @@
 #include "check.h"
 #include "failing.h"
 #include "golden.h"
+#include "torch_bytes.h"
 
 #include "../src/file.h"
 
@@ -356,6 +357,71 @@ static void test_selection(gmem_context *context) {
     free(some.memory);
 }
 
+/* Dictionaries of torch files are real ones: names with dots in them are not taken for such. */
+#define P_EMA     "X\3\0\0\0ema"
+#define P_MODEL   "X\5\0\0\0model"
+#define P_MODULE  "X\6\0\0\0module"
+#define P_NETWORK "X\7\0\0\0network"
+#define P_STATE   "X\12\0\0\0state_dict"
+#define P_MODEL_A "X\7\0\0\0model.a"
+#define P_DICT(x) "}(" x "u"
+#define P_A       P_DICT(P_TEXT1("a") P_TENSOR)
+#define P_B       P_DICT(P_TEXT1("b") P_TENSOR)
+#define P_FOREIGN "cmy\nThing\n)R"
+#define PICKLE(x) "\x80\2" P_DICT(x) ".", sizeof("\x80\2" P_DICT(x) ".") - 1
+
+static void test_torch_selection(gmem_context *context) {
+    static const struct {
+        const char *pickle;
+        size_t size;
+        const char *key, *selected, *names;
+    } cases[] = {
+        {PICKLE(P_MODEL P_A P_EMA P_DICT(P_MODULE P_B)), NULL, "ema", "b"},
+        {PICKLE(P_MODEL P_A P_EMA "}"), NULL, "model", "a"},
+        {PICKLE(P_MODEL P_A P_EMA P_DICT(P_TEXT1("n") "K\1")), NULL, "model", "a"},
+        {PICKLE(P_MODEL P_A P_EMA P_TENSOR), NULL, "model", "a"},
+        {PICKLE(P_MODEL P_A P_EMA P_FOREIGN), "model", "model", "a"},
+        {PICKLE(P_NETWORK P_A P_STATE P_B), NULL, "state_dict", "b"},
+        {PICKLE(P_NETWORK P_A P_TEXT1("x") P_TENSOR), NULL, "network", "a"},
+        {PICKLE(P_TEXT1("x") P_A P_TEXT1("y") P_TENSOR), NULL, "", "x.a y"},
+        {PICKLE(P_MODEL_A P_TENSOR P_TEXT1("b") P_TENSOR), NULL, "", "model.a b"},
+        {PICKLE(P_MODEL_A P_TENSOR), NULL, "", "model.a"},
+        {PICKLE(P_MODEL_A P_TENSOR), "model", "model", "a"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        zip_image zip;
+        torch_zip(&zip, cases[i].pickle, cases[i].size);
+        made file = {zip.file.data, zip.file.size, -1};
+        check_selection(context, &file, cases[i].key, cases[i].selected, cases[i].names);
+        bytes_free(&zip.file);
+    }
+}
+
+/* What only the file's own code could build: harmless where it is not needed, named where it is. */
+static void test_foreign(gmem_context *context) {
+    static const char ema_itself[] = "\x80\2" P_DICT(P_MODEL P_A P_EMA P_FOREIGN) ".";
+    static const char inside[] = "\x80\2" P_DICT(P_EMA P_DICT(P_TEXT1("a") P_TENSOR P_TEXT1("f") P_FOREIGN)) ".";
+    static const int64_t shape[2] = {2, 3};
+    const gmem_tensor *tensor = NULL;
+    gmem_file *file = NULL;
+    gmem_error error;
+    zip_image zip;
+    torch_zip(&zip, ema_itself, sizeof ema_itself - 1);
+    CHECK_STATUS(GMEM_E_FOREIGN,
+                 gmem_file_open_memory(context, "x", zip.file.data, zip.file.size, NULL, &file, &error));
+    CHECK_CONTAINS(error.message, "ema: only the file's own code could build it (my.Thing)");
+    bytes_free(&zip.file);
+    torch_zip(&zip, inside, sizeof inside - 1);
+    CHECK_OK(gmem_file_open_memory(context, "x", zip.file.data, zip.file.size, NULL, &file, &error));
+    CHECK_OK(gmem__need(file, "a", 2, shape, &tensor, &error));
+    CHECK_STATUS(GMEM_E_FOREIGN, gmem__need(file, "f", 2, shape, &tensor, &error));
+    CHECK_TEXT(error.message, "f: only the file's own code could build it (my.Thing), and none is run");
+    CHECK_STATUS(GMEM_E_FOREIGN, gmem__need(file, "f.weight", 2, shape, &tensor, &error));
+    CHECK_STATUS(GMEM_E_MISSING_TENSOR, gmem__need(file, "fa", 2, shape, &tensor, &error));
+    gmem_file_close(file);
+    bytes_free(&zip.file);
+}
+
 /* needed tensors -------------------------------------------------------------------------------------------------- */
 
 static void test_need(gmem_context *context) {
@@ -395,13 +461,13 @@ static void check_same(const gmem_file *a, const gmem_file *b) {
     CHECK_INT(gmem_file_tensor_count(a), gmem_file_tensor_count(b));
     for (int64_t i = 0; i < gmem_file_tensor_count(a); i++) {
         const gmem_tensor *from = gmem_file_tensor(a, i), *to = gmem_file_tensor(b, i);
-        int64_t count = gmem_tensor_count(from), bytes = count * (int64_t)gmem_type_bytes(from->type);
+        int64_t count = gmem_tensor_count(from), size = count * (int64_t)gmem_type_bytes(from->type);
         CHECK_TEXT(to->name, from->name);
         CHECK(to->type == from->type && to->rank == from->rank);
-        CHECK(memcmp(to->shape, from->shape, sizeof from->shape) == 0 && bytes <= 1024);
+        CHECK(memcmp(to->shape, from->shape, sizeof from->shape) == 0 && size <= 1024);
         gmem_tensor_read(from, 0, count, x);
         gmem_tensor_read(to, 0, count, y);
-        CHECK(memcmp(x, y, (size_t)bytes) == 0);
+        CHECK(memcmp(x, y, (size_t)size) == 0);
         CHECK((uintptr_t)to->data % gmem_type_bytes(to->type) == 0); /* saved files are aligned */
     }
 }
@@ -513,19 +579,19 @@ static void test_save_refusals(gmem_context *context) {
 /* broken files ---------------------------------------------------------------------------------------------------- */
 
 /* From memory of exactly its size, so that a sanitizer sees the first byte read too far. */
-static gmem_status open_exactly(gmem_context *context, const unsigned char *data, size_t bytes) {
+static gmem_status open_exactly(gmem_context *context, const unsigned char *data, size_t size) {
     gmem_file *file = NULL;
     gmem_error error;
-    unsigned char *copy = (unsigned char *)malloc(bytes ? bytes : 1);
+    unsigned char *copy = (unsigned char *)malloc(size ? size : 1);
     if (!copy) exit(1);
-    memcpy(copy, data, bytes);
+    memcpy(copy, data, size);
     memset(&error, 0, sizeof error);
-    gmem_status status = gmem_file_open_memory(context, "broken", copy, bytes, NULL, &file, &error);
+    gmem_status status = gmem_file_open_memory(context, "broken", copy, size, NULL, &file, &error);
     if (status == GMEM_OK) {
         read_everything(file);
     } else {
         CHECK(error.code == status && error.message[0] && file == NULL);
-        CHECK(error.offset >= -1 && error.offset <= (int64_t)bytes);
+        CHECK(error.offset >= -1 && error.offset <= (int64_t)size);
     }
     gmem_file_close(file);
     free(copy);
@@ -536,9 +602,9 @@ static size_t load(const char *name, unsigned char *data, size_t most) {
     char path[256];
     snprintf(path, sizeof path, "tests/golden/%s", name);
     FILE *file = fopen(path, "rb");
-    size_t bytes = file ? fread(data, 1, most, file) : 0;
+    size_t size = file ? fread(data, 1, most, file) : 0;
     if (file) fclose(file);
-    return bytes;
+    return size;
 }
 
 static void test_prefixes_and_flips(const char *name) {
@@ -546,15 +612,15 @@ static void test_prefixes_and_flips(const char *name) {
     failing memory = {0, 0, 0};
     gmem_context *context = failing_context(&memory);
     int64_t before = memory.live;
-    size_t bytes = load(name, data, sizeof data);
-    CHECK(bytes > 1000 && bytes < sizeof data);
-    CHECK_OK(open_exactly(context, data, bytes));
-    for (size_t i = 0; i < bytes; i++)
+    size_t size = load(name, data, sizeof data);
+    CHECK(size > 1000 && size < sizeof data);
+    CHECK_OK(open_exactly(context, data, size));
+    for (size_t i = 0; i < size; i++)
         CHECK(open_exactly(context, data, i) != GMEM_OK);
-    for (size_t i = 0; i < bytes; i++) {
+    for (size_t i = 0; i < size; i++) {
         for (int bit = 0; bit < 8; bit++) {
             data[i] = (unsigned char)(data[i] ^ (1 << bit));
-            open_exactly(context, data, bytes);
+            open_exactly(context, data, size);
             data[i] = (unsigned char)(data[i] ^ (1 << bit));
         }
     }
@@ -625,6 +691,8 @@ int main(int count, char **arguments) {
     test_header_sizes(context);
     test_detection(context);
     test_selection(context);
+    test_torch_selection(context);
+    test_foreign(context);
     test_need(context);
     test_round_trip(context, "container.expect.safetensors");
     test_round_trip(context, "container_zip.pth");
