@@ -22,15 +22,18 @@ static inline void bytes_add(bytes *to, const void *data, size_t size) {
     to->size += size;
 }
 
-static inline void bytes_set(unsigned char *at, uint64_t value, int size) {
-    for (int i = 0; i < size; i++)
-        at[i] = (unsigned char)(value >> (8 * i));
-}
-
+/* A little-endian number, behind the rest or over what is there. */
 static inline void bytes_number(bytes *to, uint64_t value, int size) {
     unsigned char number[8];
-    bytes_set(number, value, size);
+    for (int i = 0; i < size; i++)
+        number[i] = (unsigned char)(value >> (8 * i));
     bytes_add(to, number, (size_t)size);
+}
+
+static inline void bytes_patch(bytes *in, size_t at, uint64_t value, int size) {
+    if (at + (size_t)size > in->size) exit(1);
+    for (int i = 0; i < size; i++)
+        in->data[at + (size_t)i] = (unsigned char)(value >> (8 * i));
 }
 
 static inline void bytes_free(bytes *to) {
