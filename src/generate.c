@@ -12,11 +12,12 @@ typedef struct gmem__generation {
     const gmem_network_info *info;
     int64_t count, per_picture;
     int bank_in_network;
-    float *z;        /* (count, channels, height, width): noise, then latents */
-    float *snippets; /* (count, snippet_width) or NULL */
-    int64_t *chosen; /* (count) rows or labels */
-    float *stats;    /* (2, channels): mean and std */
-    float *decoded;  /* (3, height * factor, width * factor), of one picture */
+    gmem__arena arena; /* of the five below */
+    float *z;          /* (count, channels, height, width): noise, then latents */
+    float *snippets;   /* (count, snippet_width) */
+    int64_t *chosen;   /* (count) rows or labels */
+    float *stats;      /* (2, channels): mean and std */
+    float *decoded;    /* (3, height * factor, width * factor), of one picture */
     gmem_image image;
 } gmem__generation;
 
@@ -24,36 +25,38 @@ typedef struct gmem__generation {
 
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
+static void gmem__generation_take(gmem__generation *g) {
+    g->arena.used = 0;
+    g->z = GMEM__TAKE_F32(&g->arena, g->count * g->per_picture);
+    g->snippets = GMEM__TAKE_F32(&g->arena, g->count * g->info->snippet_width);
+    g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
+    g->stats = GMEM__TAKE_F32(&g->arena, 2 * g->info->channels);
+    g->decoded = GMEM__TAKE_F32(&g->arena, 3 * g->image.height * g->image.width);
+}
+
 static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error) {
-    const gmem_context *context = g->context;
+    const gmem_network_info *info = g->info;
     int64_t factor = gmem_autoencoder_get_info(g->autoencoder)->factor, size = 0;
-    g->image.count = g->count;
-    g->image.height = g->info->height * factor;
-    g->image.width = g->info->width * factor;
-    g->per_picture = g->info->channels * g->info->height * g->info->width;
-    /* the largest of the products below: a picture has more values than its latent has in every family */
-    if (!gmem__mul(g->image.height * g->image.width, gmem__max(g->info->channels, 3), &size) ||
-        !gmem__mul(size, g->count, &size) || !gmem__mul(g->info->snippet_width, g->count, &size))
+    g->per_picture = info->channels * info->height * info->width;
+    /* one of the three is the largest product by which anything below is sized */
+    if (!gmem__mul(3 * info->height * factor * info->width * factor, g->count, &size) ||
+        !gmem__mul(g->per_picture, g->count, &size) || !gmem__mul(info->snippet_width, g->count, &size))
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld pictures are too many", (long long)g->count);
-    g->z = (float *)gmem__alloc_raw(context, g->count * g->per_picture, sizeof(float));
-    g->snippets = (float *)gmem__alloc_raw(context, g->count * g->info->snippet_width, sizeof(float));
-    g->chosen = (int64_t *)gmem__alloc_raw(context, g->count, sizeof *g->chosen);
-    g->stats = (float *)gmem__alloc_raw(context, 2 * g->info->channels, sizeof(float));
-    g->decoded = (float *)gmem__alloc_raw(context, 3 * g->image.height * g->image.width, sizeof(float));
-    g->image.pixels = (uint8_t *)gmem__alloc_raw(context, gmem__image_bytes(&g->image), 1);
-    if (g->z && g->snippets && g->chosen && g->stats && g->decoded && g->image.pixels) return GMEM_OK;
-    return gmem__fail(error, GMEM_E_MEMORY, "no memory for %lld pictures", (long long)g->count);
+    g->image.count = g->count;
+    g->image.height = info->height * factor;
+    g->image.width = info->width * factor;
+    gmem__generation_take(g);
+    g->arena.bytes = g->arena.used;
+    g->arena.memory = (char *)gmem__alloc_raw(g->context, g->arena.bytes, 1);
+    g->image.pixels = (uint8_t *)gmem__alloc_raw(g->context, gmem__image_bytes(&g->image), 1);
+    if (!g->arena.memory || !g->image.pixels)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for %lld pictures", (long long)g->count);
+    gmem__generation_take(g);
+    return GMEM_OK;
 }
 
 static void gmem__generation_free(gmem__generation *g) {
-    const gmem_context *context = g->context;
-    if (g->info) {
-        gmem__free(context, g->z, g->count * g->per_picture, sizeof(float));
-        gmem__free(context, g->snippets, g->count * g->info->snippet_width, sizeof(float));
-        gmem__free(context, g->chosen, g->count, sizeof *g->chosen);
-        gmem__free(context, g->stats, 2 * g->info->channels, sizeof(float));
-        gmem__free(context, g->decoded, 3 * g->image.height * g->image.width, sizeof(float));
-    }
+    gmem__free(g->context, g->arena.memory, g->arena.bytes, 1);
     gmem_image_free(g->context, &g->image);
     gmem_autoencoder_close(g->autoencoder);
     gmem_bank_close(g->bank);
@@ -263,7 +266,7 @@ GMEM_API gmem_status gmem_generate(gmem_context *context, const gmem_generate_de
     gmem_status status = gmem__generation_run(&g, error);
     if (status == GMEM_OK) {
         *out = g.image;
-        g.image.pixels = NULL; /* the caller's now */
+        memset(&g.image, 0, sizeof g.image); /* the caller's now */
     }
     gmem__generation_free(&g);
     return status;
