@@ -2,6 +2,8 @@
 #include "bank.h"
 #include "file.h"
 
+#include <stdio.h>
+
 /* what a file holds ----------------------------------------------------------------------------------------------- */
 
 static gmem_status gmem__bank_missing(const gmem_file *file, const char *name, gmem_error *error) {
@@ -45,14 +47,17 @@ static gmem_status gmem__bank_need_float(const gmem_tensor *tensor, const char *
 /* `features`, `memorybank` or a bare tensor: (rows, width), I8 with a scale for each row. */
 static gmem_status gmem__bank_take_rows(gmem__bank_part *part, const char *name, int64_t *width, gmem_error *error) {
     const gmem_tensor *tensor = NULL;
+    char scale[32];
+    snprintf(scale, sizeof scale, "%s.scale", name);
     GMEM__TRY(gmem__bank_need(part->file, name, 2, -1, -1, &tensor, error));
     part->kind = GMEM_BANK_FULL;
     part->rows_tensor = tensor;
     part->rows = tensor->shape[0];
     *width = tensor->shape[1];
-    if (tensor->type != GMEM_I8 || strcmp(name, "features") != 0) return gmem__bank_need_float(tensor, name, error);
-    GMEM__TRY(gmem__bank_need(part->file, "features.scale", 1, part->rows, 0, &part->scale, error));
-    return gmem__bank_need_float(part->scale, "features.scale", error);
+    if (tensor->type != GMEM_I8 || (strcmp(name, "features") != 0 && !gmem_file_find(part->file, scale)))
+        return gmem__bank_need_float(tensor, name, error);
+    GMEM__TRY(gmem__bank_need(part->file, scale, 1, part->rows, 0, &part->scale, error));
+    return gmem__bank_need_float(part->scale, scale, error);
 }
 
 static gmem_status gmem__bank_check_number(const gmem_file *file, const char *name, int64_t expected,
