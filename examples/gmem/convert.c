@@ -177,9 +177,9 @@ static outcome make_metadata(conversion *c, const description *d, gmem_error *er
 /* tensors -----------------------------------------------------------------------------------------------------------
  */
 
-/* Tables and tokens are no matrices of weights: a scale a row would not fit them. */
+/* Tables, tokens and the factors of a decomposed bank are no matrices of weights: a scale a row would not fit them. */
 static int is_matrix(const gmem_tensor *tensor) {
-    static const char *const tables[] = {"pos_embed", "cls_token", "register_tokens", "mask_token"};
+    static const char *const tables[] = {"pos_embed", "cls_token", "register_tokens", "mask_token", "C", "M"};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         if (!strcmp(tensor->name, tables[i])) return 0;
     }

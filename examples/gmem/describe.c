@@ -15,7 +15,7 @@ static file_kind kind_of(const gmem_file *file) {
     if (has(file, "patch_embed.proj.weight") && has(file, "cls_token")) return KIND_OF_ENCODER;
     if (has(file, "features") || has(file, "memorybank") || (has(file, "C") && has(file, "M"))) return KIND_OF_BANK;
     const gmem_tensor *root = gmem_file_find(file, "tensor");
-    if (root && root->rank == 2 && gmem_file_tensor_count(file) == 1) return KIND_OF_BANK;
+    if (root && root->rank == 2) return KIND_OF_BANK;
     if (has(file, "mean") && has(file, "std")) return KIND_OF_STATS;
     return KIND_UNKNOWN;
 }

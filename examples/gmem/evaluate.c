@@ -27,6 +27,16 @@ static outcome read_latents(evaluation *e, const char *name, gmem_error *error) 
     return OUTCOME_DONE;
 }
 
+/* Opens the network for latents of the size of `name`, where its file tells no size. */
+static outcome open_network_for(evaluation *e, const char *name, gmem_error *error) {
+    const gmem_tensor *tensor = gmem_file_find(e->s.input, name);
+    if (tensor && tensor->rank == 4) {
+        e->s.latent_height = tensor->shape[2];
+        e->s.latent_width = tensor->shape[3];
+    }
+    return open_network(&e->s, error);
+}
+
 /* What the pictures are conditioned on: `c` as given, or labels. */
 static outcome read_condition(evaluation *e, const char *label, gmem_error *error) {
     const gmem_network_info *info = e->s.network_info;
@@ -62,7 +72,7 @@ static outcome run_passes(evaluation *e, gmem_error *error) {
 static outcome evaluate(evaluation *e, gmem_error *error) {
     const gmem_tensor *unused = NULL;
     TRY(open_input(&e->s, error));
-    TRY(open_network(&e->s, error));
+    TRY(open_network_for(e, "x", error));
     TRY(read_latents(e, "x", error));
     TRY(input_floats(&e->s, "t", 1, &e->batch, &unused, &e->t, error));
     TRY(read_condition(e, "label", error));
@@ -116,7 +126,7 @@ static outcome integrate(evaluation *e, gmem_error *error) {
     memset(&desc, 0, sizeof desc);
     TRY(sampler_flags_check(e->s.args, error));
     TRY(open_input(&e->s, error));
-    TRY(open_network(&e->s, error));
+    TRY(open_network_for(e, "z", error));
     TRY(sampler_from_flags(e->s.args, e->s.network_info, &desc.sampler, error));
     TRY(read_latents(e, "z", error));
     TRY(read_condition(e, gmem_file_find(e->s.input, "sample_label") ? "sample_label" : "label", error));

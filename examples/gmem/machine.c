@@ -43,38 +43,34 @@ int64_t resident_bytes_peak(void) {
 
 #define CHAINS 12 /* independent ones: two units times the latency of four, and some to spare */
 
-/* The loop of one instruction set: 2 operations a lane, CHAINS chains. What it computes is returned, so that it is
- * computed. */
+/* The loop of one instruction set, in registers: what it computes is returned, so that it is computed. */
 typedef float (*peak_loop)(int64_t rounds);
 
-#define PEAK_LOOP(name, vector, set, multiply_add)     \
-    static float name(int64_t rounds) {                \
-        vector sum[CHAINS], factor = set(0.999f);      \
-        float first;                                   \
-        for (int i = 0; i < CHAINS; i++) {             \
-            sum[i] = set(0.001f * (float)i);           \
-        }                                              \
-        for (int64_t r = 0; r < rounds; r++) {         \
-            for (int i = 0; i < CHAINS; i++) {         \
-                sum[i] = multiply_add(sum[i], factor); \
-            }                                          \
-        }                                              \
-        for (int i = 1; i < CHAINS; i++) {             \
-            sum[0] = multiply_add(sum[0], sum[i]);     \
-        }                                              \
-        memcpy(&first, &sum[0], sizeof first);         \
-        return first;                                  \
+#define PEAK_LOOP(name, vector, set, fma)                                                                \
+    static float name(int64_t rounds) {                                                                  \
+        const vector f = set(0.999f);                                                                    \
+        vector a = set(0.0f), b = set(0.1f), c = set(0.2f), d = set(0.3f), e = set(0.4f), g = set(0.5f); \
+        vector h = set(0.6f), i = set(0.7f), j = set(0.8f), k = set(0.9f), l = set(1.0f), m = set(1.1f); \
+        float first;                                                                                     \
+        for (int64_t round = 0; round < rounds; round++) {                                               \
+            a = fma(a, f), b = fma(b, f), c = fma(c, f), d = fma(d, f), e = fma(e, f), g = fma(g, f);    \
+            h = fma(h, f), i = fma(i, f), j = fma(j, f), k = fma(k, f), l = fma(l, f), m = fma(m, f);    \
+        }                                                                                                \
+        a = fma(fma(fma(a, b), fma(c, d)), fma(fma(e, g), fma(h, i)));                                   \
+        a = fma(a, fma(fma(j, k), fma(l, m)));                                                           \
+        memcpy(&first, &a, sizeof first);                                                                \
+        return first;                                                                                    \
     }
 
 #define SCALAR_SET(x)    (x)
-#define SCALAR_FMA(a, b) ((a) * (b) + (b))
+#define SCALAR_FMA(x, y) ((x) * (y) + (y))
 PEAK_LOOP(peak_scalar, float, SCALAR_SET, SCALAR_FMA)
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
 #define VECTOR_PEAKS
 #define AVX2_FMA(a, b)   _mm256_fmadd_ps(a, b, b)
-#define AVX512_FMA(a, b) _mm512_fmadd_ps(a, b, b)
+#define AVX512_FMA(x, y) _mm512_fmadd_ps(x, y, y)
 __attribute__((target("avx2,fma"))) PEAK_LOOP(peak_avx2, __m256, _mm256_set1_ps, AVX2_FMA)
     __attribute__((target("avx512f"))) PEAK_LOOP(peak_avx512, __m512, _mm512_set1_ps, AVX512_FMA)
 #endif

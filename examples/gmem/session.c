@@ -121,6 +121,10 @@ outcome open_network(session *s, gmem_error *error) {
     TRY(open_part(s, MODEL_NETWORK, s->args->network, s->args->key, &s->network_file, error));
     desc.file = s->network_file;
     desc.heads = (int)s->args->heads;
+    if (!gmem_file_find(s->network_file, "pos_embed")) {
+        desc.latent_height = s->latent_height;
+        desc.latent_width = s->latent_width;
+    }
     TRY(from_status(gmem_network_open(s->context, &desc, &s->network, error)));
     s->network_info = gmem_network_get_info(s->network);
     return OUTCOME_DONE;

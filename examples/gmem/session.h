@@ -15,6 +15,7 @@ typedef struct session {
     const gmem_autoencoder_info *autoencoder_info; /* where an autoencoder is open */
     float *mean, *std;                             /* (latent_channels) of the latent statistics, or NULL for 0 and 1 */
     double multiplier;
+    int64_t latent_height, latent_width; /* of the input's latents, for networks whose files do not tell; or 0 */
     struct buffer *buffers;
 } session;
 
