@@ -268,30 +268,30 @@ static gmem_status gmem__json_key(gmem__json_parser *parser) {
     return GMEM_OK;
 }
 
-/* A scalar, or the opening of a container that is not empty: then its first value is still to come. */
-static gmem_status gmem__json_value(gmem__json_parser *parser, int *opened) {
+/* A scalar, or the opening of a container; where that is not empty, its first value is due. */
+static gmem_status gmem__json_value(gmem__json_parser *parser, int *due) {
     gmem__json_skip_space(parser);
     char c = gmem__json_peek(parser);
-    *opened = 0;
+    *due = 0;
     if (c == '"') return gmem__json_string(parser);
     if (c == '-' || (c >= '0' && c <= '9')) return gmem__json_number(parser);
     if (c != '[' && c != '{') return gmem__json_word(parser);
     GMEM__TRY(gmem__json_open(parser, c == '{' ? '}' : ']'));
     gmem__json_skip_space(parser);
     if (gmem__json_peek(parser) == parser->closer[parser->depth - 1]) return gmem__json_close(parser);
-    *opened = 1;
+    *due = 1;
     return GMEM_OK;
 }
 
 /* One run over the text: parser->at ends behind the value. */
 static gmem_status gmem__json_run(gmem__json_parser *parser) {
-    int opened = 1;
+    int due = 1;
     parser->at = parser->count = 0;
     parser->depth = 0;
     for (;;) {
-        if (opened) {
+        if (due) {
             GMEM__TRY(gmem__json_key(parser));
-            GMEM__TRY(gmem__json_value(parser, &opened));
+            GMEM__TRY(gmem__json_value(parser, &due));
             continue;
         }
         if (parser->depth == 0) return GMEM_OK;
@@ -299,7 +299,7 @@ static gmem_status gmem__json_run(gmem__json_parser *parser) {
         char c = gmem__json_peek(parser);
         if (c == ',') {
             parser->at++;
-            opened = 1;
+            due = 1;
         } else if (c == parser->closer[parser->depth - 1]) {
             GMEM__TRY(gmem__json_close(parser));
         } else {
