@@ -1,6 +1,7 @@
 /* Autoencoders from their files: names of the parts in each naming scheme, structure from the tensors, weights.
  * One architecture, CompVis's AutoencoderKL (latent-diffusion, ldm/models/autoencoder.py), serves VA-VAE and SD-VAE. */
 #include "autoencoder.h"
+#include "file.h"
 
 #include <stdio.h>
 
@@ -145,18 +146,10 @@ static gmem__ae_name gmem__ae_key(const gmem__ae_builder *b, gmem__ae_position a
     return name;
 }
 
-static int gmem__ae_has_prefix(const gmem_file *file, const char *prefix) {
-    size_t length = strlen(prefix);
-    for (int64_t i = 0; i < gmem_file_tensor_count(file); i++) {
-        if (strncmp(gmem_file_tensor(file, i)->name, prefix, length) == 0) return 1;
-    }
-    return 0;
-}
-
 /* Whether the file has any tensor at or below a place: one alone makes all the others needed. */
 static int gmem__ae_has(const gmem__ae_builder *b, gmem__ae_position at) {
     gmem__ae_name name = gmem__ae_key(b, at, GMEM__AE_SELF, ".");
-    return gmem__ae_has_prefix(b->file, name.text);
+    return gmem__file_has_prefix(b->file, name.text);
 }
 
 static gmem_status gmem__ae_take_norm(gmem__ae_builder *b, gmem__ae_position at, gmem__ae_leaf leaf, int64_t channels,
@@ -341,7 +334,7 @@ static int gmem__ae_recognise_scheme(gmem__ae_builder *b) {
     if (gmem__ae_has(b, middle)) return 1;
     b->scheme = GMEM__AE_DIFFUSERS_OLD;
     gmem__ae_name query = gmem__ae_key(b, gmem__ae_at(GMEM__AE_MIDDLE_ATTENTION, 0, 0), GMEM__AE_QUERY, ".");
-    if (gmem__ae_has_prefix(b->file, query.text)) return 1;
+    if (gmem__file_has_prefix(b->file, query.text)) return 1;
     b->scheme = GMEM__AE_DIFFUSERS;
     return gmem__ae_has(b, middle);
 }

@@ -458,19 +458,27 @@ GMEM_API const gmem_tensor *gmem_file_tensor(const gmem_file *file, int64_t inde
     return index >= 0 && index < file->selected_count ? file->selected + index : NULL;
 }
 
-GMEM_API const gmem_tensor *gmem_file_find(const gmem_file *file, const char *name) {
+/* The first selected tensor, in the order of names, that doesn't stand before `name`; or NULL. */
+static const gmem_tensor *gmem__first_from(const gmem_file *file, const char *name) {
     int64_t low = 0, high = file->selected_count;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
-        const gmem_tensor *tensor = file->selected + file->index[middle];
-        int difference = strcmp(name, tensor->name);
-        if (difference == 0) return tensor;
-        if (difference < 0)
-            high = middle;
-        else
+        if (strcmp(file->selected[file->index[middle]].name, name) < 0)
             low = middle + 1;
+        else
+            high = middle;
     }
-    return NULL;
+    return low < file->selected_count ? file->selected + file->index[low] : NULL;
+}
+
+GMEM_API const gmem_tensor *gmem_file_find(const gmem_file *file, const char *name) {
+    const gmem_tensor *tensor = gmem__first_from(file, name);
+    return tensor && strcmp(tensor->name, name) == 0 ? tensor : NULL;
+}
+
+GMEM__FN int gmem__file_has_prefix(const gmem_file *file, const char *prefix) {
+    const gmem_tensor *tensor = gmem__first_from(file, prefix);
+    return tensor && strncmp(tensor->name, prefix, strlen(prefix)) == 0;
 }
 
 GMEM_API const gmem_tensor *gmem_file_find_any(const gmem_file *file, const char *key) {

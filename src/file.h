@@ -80,6 +80,9 @@ GMEM__FN gmem_status gmem__parse_safetensors(gmem_file *file, gmem_error *error)
 GMEM__FN gmem_status gmem__parse_torch_zip(gmem_file *file, gmem_error *error);
 GMEM__FN gmem_status gmem__parse_torch_legacy(gmem_file *file, gmem_error *error);
 
+/* Whether the name of any selected tensor begins with `prefix`. */
+GMEM__FN int gmem__file_has_prefix(const gmem_file *file, const char *prefix);
+
 /* The global that alone could build the selection's `name` or what it lies in ("argparse.Namespace"), or NULL. */
 GMEM__FN const char *gmem__file_foreign_at(const gmem_file *file, const char *name);
 

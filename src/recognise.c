@@ -24,13 +24,6 @@ static int gmem__starts_with(const char *text, const char *prefix) {
     return strncmp(text, prefix, strlen(prefix)) == 0;
 }
 
-static int gmem__has_under(const gmem_file *file, const char *prefix) {
-    for (int64_t i = 0; i < gmem_file_tensor_count(file); i++) {
-        if (gmem__starts_with(gmem_file_tensor(file, i)->name, prefix)) return 1;
-    }
-    return 0;
-}
-
 /* `projectors.` as a component of any key, selected or not: training's EMA may lack what its model has. */
 static int gmem__has_repa_projectors(const gmem_file *file) {
     static const char component[] = "projectors.";
@@ -143,19 +136,20 @@ static gmem_status gmem__source(const gmem_file *file, const char *name, int ran
 
 /* A condition that only the file's own code could build counts too: loading then says so. */
 static int gmem__has_snippets(const gmem_file *file) {
-    return gmem__has_under(file, "condition_projection.") ||
+    return gmem__file_has_prefix(file, "condition_projection.") ||
            gmem__file_foreign_at(file, "condition_projection.linear.weight");
 }
 
 static int gmem__has_labels(const gmem_file *file) {
-    return gmem__has_under(file, "y_embedder.") || gmem__file_foreign_at(file, "y_embedder.embedding_table.weight");
+    return gmem__file_has_prefix(file, "y_embedder.") ||
+           gmem__file_foreign_at(file, "y_embedder.embedding_table.weight");
 }
 
 static gmem_status gmem__recognise_family(const gmem_file *file, gmem_error *error) {
     static const char *const needed[] = {"x_embedder.", "t_embedder.", "blocks.0.attn.", "final_layer."};
     int snippets = gmem__has_snippets(file), labels = gmem__has_labels(file);
     for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++) {
-        if (!gmem__has_under(file, needed[i]))
+        if (!gmem__file_has_prefix(file, needed[i]))
             return gmem__fail(error, GMEM_E_ARCHITECTURE, "not a diffusion transformer that gmem knows: no tensor %s*",
                               needed[i]);
     }
@@ -168,7 +162,7 @@ static gmem_status gmem__recognise_family(const gmem_file *file, gmem_error *err
 
 static int gmem__recognise_rope(const gmem_file *file, const gmem_network_info *info) {
     double use_rope;
-    if (gmem__has_under(file, "feat_rope.")) return 1;
+    if (gmem__file_has_prefix(file, "feat_rope.")) return 1;
     if (gmem__config_number(file, "use_rope", &use_rope)) return use_rope != 0;
     if (gmem_file_find(file, "pos_embed")) return 0;
     return info->swiglu || info->rmsnorm;
@@ -177,13 +171,16 @@ static int gmem__recognise_rope(const gmem_file *file, const gmem_network_info *
 static gmem_status gmem__recognise_options(const gmem_file *file, gmem_network_info *info, gmem_error *error) {
     const gmem_tensor *modulation;
     int snippets = gmem__has_snippets(file);
-    info->swiglu = gmem__has_under(file, "blocks.0.mlp.w");
-    info->rmsnorm = gmem__has_under(file, "blocks.0.norm") || gmem__has_under(file, "final_layer.norm_final.");
-    info->qk_norm = gmem__has_under(file, "blocks.0.attn.q_norm.") || gmem__has_under(file, "blocks.0.attn.k_norm.");
+    info->swiglu = gmem__file_has_prefix(file, "blocks.0.mlp.w");
+    info->rmsnorm =
+        gmem__file_has_prefix(file, "blocks.0.norm") || gmem__file_has_prefix(file, "final_layer.norm_final.");
+    info->qk_norm =
+        gmem__file_has_prefix(file, "blocks.0.attn.q_norm.") || gmem__file_has_prefix(file, "blocks.0.attn.k_norm.");
     info->rope = gmem__recognise_rope(file, info);
     GMEM__TRY(gmem__source(file, "blocks.0.adaLN_modulation.1.weight", 2, &modulation, error));
     info->shift = modulation->shape[0] != 4 * modulation->shape[1];
-    int sit = !info->swiglu && !info->rmsnorm && !info->rope && info->shift && !gmem__has_under(file, "projector.");
+    int sit =
+        !info->swiglu && !info->rmsnorm && !info->rope && info->shift && !gmem__file_has_prefix(file, "projector.");
     info->architecture =
         snippets ? (sit ? GMEM_ARCH_GMEM_SIT : GMEM_ARCH_GMEM) : (sit ? GMEM_ARCH_SIT : GMEM_ARCH_LIGHTNINGDIT);
     info->time_reversed = sit && (snippets || gmem__has_repa_projectors(file));
