@@ -413,8 +413,8 @@ static void close_named(gmem_bank *bank, gmem_file *file, edit_list *list) {
 /* A text of names goes before those in the file. */
 static void test_name_texts(gmem_context *context) {
     static const char *const good[] = {"a\nb\nc\nd\nlast", "a\nb\nc\nd\nlast\n", "a\r\nb\r\nc\r\nd\r\nlast\r\n",
-                                       "\xef\xbb\xbf"
-                                       "a\nb\nc\nd\nlast\n"};
+                                       ("\xef\xbb\xbf"
+                                        "a\nb\nc\nd\nlast\n")};
     static const char *const bad[] = {"", "a\nb\nc\nd\n", "a\nb\nc\nd\ne\nf", "a\nb\nc\nd\ne\n\n", "a\nb\n\xff\nd\ne"};
     gmem_bank *bank = NULL;
     gmem_file *file = NULL;
