@@ -8,13 +8,15 @@
 /* Function-wise target regions, as gcc and clang have them, make -march flags unnecessary. */
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(GMEM_NO_SIMD)
 #define GMEM__X86 1
+/* Weights lie at any address of a mapping. */
+typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
 #endif
 
 /* The GEMM's blocks (BLIS's MC, NC, KC). A task's share of x and of y stay in the second-level cache, a strip of
  * weights in the first-level one. */
 #define GMEM__MC 192
 #define GMEM__NC 256
-#define GMEM__KC 384
+#define GMEM__KC 288
 
 /* Scratch of one thread and what all share, in floats. The shared part holds an operand x that was packed for all row
  * blocks; where x is too deep for it, each task packs its own. */
