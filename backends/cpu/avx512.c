@@ -24,8 +24,8 @@
 #define V_MIN(a, b)          _mm512_min_ps((a), (b))
 #define V_SQRT(a)            _mm512_sqrt_ps(a)
 #define V_ABS(a)             _mm512_abs_ps(a)
-#define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))  /* a b + c */
-#define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c)) /* c - a b */
+#define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))            /* a b + c */
+#define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c))           /* c - a b */
 #define V_ROUND(a)           _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)) /* |a| < 2^31; roundscale warns at -O0 */
 #define V_LESS(a, b)         _mm512_cmp_ps_mask((a), (b), _CMP_LT_OQ)
 #define V_IS_NAN(a)          _mm512_cmp_ps_mask((a), (a), _CMP_UNORD_Q)

@@ -45,6 +45,8 @@ GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
         task(job, i, gmem__engine_scratch(engine, 0));
 }
 
+#define GMEM__PACK_ROWS 64 /* of x in a task that packs them */
+
 /* linear and conv ------------------------------------------------------------------------------------------------- */
 
 typedef struct gmem__gemm_job {
@@ -56,12 +58,13 @@ typedef struct gmem__gemm_job {
     float *panels; /* these columns, packed for all row blocks; or NULL */
 } gmem__gemm_job;
 
+/* Some rows of x, all columns. */
 static void gmem__pack_task(const void *job_, int64_t i, float *scratch) {
     const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
-    const int64_t nr = job->kernels->nr, done = i * nr;
+    const int64_t nr = job->kernels->nr, depth = job->gemm->depth, k = i * GMEM__PACK_ROWS;
     (void)scratch;
-    gmem__pack(job->gemm, 0, job->gemm->depth, job->column + done, gmem__min(nr, job->columns - done), nr,
-               job->panels + done * job->gemm->depth);
+    gmem__pack(job->gemm, k, gmem__min(GMEM__PACK_ROWS, depth - k), job->column, job->columns, nr, depth * nr,
+               job->panels + k * nr);
 }
 
 static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
@@ -95,7 +98,7 @@ static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {
         job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
         job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
         job.panels = share ? (float *)engine->scratch : NULL;
-        if (share) gmem__run_tasks(engine, gmem__ceil_div(job.columns, job.kernels->nr), gmem__pack_task, &job);
+        if (share) gmem__run_tasks(engine, gmem__ceil_div(gemm->depth, GMEM__PACK_ROWS), gmem__pack_task, &job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__gemm_task, &job);
     }
 }

@@ -58,10 +58,10 @@ GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *ti
     return i < tile->rows ? tile->row + i : gemm->rows / 2 + tile->row + i - tile->rows;
 }
 
-/* pack.c: x[k .. k + depth) of `columns` columns from `column` on, as panels of nr columns [columns / nr][depth][nr],
- * the last one padded with zeros. */
+/* pack.c: x[k .. k + depth) of `columns` columns from `column` on, as panels of nr columns (depth, nr), panel_step
+ * floats apart, the last one padded with zeros. */
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
-                         float *panels);
+                         int64_t panel_step, float *panels);
 
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */

@@ -2,13 +2,21 @@
  * patches of an image under a convolution (im2col, one block at a time). */
 #include "cpu.h"
 
-static void gmem__pack_matrix(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t count,
-                              int64_t nr, float *panel) {
-    const float *x = gemm->x + k * gemm->x_stride + column;
-    for (int64_t i = 0; i < depth; i++, x += gemm->x_stride, panel += nr) {
-        memcpy(panel, x, (size_t)count * sizeof *panel);
-        for (int64_t j = count; j < nr; j++)
-            panel[j] = 0;
+/* Row after row, as they lie in memory; nr is a multiple of 16. */
+static void gmem__pack_matrix(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns,
+                              int64_t nr, int64_t panel_step, float *panels) {
+    for (int64_t i = 0; i < depth; i++, panels += nr) {
+        const float *x = gemm->x + (k + i) * gemm->x_stride + column;
+        float *out = panels;
+        for (int64_t left = columns; left > 0; left -= nr, x += nr, out += panel_step) {
+            if (left >= nr) {
+                for (int64_t j = 0; j < nr; j += 16)
+                    memcpy(out + j, x + j, 16 * sizeof *out);
+            } else {
+                memcpy(out, x, (size_t)left * sizeof *out);
+                memset(out + left, 0, (size_t)(nr - left) * sizeof *out);
+            }
+        }
     }
 }
 
@@ -56,12 +64,11 @@ static void gmem__pack_patches(const gmem__conv *conv, int64_t k, int64_t depth,
 }
 
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
-                         float *panels) {
-    for (int64_t done = 0; done < columns; done += nr, panels += depth * nr) {
-        const int64_t count = gmem__min(nr, columns - done);
-        if (gemm->conv)
-            gmem__pack_patches(gemm->conv, k, depth, column + done, count, nr, panels);
-        else
-            gmem__pack_matrix(gemm, k, depth, column + done, count, nr, panels);
+                         int64_t panel_step, float *panels) {
+    if (!gemm->conv) {
+        gmem__pack_matrix(gemm, k, depth, column, columns, nr, panel_step, panels);
+        return;
     }
+    for (int64_t done = 0; done < columns; done += nr, panels += panel_step)
+        gmem__pack_patches(gemm->conv, k, depth, column + done, gmem__min(nr, columns - done), nr, panels);
 }

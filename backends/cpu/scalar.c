@@ -86,7 +86,7 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
     for (int64_t k = 0; k < gemm->depth; k += GMEM__KC) {
         const int64_t depth = gmem__min(GMEM__KC, gemm->depth - k), panel_depth = panels ? gemm->depth : depth;
         const float *first = panels ? panels + k * nr : own;
-        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, own);
+        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, depth * nr, own);
         for (int64_t i = 0; i < rows; i++) {
             gmem__scalar_weights(gemm->weight, gmem__tile_row(gemm, tile, i), k, depth, weights);
             for (int64_t c = 0; c < tile->columns; c += nr)
