@@ -40,6 +40,40 @@ static int is_readable(const char *path) {
     return first != EOF;
 }
 
+static char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c; }
+
+static int is_word_byte(char c) {
+    c = lower(c);
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || (unsigned char)c >= 0x80;
+}
+
+/* Whether `name` has `words` in it, as whole words, case ignored. */
+static int has_words(const char *name, const char *words) {
+    size_t length = strlen(words);
+    for (const char *at = name; *at; at++) {
+        size_t i = 0;
+        while (i < length && lower(at[i]) == lower(words[i])) {
+            i++;
+        }
+        if (i == length && (at == name || !is_word_byte(at[-1])) && !is_word_byte(at[length])) return 1;
+    }
+    return 0;
+}
+
+/* The one row whose name has these words: "pizza" is enough for "slice of pizza". */
+static int find_by_words(const gmem_bank *bank, const char *words, int64_t *row) {
+    int64_t found = -1, rows = gmem_bank_rows(bank);
+    for (int64_t i = 0; i < rows; i++) {
+        const char *name = gmem_bank_name(bank, i);
+        if (!name || !has_words(name, words)) continue;
+        if (found >= 0) return 0;
+        found = i;
+    }
+    if (found < 0) return 0;
+    *row = found;
+    return 1;
+}
+
 outcome find_row(session *s, const char *what, int64_t *row, gmem_error *error) {
     int64_t rows = gmem_bank_rows(s->bank);
     if (parse_integer(what, 0, INT64_MAX, row)) {
@@ -48,6 +82,7 @@ outcome find_row(session *s, const char *what, int64_t *row, gmem_error *error) 
                       (long long)*row, (long long)rows - 1);
     }
     if (gmem_bank_find(s->bank, what, row, error) == GMEM_OK) return OUTCOME_DONE;
+    if (find_by_words(s->bank, what, row)) return OUTCOME_DONE;
     if (is_readable(what))
         return failed(error, what, "a picture needs an image encoder, which gmem %s does not have", gmem_version());
     return OUTCOME_FAILED;

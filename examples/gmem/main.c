@@ -66,13 +66,14 @@ int main(int argc, char **argv) {
     error.offset = -1;
     interrupt_install();
     outcome result = arguments_parse(&args, argc, argv, &error);
-    if (result == OUTCOME_DONE && !args.help && !args.version && !function_of(args.command))
+    if (args.command < COMMAND_COUNT && !args.help && !function_of(args.command)) /* whatever its flags will be */
         result = failed(&error, NULL, "gmem %s does not have '%s' yet", gmem_version(), command_words(args.command));
     notes_begin(args.quiet ? LOUDNESS_QUIET : args.verbose ? LOUDNESS_VERBOSE : LOUDNESS_NORMAL);
     if (result == OUTCOME_DONE) result = run(&args, &error);
     if (result == OUTCOME_DONE && (fflush(stdout) != 0 || ferror(stdout)))
         result = failed(&error, "standard output", "cannot write: %s", strerror(errno));
     notes_end(result == OUTCOME_DONE);
+    if (result == OUTCOME_INTERRUPTED) interrupt_check(&error); /* no file is to blame */
     if (result != OUTCOME_DONE) print_error(&error);
     if (result == OUTCOME_MISUSED && args.command < COMMAND_COUNT)
         fprintf(stderr, "usage: gmem %s -h shows the flags and an example\n", command_words(args.command));

@@ -104,9 +104,9 @@ outcome sampler_flags_check(const arguments *args, gmem_error *error) {
         return misused(error, "--%s needs --cfg-scale", args->cfg_interval ? "cfg-interval" : "cfg-channels");
     if (args->cfg_channels) TRY(parse_channels(args->cfg_channels, 1 << 20, &unused, error));
     TRY(fill_flags(args, &desc, error));
-    if (gmem_sampler_check(&desc, 0, NULL, error) != GMEM_OK && gmem_sampler_check(&desc, 1, NULL, error) != GMEM_OK)
-        return OUTCOME_MISUSED;
-    return OUTCOME_DONE;
+    /* the default method depends on the network, so only what suits neither kind is refused here */
+    if (gmem_sampler_check(&desc, 1, NULL, NULL) == GMEM_OK) return OUTCOME_DONE;
+    return gmem_sampler_check(&desc, 0, NULL, error) == GMEM_OK ? OUTCOME_DONE : OUTCOME_MISUSED;
 }
 
 outcome sampler_from_flags(const arguments *args, const gmem_network_info *network, gmem_sampler_desc *out,

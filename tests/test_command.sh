@@ -1,0 +1,384 @@
+#!/bin/bash
+# The gmem command from outside: every subcommand, usage, exit codes, streams, JSON, outputs after errors, Ctrl-C,
+# locales, installation. Usage: tests/test_command.sh [GMEM]
+set -u
+cd "$(dirname "$0")/.."
+export LC_ALL=C OMP_WAIT_POLICY=passive
+gmem=$(realpath "${1:-build/gmem}")
+golden=$(realpath tests/golden)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+passed=0
+failed=0
+environment= # of the command alone
+
+# check NAME COMMAND...: counts whether the command succeeds.
+check() {
+    local name=$1
+    shift
+    if "$@" >"$work/check.log" 2>&1; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: $name: $*"
+        head -n 5 "$work/check.log"
+        [ -s "$work/err" ] && head -n 3 "$work/err"
+    fi
+}
+
+# run ARGUMENT...: the command in the folder $work/run; its exit code in $rc, its streams in $work/out and $work/err.
+run() {
+    mkdir -p "$work/run"
+    (cd "$work/run" && env $environment "$gmem" "$@" >"$work/out" 2>"$work/err" </dev/null)
+    rc=$?
+}
+
+files() { find "$work/run" -type f | sort; }
+lines() { wc -l <"$1"; }
+empty() { [ ! -s "$1" ]; }
+matches() { grep -Eq -- "$1" "$2"; }
+is_png() { [ "$(head -c 8 "$1" | od -An -tx1 | tr -d ' \n')" = 89504e470d0a1a0a ]; }
+# width and height of a PNG
+png_size() { od -An -tu1 -j16 -N8 "$1" | awk '{ print $1 * 16777216 + $2 * 65536 + $3 * 256 + $4 "x" $5 * 16777216 + $6 * 65536 + $7 * 256 + $8 }'; }
+equal() { [ "$1" = "$2" ]; }
+
+# good ARGUMENT...: the command succeeds and complains of nothing.
+good() {
+    run "$@"
+    check "gmem $*" equal $rc 0
+    check "gmem $* says no error" eval '! matches "error" "$work/err"'
+}
+
+# refuses CODE PATTERN ARGUMENT...: the exit code, one line of error that matches, nothing else, and no file left.
+refuses() {
+    local code=$1 pattern=$2 before
+    shift 2
+    before=$(files)
+    run "$@"
+    check "gmem $*: exit code" equal $rc "$code"
+    check "gmem $*: standard output is empty" empty "$work/out"
+    check "gmem $*: the error comes first" matches '^gmem: error: ' <(head -n 1 "$work/err")
+    check "gmem $*: the error says why" matches "$pattern" <(head -n 1 "$work/err")
+    if [ "$code" = 1 ]; then
+        check "gmem $*: one line" equal "$(lines "$work/err")" 1
+    else
+        check "gmem $*: at most one more line, the usage" matches '^[12]$' <(lines "$work/err")
+    fi
+    check "gmem $*: no file is left" equal "$(files)" "$before"
+}
+
+json() { jq -e "$1" "$work/out"; }
+
+# close_to FILE NAME FILE NAME TOLERANCE
+compare=$work/compare
+${CC:-cc} -O1 -o "$compare" tests/compare.c build/libgmem.a -lm -fopenmp || exit 1
+close_to() { (cd "$work/run" && "$compare" "$@"); }
+
+quick="--method euler --steps 3"
+
+test_general() {
+    run --version
+    check "--version" equal "$(cat "$work/out")" "gmem $(sed -n 's/^#define GMEM_VERSION "\(.*\)"/\1/p' src/api.h)"
+    run sample --version --json
+    check "--version --json" json .version
+    good -h
+    for command in sample eval integrate decode encode "bank info" "bank get" "bank mix" info convert synth \
+        "bench network" devices; do
+        good $command -h
+        check "help of $command: an example" matches '^example: gmem' "$work/out"
+        check "help of $command: nothing on standard error" empty "$work/err"
+    done
+    refuses 2 'no command'
+    refuses 2 "unknown command 'smaple'" smaple
+    refuses 2 "needs to know" bank
+    refuses 2 "unknown command 'bank fetch'" bank fetch
+    refuses 1 "does not have 'bank search' yet" bank search --bank x
+    refuses 1 "does not have 'features' yet" features picture.png -o x
+    run info /dev/null/x
+    run devices --json
+    check "devices --json" json '.[0].isa | index("scalar")'
+    good devices
+}
+
+test_usage() {
+    refuses 2 'unknown flag --stps: did you mean --steps' sample --stps 3
+    refuses 2 'unknown flag --zzzzzzzz' sample --zzzzzzzz
+    refuses 2 'unknown flag -z' sample -z
+    refuses 2 'does not take --alpha' sample --alpha 1
+    refuses 2 '--steps needs a value' sample --steps
+    refuses 2 '--steps needs a value' sample --steps --seed 3
+    refuses 2 '--steps: expected an integer' sample --steps many
+    refuses 2 '--steps: expected an integer' sample --steps 0
+    refuses 2 '--steps: expected an integer' sample --steps 3.5
+    refuses 2 '--steps: the value is empty' sample --steps=
+    refuses 2 '--steps: expected an integer .*-5' sample --steps -5
+    refuses 2 '--seed: expected' sample --seed -1
+    refuses 2 '--seed: expected' sample --seed 18446744073709551616
+    refuses 2 '--steps is given twice' sample --steps 3 --steps 4
+    refuses 2 '--memory is given twice' sample --memory a --memory b
+    refuses 2 '--method: expected one of euler' sample --method eluer
+    refuses 2 '--atol: expected a number' sample --method dopri5 --atol 1,5
+    refuses 2 '--atol: expected a number' sample --method dopri5 --atol nan
+    refuses 2 '--rtol: expected a number' sample --method dopri5 --rtol 0
+    refuses 2 '--json takes no value' sample --json=1
+    refuses 2 'unexpected .pizza' sample pizza
+    refuses 2 'cannot be combined' sample --quiet --verbose
+    refuses 2 'cannot be combined' sample --memory pizza --rows 3
+    refuses 2 'cannot be combined' sample --mix a b --label 3
+    refuses 2 'cannot be combined' sample --mix a b -n 3
+    refuses 2 'cannot be combined' sample --show --json
+    refuses 2 '--mix needs two values' sample --mix pizza
+    refuses 2 '--frames needs --mix' sample --frames 3
+    refuses 2 '--mix-method needs --mix' sample --mix-method mask
+    refuses 2 '--cfg-interval needs --cfg-scale' sample --cfg-interval 0.5
+    refuses 2 '--cfg-interval: expected' sample --cfg-scale 2 --cfg-interval 0.5,0.2
+    refuses 2 '--cfg-interval: expected' sample --cfg-scale 2 --cfg-interval x
+    refuses 2 '--cfg-channels: expected' sample --cfg-scale 2 --cfg-channels some
+    refuses 2 '--diffusion-form is for' sample --method euler --diffusion-form sbdm
+    refuses 2 '--atol is for' sample --method rk4 --atol 1
+    refuses 2 'timestep shift' sample --method sde-heun --timestep-shift 0.3
+    refuses 2 'at least 2 steps' sample --steps 1
+    refuses 2 'sbdm' sample --diffusion-form sbdm
+    refuses 2 'without a last step' sample --last-step none
+    refuses 2 'one number like %03d' sample -o 'a%sb.png'
+    refuses 2 'one number like %03d' sample -o 'a%03d%03d.png'
+    refuses 2 'one number like %03d' sample -o 'a%.png'
+    refuses 2 'choose with --memory' sample --label 3
+    refuses 2 'needs --input' eval -o v.safetensors
+    refuses 2 'needs -o' eval --input "$golden/dit_base.io.safetensors"
+    refuses 2 'needs FILE' info
+    refuses 2 'needs -o' convert "$golden/dit_base.pth"
+    refuses 2 'unknown architecture' synth xxl/1 -o x
+    refuses 2 'needs --rows' bank get -o x
+    refuses 2 '--rows: expected' bank get --rows 5-3 -o x
+    refuses 2 '--rows: expected' bank get --rows 1,,2 -o x
+    refuses 2 '--rows: expected' bank get --rows 1, -o x
+    refuses 2 'needs two rows' bank mix pizza -o x
+    refuses 2 '--alpha: expected' bank mix pizza bikini --alpha 2 -o x
+    refuses 2 'add --bank' sample -m "$golden/dit_base.pth" --heads 4
+    refuses 2 'add --autoencoder' sample -m "$golden/lightningdit_class.pt" --heads 4
+    refuses 2 'choose with --label' sample -m "$golden/lightningdit_class.pt" --heads 4 --memory 3
+}
+
+test_refusals() {
+    head -c 3000 "$golden/dit_base.pth" >"$work/cut.pth"
+    refuses 1 'nowhere.pth: ' info nowhere.pth
+    refuses 1 'cut.pth: ' info "$work/cut.pth"
+    refuses 1 'cut.pth: .*\(at byte [0-9]+\)' convert "$work/cut.pth" -o x.safetensors
+    refuses 1 'no such key|nothing' convert "$golden/dit_base.pth" --key nothing -o x.safetensors
+    refuses 1 '\\x0a' info $'new\nline.pth'
+    refuses 1 'opencl is not available' sample --backend opencl
+    refuses 1 "no device '7'" sample --device 7
+    refuses 1 'f32 only' sample --dtype bf16
+    refuses 1 'has no image encoder' sample --like picture.png
+    refuses 1 'no row 1362: the bank' sample --memory 1362
+    refuses 1 'no row 4000: the bank' sample --rows 3,4000
+    refuses 1 'cat face' sample --memory 'cat fase'
+    refuses 1 'a picture needs an image encoder' sample --memory "$golden/manifest.json"
+    refuses 1 '/nowhere/x.png: cannot write' sample -o /nowhere/x.png
+    refuses 1 "run: cannot write: it is a folder" sample -o "$work/run"
+    refuses 1 '/dev/full: cannot write: it is a device' sample -o /dev/full
+    refuses 1 '/nowhere/x: cannot write' synth xl/1 -o /nowhere/x
+    refuses 1 "no tensor 'x'" eval --input "$golden/bank.io.safetensors" -o x
+    refuses 1 'x: expected any x 8 x 8 x 8, found 3 x 4 x 8 x 8' eval --input "$golden/sit_plain.io.safetensors" -o x
+    refuses 1 'c: expected 3 x 192, found 3 x 768' eval --input "$golden/dit_base.io.safetensors" -o x
+    refuses 1 'heads' eval -m "$golden/lightningdit_class.pt" --heads 5 --input "$golden/lightningdit_class.io.safetensors" -o x
+    refuses 1 'no label 10' sample -m "$golden/lightningdit_class.pt" --heads 4 --label 10 --autoencoder "$golden/vae_f8.pt"
+    refuses 1 'width|elements' sample -m "$golden/dit_base.pth" --heads 4 --bank "$golden/bank_full.pth" \
+        --autoencoder "$golden/vae_f8.pt"
+    refuses 1 'noise: the method draws more' integrate -m "$golden/sit_plain.pt" --heads 4 --steps 40 \
+        --input "$golden/sit_plain.io.safetensors" -o x
+    for isa in scalar avx2 avx512 amx; do
+        if jq -e ".[0].isa | index(\"$isa\")" <("$gmem" devices --json) >/dev/null; then
+            run eval --isa "$isa" -m "$golden/dit_base.pth" --heads 4 --input "$golden/dit_base.io.safetensors" -o "$isa"
+            check "eval --isa $isa" close_to "$isa" v "$golden/dit_base.io.safetensors" y_checkpoint 1e-5
+        else
+            refuses 1 "$isa" eval --isa "$isa" --input "$golden/dit_base.io.safetensors" -o x
+        fi
+    done
+    "$gmem" info "$golden/dit_base.pth" >/dev/full 2>"$work/err"
+    check "a full standard output" equal $? 1
+    check "a full standard output: the error" matches '^gmem: error: standard output' "$work/err"
+}
+
+test_networks() {
+    good eval -m "$golden/dit_base.pth" --heads 4 --input "$golden/dit_base.io.safetensors" -o v
+    check "eval" close_to v v "$golden/dit_base.io.safetensors" y_checkpoint 1e-5
+    run info v --json
+    check "what eval writes says the backend" json '.metadata.backend | startswith("cpu/")'
+    check "what eval writes says the type" json '.metadata.dtype == "f32"'
+    good eval --network="$golden/dit_base.pth" --heads=4 --input "$golden/dit_base.io.safetensors" -o v1 -b 1 -t 1
+    check "eval in batches of one" close_to v1 v v v 1e-6
+    good eval -m "$golden/lightningdit_class.pt" --heads 4 --input "$golden/lightningdit_class.io.safetensors" -o v --json
+    check "eval --json" json '.output == "v"'
+    check "eval of a class-conditional network" close_to v v "$golden/lightningdit_class.io.safetensors" v 1e-5
+    local io=$golden/sit_plain.io.safetensors guided="--cfg-scale 1.8 --cfg-interval 0,0.7"
+    good integrate -m "$golden/sit_plain.pt" --heads 4 --input "$io" --method repa-euler --steps 12 -o o
+    check "integrate repa-euler" close_to o out "$io" ode_euler12 1e-5
+    good integrate -m "$golden/sit_plain.pt" --heads 4 --input "$io" --method REPA-Heun --steps 10 $guided -o o
+    check "integrate repa-heun" close_to o out "$io" ode_heun10_cfg 1e-5
+    good integrate -m "$golden/sit_plain.pt" --heads 4 --input "$io" --steps 12 $guided -o o
+    check "integrate, REPA's default" close_to o out "$io" sde_em12_cfg 1e-5
+    # the default model is the f16 copy of the one that was recorded
+    good integrate --input "$golden/emoji_golden.safetensors" -o o
+    check "integrate, the default model" close_to o out "$golden/emoji_golden.safetensors" sde_latent 5e-2
+    good synth S/1 -o s1.safetensors
+    check "synth" matches 'GMem-LightningDiT-S/1' <("$gmem" info "$work/run/s1.safetensors")
+    run bench network --json -t 1
+    check "bench network --json" json '[.seconds_median, .seconds_first, .passes, .gflops, .peak_gflops, .fraction_of_peak,
+        .limit_seconds, .fraction_of_limit, .threads, .resident_bytes] | all(. > 0)'
+    check "bench network --json, names" json '.isa and .cpu'
+}
+
+test_autoencoders() {
+    local io=$golden/vae_f8.io.safetensors
+    good encode --autoencoder "$golden/vae_f8.pt" --input "$io" -o e
+    check "encode: mean" close_to e mean "$io" mean 1e-5
+    check "encode: logvar" close_to e logvar "$io" logvar 1e-5
+    good decode --autoencoder "$golden/vae_f8.pt" --input e -o d
+    check "decode" close_to d decoded "$io" decoded 1e-5
+    check "decode: pixels" close_to d decoded_u8 "$io" decoded_u8 1e-3
+    refuses 1 'z: expected any x 8' decode --autoencoder "$golden/vae_f8.pt" --input "$golden/sit_plain.io.safetensors" -o x
+}
+
+test_banks() {
+    local io=$golden/bank.io.safetensors
+    run bank info --bank "$golden/bank_full.pth" --bank "$golden/bank_dmd16.pth" --json
+    check "bank info --json" json '.rows == 514 and .width == 48 and .type == "F32" and (.files | length) == 2'
+    good bank info
+    good bank get --rows 0-2,7 -o rows
+    check "bank get: names" matches 'names' <("$gmem" info "$work/run/rows")
+    good bank get --bank "$golden/bank_full.pth" --rows 0 -o row
+    good bank mix 3 'PIZZA' --alpha 0 0.5 1 --mix-method spherical -o mixed
+    refuses 1 'nearest: .cat face' bank mix 3 'cat fce' -o x
+    run bank mix 3 pizza --mix-method mask -s 5 -o masked
+    check "bank mix prints its seed" matches '^seed: 5$' "$work/err"
+    run bank mix 3 pizza -o mixed
+    check "bank mix draws nothing otherwise" eval '! matches seed "$work/err"'
+}
+
+test_convert() {
+    for type in f32 f16 bf16 int8; do
+        good convert "$golden/dit_base.pth" --dtype $type -o $type
+        run info $type --json
+        check "convert --dtype $type says so" json ".metadata.dtype == \"$type\""
+        check "convert carries the configuration" json '.metadata.config | fromjson | .model.num_heads == 4'
+        good eval -m $type --input "$golden/dit_base.io.safetensors" -o v_$type # the heads are in the configuration
+    done
+    check "convert to f32" close_to v_f32 v "$golden/dit_base.io.safetensors" y_checkpoint 1e-5
+    check "convert to f16" close_to v_f16 v "$golden/dit_base.io.safetensors" y_checkpoint 2e-3
+    check "convert to bf16" close_to v_bf16 v "$golden/dit_base.io.safetensors" y_checkpoint 2e-2
+    check "convert to int8" close_to v_int8 v "$golden/dit_base.io.safetensors" y_checkpoint 3e-2
+    good convert "$golden/dit_base.pth" --key model -o decoy
+    good convert f16 -o again
+    check "converting again changes nothing" cmp "$work/run/f16" "$work/run/again"
+    for form in zip legacy proto4; do
+        good convert "$golden/container_$form.pth" --key . -o c
+        for name in f32 f16 bf16 f64 i64 view_t view_slice nested.t; do
+            check "convert container_$form: $name" close_to c $name "$golden/container.expect.safetensors" $name 0
+        done
+    done
+    good convert "$golden/bank_full.pth" --dtype int8 -o bank8
+    run info bank8 --json
+    check "an int8 bank" json '[.tensors[].name] == ["tensor", "tensor.scale"]'
+    good bank get --bank bank8 --rows 0 -o row8
+    check "rows of an int8 bank" close_to row8 features row features 1e-2
+}
+
+test_sample() {
+    run sample --steps 2 -s 1
+    check "sample" equal $rc 0
+    check "sample draws a grid into gmem.png" is_png "$work/run/gmem.png"
+    check "sample says where" matches '^gmem.png: 16 pictures' "$work/out"
+    check "sample says its seed" matches '^seed: 1$' "$work/err"
+    check "sample says its backend" matches '^backend: cpu/' "$work/err"
+    check "no progress bar in a file" eval '! grep -q "$(printf "\r")" "$work/err"'
+    good sample $quick -s 1 -o one.png
+    check "one picture" equal "$(png_size "$work/run/one.png")" 64x64
+    for text in 'seed.1' 'rng.philox' 'sampler.euler' 'steps 3' 'network.built-in' 'rows.[0-9]' 'Software.gmem'; do
+        check "PNG text: $text" grep -aEq "$text" "$work/run/one.png"
+    done
+    run sample $quick -o quiet.png -q
+    check "-q silences standard output" empty "$work/out"
+    check "-q silences standard error" empty "$work/err"
+    run sample $quick -o verbose.png -v
+    check "-v adds" matches 'passes' "$work/err"
+    good sample $quick --memory 'CAT face' 'slice of pizza' 7 -s 3 -o three.png --json
+    check "sample --json" json '.seed == "3" and (.rows | length) == 3 and .names[0] == "cat face" and .rows[2] == 7'
+    run sample $quick -o random.png
+    check "a seed is chosen and said" matches '^seed: [0-9]+$' "$work/err"
+    # picture i of seed s depends on nothing else
+    good sample -s 9 -n 5 --steps 3 -b 5 -o 'a%02d.png' -t 1
+    good sample -s 9 -n 5 --steps 3 -b 2 -o 'b%02d.png'
+    for i in 00 01 02 03 04; do
+        check "picture $i in batches of 5 and of 2" cmp "$work/run/a$i.png" "$work/run/b$i.png"
+    done
+    good sample $quick --memory pizza -o pizza.png --json
+    check "words of one name are enough" json '.names == ["slice of pizza"]'
+    refuses 1 'nearest' sample --memory 'face with'
+    good sample $quick --mix 'cat face' 'pizza' --frames 3 -s 4 -o mix.png --json
+    check "the frames of a mixture" json '.alpha == [0, 0.5, 1]'
+    good sample $quick --mix 3 4 --mix-method mask --frames 2 -s 4 -o 'frame%d.png'
+    check "files are numbered from 0" test -f "$work/run/frame0.png" -a -f "$work/run/frame1.png"
+    for rng in torch-cpu torch-cuda; do
+        good sample $quick --rng $rng -s 1 -n 2 -o $rng.png
+    done
+    run sample $quick -s 1 --show -o show.png
+    check "--show prints blocks" grep -q '38;2;' "$work/out"
+    good sample $quick --rows 0-8 -s 2 -o grid.png
+    good sample -m "$golden/lightningdit_class.pt" --heads 4 --label 3 9 --autoencoder "$golden/vae_f8.pt" $quick -o class.png
+    check "labels" matches 'no --latent-stats' "$work/err"
+}
+
+# interrupted NAME ARGUMENT...: Ctrl-C while the command works: 130, one line, no file.
+interrupted() {
+    local name=$1 before
+    shift
+    before=$(files)
+    (cd "$work/run" && exec "$gmem" "$@" >"$work/out" 2>"$work/err") &
+    sleep 1
+    kill -INT $!
+    wait $!
+    check "Ctrl-C in $name: exit code" equal $? 130
+    check "Ctrl-C in $name: the error" equal "$(cat "$work/err")" "gmem: error: interrupted"
+    check "Ctrl-C in $name: nothing on standard output" empty "$work/out"
+    check "Ctrl-C in $name: no file is left" equal "$(files)" "$before"
+}
+
+test_interrupts() {
+    interrupted sample sample --steps 5000 -o long.png
+    interrupted synth synth 1.6b/1 -o long.safetensors
+}
+
+test_locale() {
+    if localedef -i de_DE -f UTF-8 "$work/de_DE.UTF-8" 2>"$work/err"; then
+        check "the locale writes commas" equal "$(env LOCPATH="$work" LC_ALL=de_DE.UTF-8 locale decimal_point)" ,
+        environment="LOCPATH=$work LC_ALL=de_DE.UTF-8"
+        good sample $quick --timestep-shift 0.3 -s 1 -o de.png --json
+        check "numbers in a locale with commas" json .seconds
+        environment=
+        good sample $quick --timestep-shift 0.3 -s 1 -o c.png
+        check "pictures in a locale with commas" cmp "$work/run/de.png" "$work/run/c.png"
+    else
+        echo "no locale with decimal commas can be made here"
+    fi
+}
+
+test_install() {
+    make -s install PREFIX="$work/prefix" >"$work/err" 2>&1
+    check "make install" equal $? 0
+    check "the installed command" "$work/prefix/bin/gmem" --version
+    export PKG_CONFIG_PATH=$work/prefix/share/pkgconfig
+    check "pkg-config" equal "$(pkg-config --modversion gmem)" "$("$work/prefix/bin/gmem" --version | sed 's/gmem //')"
+    check "embed.c against the installed header" eval \
+        '(cd examples && ${CC:-cc} -std=c99 -O1 $(pkg-config --cflags gmem) embed.c $(pkg-config --libs gmem) -o "$work/embed")'
+    check "the embedding example runs" eval '"$work/embed"; [ $? = 2 ]'
+    make -s install DESTDIR="$work/stage" PREFIX=/usr >"$work/err" 2>&1
+    check "make install DESTDIR" test -x "$work/stage/usr/bin/gmem" -a -f "$work/stage/usr/include/gmem.h"
+}
+
+for part in general usage refusals networks autoencoders banks convert sample interrupts locale install; do
+    test_$part
+done
+echo "$passed passed, $failed failed"
+[ $failed = 0 ] && [ $passed != 0 ]
