@@ -381,7 +381,10 @@ GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *netw
 typedef enum gmem_rng_kind {
     GMEM_RNG_PHILOX,    /* counter-based: picture i of seed s depends on (s, i) alone */
     GMEM_RNG_TORCH_CPU, /* PyTorch's CPU generator, bit for bit: one stream for all pictures, in the order drawn */
-    GMEM_RNG_TORCH_CUDA /* Philox as PyTorch's CUDA kernels arrange it: likewise one stream */
+    /* Philox as PyTorch's CUDA kernels arrange it: likewise one stream. Draws above 221,184 values depend on the
+     * device's size, taken to be an A100's. As in the published code, which draws the noise of the transport SDE's
+     * steps on the CPU whatever the device, gmem_sample takes it from the CPU generator of the same seed. */
+    GMEM_RNG_TORCH_CUDA
 } gmem_rng_kind;
 
 /* Plain data; copy it to fork the stream. Set up with gmem_rng_init only. */
@@ -471,7 +474,8 @@ typedef struct gmem_sampler_desc {
     gmem_path path;
     gmem_prediction prediction;
     double cfg_scale;          /* guidance; 1 or less: none */
-    double cfg_start, cfg_end; /* the interval; cfg_end 0: no end */
+    double cfg_start, cfg_end; /* the interval of t, ends included; cfg_end 0: no end. Outside it one half alone is
+                                  asked for: the conditional, but beyond a transport method's end the unconditional */
     int cfg_channels;          /* guided channels from the first; 0: all */
 } gmem_sampler_desc;
 
@@ -488,7 +492,7 @@ typedef struct gmem_velocity_call {
 
 typedef gmem_status (*gmem_velocity_fn)(void *user, const gmem_velocity_call *call, gmem_error *error);
 
-/* After each step. `x` is the state, `denoised` NULL or the current estimate of the data, both (batch, per_picture).
+/* After each step (DOPRI5: each attempt). `x` is the state (batch, per_picture), which has reached `t`.
  * Return nonzero to cancel: the run ends with E_CANCELLED. */
 typedef struct gmem_progress {
     int64_t step, steps;          /* 1-based; steps is 0 where the number is not known beforehand (DOPRI5) */

@@ -46,6 +46,8 @@
 #include "ode.c"
 #include "sde.c"
 #include "sampler.c"
+#include "integrate.c"
+#include "sample.c"
 #include "generate.c"
 
 #endif /* GMEM_IMPLEMENTATION */

@@ -13,8 +13,7 @@ static gmem_status gmem__drift(gmem__run *run, double t, double guide_t, const f
     return GMEM_OK;
 }
 
-/* the fixed grid ----------------------------------------------------------------------------------------------------
- */
+/* the fixed grid ------------------------------------------------------------------------------------------------- */
 
 static gmem_status gmem__grid_interval(gmem__run *run, int64_t i, const gmem__method *method, gmem_error *error) {
     const double t = gmem__plan_time(run->plan, i), dt = gmem__plan_time(run->plan, i + 1) - t;
@@ -46,10 +45,9 @@ GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error) {
     return GMEM_OK;
 }
 
-/* Dormand-Prince
- * ------------------------------------------------------------------------------------------------------- Tableau:
- * Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the last point
- * is not stepped on but interpolated back to. */
+/* Dormand-Prince ----------------------------------------------------------------------------------------------------
+ * Tableau: Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the
+ * last point is not stepped on but interpolated back to. */
 
 static const double gmem__dopri_c[6] = {1.0 / 5, 3.0 / 10, 4.0 / 5, 8.0 / 9, 1, 1};
 static const double gmem__dopri_a[6][6] = {

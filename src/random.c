@@ -8,8 +8,7 @@
 #define GMEM__2_POW_M32 (1.0 / 4294967296)
 #define GMEM__2_POW_M53 (1.0 / 9007199254740992)
 
-/* Philox4x32-10 -----------------------------------------------------------------------------------------------------
- */
+/* Philox4x32-10 -------------------------------------------------------------------------------------------------- */
 
 GMEM__FN void gmem__philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
     uint32_t k0 = key[0], k1 = key[1];
@@ -29,7 +28,7 @@ GMEM__FN void gmem__philox(const uint32_t key[2], const uint32_t counter[4], uin
     out[3] = c3;
 }
 
-/* Philox by picture --------------------------------------------------------------------------------------------------
+/* Philox by picture -------------------------------------------------------------------------------------------------
  * The key is the seed; the counter is (block, index, picture, picture's high bits and the purpose), so a value depends
  * on the seed, the picture, the purpose and its place alone. */
 
@@ -79,7 +78,7 @@ static int64_t gmem__picture_integer(const gmem_rng *rng, gmem_draw draw, int64_
     return (int64_t)(((uint64_t)bits[0] << 32 | bits[1]) % (uint64_t)high);
 }
 
-/* PyTorch's CPU generator ---------------------------------------------------------------------------------------------
+/* PyTorch's CPU generator -------------------------------------------------------------------------------------------
  * MT19937 (Matsumoto and Nishimura, 1998); the distributions are those of ATen's DistributionTemplates.h. */
 
 static void gmem__mt_seed(gmem_rng *rng, uint32_t seed) {
@@ -227,7 +226,7 @@ static void gmem__mt_normals(gmem_rng *rng, int is_double, int64_t count, float 
     normal16(rng, out + count - 16);
 }
 
-/* PyTorch's CUDA generator --------------------------------------------------------------------------------------------
+/* PyTorch's CUDA generator ------------------------------------------------------------------------------------------
  * cuRAND's Philox4_32_10: thread i of a launch reads the stream (seed, subsequence i) from the generator's offset. A
  * launch has blocks of 256 threads, as many as the values need or the device holds; a thread makes 4 values (2 of 64
  * bits) that lie a whole grid apart, and again until all are made (ATen's native/cuda/DistributionTemplates.h).
@@ -312,8 +311,7 @@ static void gmem__cuda_draw(gmem_rng *rng, gmem__cuda_kind kind, int64_t count, 
     rng->offset += (uint64_t)rounds * 4;
 }
 
-/* The generators behind one face --------------------------------------------------------------------------------------
- */
+/* The generators behind one face --------------------------------------------------------------------------------- */
 
 GMEM_API void gmem_rng_init(gmem_rng *rng, gmem_rng_kind kind, uint64_t seed) {
     memset(rng, 0, sizeof *rng);

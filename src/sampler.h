@@ -1,4 +1,4 @@
-/* The samplers inside: a plan made from the settings, and a run that the solvers (ode.c, sde.c) carry through. */
+/* The samplers inside: a plan made from the settings, and a run that the solvers carry through. */
 #ifndef GMEM__SAMPLER_H
 #define GMEM__SAMPLER_H
 
@@ -6,8 +6,7 @@
 
 GMEM__INLINE double gmem__square(double x) { return x * x; }
 
-/* path.c -------------------------------------------------------------------------------------------------------------
- */
+/* path.c --------------------------------------------------------------------------------------------------------- */
 
 /* Drift, score and denoised sample are all of the form x * state + model * (what the network gave). */
 typedef struct gmem__blend {
@@ -27,8 +26,7 @@ GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_predictio
 /* The diffusion coefficient D of dx = (drift + D score) dt + sqrt(2 D) dw. */
 GMEM__FN double gmem__path_diffusion(const gmem__path_point *at, double t, gmem_diffusion_form form, double norm);
 
-/* sampler.c: the plan ------------------------------------------------------------------------------------------------
- */
+/* sampler.c: the plan -------------------------------------------------------------------------------------------- */
 
 typedef enum gmem__solver {
     GMEM__SOLVER_GRID,  /* explicit Runge-Kutta on the grid */
@@ -48,6 +46,7 @@ typedef struct gmem__method {
 } gmem__method;
 
 GMEM__FN const gmem__method *gmem__method_of(gmem_method method);
+GMEM__FN int gmem__is_sde(const gmem__method *method);
 
 /* Resolved settings and the grid that they make. */
 typedef struct gmem__plan {
@@ -59,12 +58,23 @@ typedef struct gmem__plan {
     double last_size;  /* its length, signed like the intervals */
 } gmem__plan;
 
+GMEM__FN gmem__plan gmem__plan_make(const gmem_sampler_desc *resolved);
 GMEM__FN double gmem__plan_time(const gmem__plan *plan, int64_t i);                  /* grid point, 0 to intervals */
 GMEM__FN int gmem__plan_stages(const gmem__plan *plan, int64_t i);                   /* calls in interval i */
 GMEM__FN double gmem__plan_stage_time(const gmem__plan *plan, int64_t i, int stage); /* when they are made */
+GMEM__FN int64_t gmem__plan_passes(const gmem__plan *plan);                          /* adaptive: 0 */
 
-/* sampler.c: the run -------------------------------------------------------------------------------------------------
- */
+/* The times at which the velocity will be asked for, one after the other; next gives 0 at the end. */
+typedef struct gmem__schedule {
+    const gmem__plan *plan;
+    int64_t interval;
+    int stage;
+} gmem__schedule;
+
+GMEM__FN gmem__schedule gmem__schedule_start(const gmem__plan *plan);
+GMEM__FN int gmem__schedule_next(gmem__schedule *schedule, double *t);
+
+/* integrate.c: the run ------------------------------------------------------------------------------------------- */
 
 #define GMEM__MAX_STAGES 7
 
@@ -91,6 +101,10 @@ GMEM__FN void gmem__run_combine(const gmem__run *run, float *out, double x_weigh
                                 const double *weight, const float *const *k);
 /* drift = blend.x * x + blend.model * drift */
 GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const float *x, float *drift);
+
+/* gmem_integrate, with the context as the network holds it. */
+GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
+                                     gmem_error *error);
 
 /* ode.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
 GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error);

@@ -11,8 +11,7 @@
  * of threads, and with a network in f64. The recording with a tight tolerance has the usual bar. */
 #define NOISY_BAR 1e-4
 
-/* recorded trajectories -----------------------------------------------------------------------------------------------
- */
+/* recorded trajectories ------------------------------------------------------------------------------------------ */
 
 /* A recording's noise tensors, in order. */
 typedef struct tape {
@@ -267,8 +266,7 @@ static void test_repa(gmem_context *context, const char *name) {
     gmem_file_close(io);
 }
 
-/* velocities of our own -----------------------------------------------------------------------------------------------
- */
+/* velocities of our own ------------------------------------------------------------------------------------------ */
 
 enum { FIELD_BATCH = 2, FIELD_SIZE = 6, FIELD_COUNT = FIELD_BATCH * FIELD_SIZE };
 
@@ -465,8 +463,7 @@ static void test_gaussians(gmem_context *context) {
     }
 }
 
-/* passes, times, progress ---------------------------------------------------------------------------------------------
- */
+/* passes, times, progress ---------------------------------------------------------------------------------------- */
 
 typedef struct reports {
     int64_t count, last_step, steps, passes, total_passes;
@@ -541,8 +538,7 @@ static void test_passes(gmem_context *context) {
     }
 }
 
-/* guidance ------------------------------------------------------------------------------------------------------------
- */
+/* guidance ------------------------------------------------------------------------------------------------------- */
 
 static void test_guidance_halves(gmem_context *context) {
     asked log;
@@ -604,8 +600,7 @@ static void test_guidance_values(gmem_context *context) {
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_integrate(context, &desc, x, NULL));
 }
 
-/* refusals and failures -----------------------------------------------------------------------------------------------
- */
+/* refusals and failures ------------------------------------------------------------------------------------------ */
 
 static void refuse(const char *what, gmem_status expected, const gmem_sampler_desc *desc) {
     gmem_error error;
@@ -786,8 +781,7 @@ static void test_failures(gmem_context *context) {
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_integrate(context, NULL, NULL, NULL));
 }
 
-/* a network and a generator -------------------------------------------------------------------------------------------
- */
+/* a network and a generator -------------------------------------------------------------------------------------- */
 
 /* An allocator that counts, and can fail the n-th call. */
 typedef struct counter {

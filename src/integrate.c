@@ -1,0 +1,168 @@
+/* Integration: what every solver shares (guidance, checks, counting, progress), and its buffers. */
+#include "sampler.h"
+
+typedef enum gmem__halves { GMEM__HALF_CONDITIONAL, GMEM__HALF_UNCONDITIONAL, GMEM__HALF_BOTH } gmem__halves;
+
+/* Outside its interval guidance falls back to one half: the transport samplers to the unconditional one beyond the
+ * end, otherwise to the conditional one. They compare in f32, in which their times are. */
+static gmem__halves gmem__halves_at(const gmem__plan *plan, double t) {
+    const gmem_sampler_desc *desc = &plan->desc;
+    if (desc->cfg_scale <= 1) return GMEM__HALF_CONDITIONAL;
+    if (plan->method->repa)
+        return t < desc->cfg_start || (desc->cfg_end != 0 && t > desc->cfg_end) ? GMEM__HALF_CONDITIONAL
+                                                                                : GMEM__HALF_BOTH;
+    if ((float)t < (float)desc->cfg_start) return GMEM__HALF_CONDITIONAL;
+    return desc->cfg_end != 0 && (float)t > (float)desc->cfg_end ? GMEM__HALF_UNCONDITIONAL : GMEM__HALF_BOTH;
+}
+
+/* out = unconditional + scale (out - unconditional) in the guided channels; the others keep the conditional value. */
+static void gmem__guide(const gmem__run *run, float *out) {
+    const gmem_sampler_desc *desc = &run->plan->desc;
+    const int64_t per_picture = run->desc->per_picture, channels = gmem__max(1, run->desc->channels);
+    const int64_t guided = desc->cfg_channels ? per_picture / channels * desc->cfg_channels : per_picture;
+    for (int64_t picture = 0; picture < run->desc->batch; picture++) {
+        float *c = out + picture * per_picture;
+        const float *u = run->unconditional + picture * per_picture;
+        for (int64_t i = 0; i < guided; i++)
+            c[i] = (float)((double)u[i] + desc->cfg_scale * ((double)c[i] - (double)u[i]));
+    }
+}
+
+static gmem_status gmem__nonfinite(const gmem__run *run, const char *what, double t, gmem_error *error) {
+    gmem__quoted at;
+    return gmem__fail(error, GMEM_E_NONFINITE, "%s is not finite at t = %s (pass %lld)", what,
+                      gmem__format_double(&at, t), (long long)run->passes);
+}
+
+GMEM__FN gmem_status gmem__run_model(gmem__run *run, double t, double guide_t, const float *x, float *out,
+                                     gmem_error *error) {
+    const gmem__halves halves = gmem__halves_at(run->plan, guide_t);
+    gmem_velocity_call call;
+    call.batch = run->desc->batch;
+    call.per_picture = run->desc->per_picture;
+    call.t = t;
+    call.x = x;
+    call.conditional = halves == GMEM__HALF_UNCONDITIONAL ? NULL : out;
+    call.unconditional = halves == GMEM__HALF_CONDITIONAL     ? NULL
+                         : halves == GMEM__HALF_UNCONDITIONAL ? out
+                                                              : run->unconditional;
+    GMEM__TRY(run->desc->velocity(run->desc->velocity_user, &call, error));
+    run->passes++;
+    if ((call.conditional && !gmem__all_finite(call.conditional, run->count)) ||
+        (call.unconditional && !gmem__all_finite(call.unconditional, run->count)))
+        return gmem__nonfinite(run, "what the network gave", t, error);
+    if (halves == GMEM__HALF_BOTH) gmem__guide(run, out);
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__run_step_done(gmem__run *run, double t, gmem_error *error) {
+    run->step++;
+    if (!gmem__all_finite(run->x, run->count)) return gmem__nonfinite(run, "the state", t, error);
+    if (!run->desc->progress) return GMEM_OK;
+    gmem_progress progress;
+    progress.step = run->step;
+    progress.steps = run->steps;
+    progress.passes = run->passes;
+    progress.total_passes = run->total_passes;
+    progress.t = t;
+    progress.x = run->x;
+    if (run->desc->progress(run->desc->progress_user, &progress))
+        return gmem__fail(error, GMEM_E_CANCELLED, "cancelled after step %lld", (long long)run->step);
+    return GMEM_OK;
+}
+
+GMEM__FN void gmem__run_combine(const gmem__run *run, float *out, double x_weight, const float *x, int terms,
+                                const double *weight, const float *const *k) {
+    for (int64_t i = 0; i < run->count; i++) {
+        double sum = x_weight * (double)x[i];
+        for (int j = 0; j < terms; j++)
+            sum += weight[j] * (double)k[j][i];
+        out[i] = (float)sum;
+    }
+}
+
+GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const float *x, float *drift) {
+    const float *const from = drift;
+    gmem__run_combine(run, drift, blend.x, x, 1, &blend.model, &from);
+}
+
+/* Every buffer that the method needs, before the first step. */
+static void gmem__run_layout(gmem__run *run, gmem__arena *arena) {
+    const gmem__method *method = run->plan->method;
+    const int stages = method->solver == GMEM__SOLVER_DOPRI ? GMEM__MAX_STAGES : method->stages;
+    run->x = GMEM__TAKE_F32(arena, run->count);
+    if (stages > 1) run->stage = GMEM__TAKE_F32(arena, run->count);
+    for (int i = 0; i < stages; i++)
+        run->k[i] = GMEM__TAKE_F32(arena, run->count);
+    if (run->plan->desc.cfg_scale > 1) run->unconditional = GMEM__TAKE_F32(arena, run->count);
+    if (gmem__is_sde(method)) run->noise = GMEM__TAKE_F32(arena, run->count);
+}
+
+static gmem_status gmem__run_solver(gmem__run *run, gmem_error *error) {
+    switch (run->plan->method->solver) {
+    case GMEM__SOLVER_DOPRI:
+        return gmem__run_dopri5(run, error);
+    case GMEM__SOLVER_SDE_EULER:
+    case GMEM__SOLVER_SDE_HEUN:
+        return gmem__run_sde(run, error);
+    case GMEM__SOLVER_GRID:
+        break;
+    }
+    return gmem__run_grid(run, error);
+}
+
+static gmem_status gmem__check_integrate(const gmem_context *context, const gmem_integrate_desc *desc, const float *x,
+                                         const gmem__plan *plan, int64_t *count, gmem_error *error) {
+    if (!context || !x || !desc->velocity)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "integrating needs a context, a state and a velocity");
+    if (desc->batch < 1 || desc->per_picture < 1 || !gmem__mul(desc->batch, desc->per_picture, count))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the batch or the picture is empty or too large");
+    if (desc->channels < 0 || (desc->channels > 0 && desc->per_picture % desc->channels != 0))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a picture of %lld elements does not have %lld channels",
+                          (long long)desc->per_picture, (long long)desc->channels);
+    if (plan->desc.cfg_channels > gmem__max(1, desc->channels))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "%d guided channels, where the latent has %lld",
+                          plan->desc.cfg_channels, (long long)gmem__max(1, desc->channels));
+    if (gmem__is_sde(plan->method) && !desc->noise)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "%s needs noise", plan->method->name);
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
+                                     gmem_error *error) {
+    gmem_sampler_desc resolved;
+    gmem__run run;
+    gmem__arena arena;
+    memset(&run, 0, sizeof run);
+    memset(&arena, 0, sizeof arena);
+    GMEM__TRY(gmem_sampler_check(&desc->sampler, 0, &resolved, error));
+    const gmem__plan plan = gmem__plan_make(&resolved);
+    GMEM__TRY(gmem__check_integrate(context, desc, x, &plan, &run.count, error));
+    run.plan = &plan;
+    run.desc = desc;
+    run.total_passes = gmem__plan_passes(&plan);
+    run.steps = plan.intervals + plan.last_step;
+
+    gmem__run_layout(&run, &arena);
+    const int64_t bytes = arena.used;
+    arena.bytes = bytes;
+    arena.used = 0;
+    arena.memory = (char *)gmem__alloc_raw(context, bytes, 1);
+    if (!arena.memory)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)bytes);
+    gmem__run_layout(&run, &arena);
+    memcpy(run.x, x, (size_t)run.count * sizeof(float));
+    gmem_status status = gmem__run_solver(&run, error);
+    if (status == GMEM_OK) {
+        memcpy(x, run.x, (size_t)run.count * sizeof(float));
+        if (desc->passes) *desc->passes = run.passes;
+    }
+    gmem__free(context, arena.memory, bytes, 1);
+    return status;
+}
+
+GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_desc *desc, float *x,
+                                    gmem_error *error) {
+    if (!desc) return gmem__fail(error, GMEM_E_ARGUMENT, "there is nothing to integrate");
+    return gmem__integrate(context, desc, x, error);
+}

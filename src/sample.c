@@ -1,0 +1,203 @@
+/* Sampling with a network: it becomes the velocity that is integrated, a generator the noise. */
+#include "network.h"
+#include "random.h"
+#include "sampler.h"
+
+/* Guided passes run a doubled batch: the conditional half first, then the null half. */
+typedef struct gmem__sampling {
+    const gmem_sample_desc *desc;
+    const gmem_network_info *info;
+    const gmem__method *method;
+    int guided;
+    int flip_time;     /* the network's time runs the other way: t -> 1 - t, ... */
+    int flip_sign;     /* ... and its velocity, where it predicts one, points the other way */
+    int doubled_draws; /* the published script draws noise for the doubled batch and uses the first half */
+    int64_t batch, per_picture;
+    gmem_pass *pass;
+    float *t;        /* (2 batch) */
+    float *snippets; /* (2 batch, snippet_width): the null half is zero */
+    int64_t *labels; /* (2 batch) */
+    float *x, *v;    /* (2 batch, per_picture), guided only */
+    float *draws;    /* (2 batch, per_picture), doubled_draws only */
+    float *times;    /* (time_count) the network's times to come, neighbours distinct */
+    int64_t time_count;
+    int64_t prepared_first, prepared_end; /* of `times`: what the pass holds prepared */
+} gmem__sampling;
+
+static float gmem__network_time(const gmem__sampling *sampling, double t) {
+    return (float)(sampling->flip_time ? 1 - t : t);
+}
+
+/* Lets the pass compute the adaLN projections of this time and as many of the following as it can hold. */
+static gmem_status gmem__prepare_times(gmem__sampling *sampling, float t, gmem_error *error) {
+    int64_t i = sampling->prepared_first;
+    while (i < sampling->time_count && sampling->times[i] != t)
+        i++;
+    if (i < sampling->prepared_end || i == sampling->time_count) return GMEM_OK;
+    const int64_t conditions = sampling->batch + sampling->guided;
+    const int64_t room = gmem__pass_prepare_limit(sampling->pass) / conditions;
+    const int64_t count = gmem__min(room, sampling->time_count - i);
+    if (count < 2) return GMEM_OK;
+    sampling->prepared_first = i;
+    sampling->prepared_end = i + count;
+    return gmem_pass_prepare(sampling->pass, count, sampling->times + i, sampling->batch, sampling->desc->snippets,
+                             sampling->desc->labels, sampling->guided, error);
+}
+
+static gmem_status gmem__run_both(gmem__sampling *sampling, const gmem_velocity_call *call, gmem_error *error) {
+    const size_t half = (size_t)(sampling->batch * sampling->per_picture);
+    memcpy(sampling->x, call->x, half * sizeof(float));
+    memcpy(sampling->x + half, call->x, half * sizeof(float));
+    GMEM__TRY(gmem_pass_run(sampling->pass, 2 * sampling->batch, sampling->x, sampling->t, sampling->snippets,
+                            sampling->labels, sampling->v, error));
+    memcpy(call->conditional, sampling->v, half * sizeof(float));
+    memcpy(call->unconditional, sampling->v + half, half * sizeof(float));
+    return GMEM_OK;
+}
+
+static void gmem__negate(float *v, int64_t count) {
+    for (int64_t i = 0; v && i < count; i++)
+        v[i] = -v[i];
+}
+
+static gmem_status gmem__network_velocity(void *user, const gmem_velocity_call *call, gmem_error *error) {
+    gmem__sampling *sampling = (gmem__sampling *)user;
+    const gmem_sample_desc *desc = sampling->desc;
+    const float t = gmem__network_time(sampling, call->t);
+    GMEM__TRY(gmem__prepare_times(sampling, t, error));
+    for (int64_t i = 0; i < 2 * sampling->batch; i++)
+        sampling->t[i] = t;
+    if (call->conditional && call->unconditional)
+        GMEM__TRY(gmem__run_both(sampling, call, error));
+    else if (call->conditional)
+        GMEM__TRY(gmem_pass_run(sampling->pass, sampling->batch, call->x, sampling->t, desc->snippets, desc->labels,
+                                call->conditional, error));
+    else
+        GMEM__TRY(gmem_pass_run(sampling->pass, sampling->batch, call->x, sampling->t, NULL, NULL, call->unconditional,
+                                error));
+    if (sampling->flip_sign) {
+        gmem__negate(call->conditional, sampling->batch * sampling->per_picture);
+        gmem__negate(call->unconditional, sampling->batch * sampling->per_picture);
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__generator_noise(void *user, int64_t index, int64_t batch, int64_t per_picture, float *out,
+                                         gmem_error *error) {
+    gmem__sampling *sampling = (gmem__sampling *)user;
+    const gmem_sample_desc *desc = sampling->desc;
+    const gmem__draw_kind kind = sampling->method->repa ? GMEM__DRAW_DEVICE_F64 : GMEM__DRAW_HOST;
+    (void)error;
+    if (!sampling->doubled_draws) {
+        gmem__rng_step_normal(desc->rng, kind, index, desc->picture, batch, per_picture, out);
+        return GMEM_OK;
+    }
+    gmem__rng_step_normal(desc->rng, kind, index, desc->picture, 2 * batch, per_picture, sampling->draws);
+    memcpy(out, sampling->draws, (size_t)(batch * per_picture) * sizeof(float));
+    return GMEM_OK;
+}
+
+static gmem_status gmem__check_sample(const gmem_network *network, const gmem_sample_desc *desc, const float *x,
+                                      int64_t per_picture, gmem_error *error) {
+    int64_t elements;
+    if (!network || !desc || !x)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "sampling needs a network, a description and a start");
+    if (desc->batch < 1 || !gmem__mul(desc->batch, 4 * per_picture, &elements))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the batch is empty or too large");
+    if (network->info.snippet_width > 0 && !desc->snippets)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the network is conditioned on snippets, and none are given");
+    if (network->info.classes > 0 && !desc->labels)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the network is conditioned on class labels, and none are given");
+    return GMEM_OK;
+}
+
+static void gmem__sampling_layout(gmem__sampling *sampling, gmem__arena *arena, int64_t time_count) {
+    const gmem_network_info *info = sampling->info;
+    const int64_t doubled = 2 * sampling->batch;
+    sampling->t = GMEM__TAKE_F32(arena, doubled);
+    sampling->times = GMEM__TAKE_F32(arena, time_count);
+    if (sampling->doubled_draws) sampling->draws = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
+    if (!sampling->guided) return;
+    sampling->x = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
+    sampling->v = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
+    if (info->snippet_width > 0) sampling->snippets = GMEM__TAKE_F32(arena, doubled * info->snippet_width);
+    if (info->classes > 0) sampling->labels = (int64_t *)gmem__take(arena, doubled, sizeof(int64_t));
+}
+
+/* The doubled conditions and the times to come. */
+static void gmem__sampling_fill(gmem__sampling *sampling, const gmem__plan *plan) {
+    const int64_t batch = sampling->batch, width = sampling->info->snippet_width;
+    if (sampling->snippets) {
+        memset(sampling->snippets, 0, (size_t)(2 * batch * width) * sizeof(float));
+        memcpy(sampling->snippets, sampling->desc->snippets, (size_t)(batch * width) * sizeof(float));
+    }
+    for (int64_t i = 0; sampling->labels && i < batch; i++) {
+        sampling->labels[i] = sampling->desc->labels[i];
+        sampling->labels[batch + i] = sampling->info->classes;
+    }
+    gmem__schedule schedule = gmem__schedule_start(plan);
+    for (double t; gmem__schedule_next(&schedule, &t);) {
+        float network_t = gmem__network_time(sampling, t);
+        if (sampling->time_count == 0 || sampling->times[sampling->time_count - 1] != network_t)
+            sampling->times[sampling->time_count++] = network_t;
+    }
+}
+
+static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling *sampling, const gmem__plan *plan,
+                                    float *x, gmem_error *error) {
+    const gmem_sample_desc *desc = sampling->desc;
+    gmem_integrate_desc integrate;
+    gmem__sampling_fill(sampling, plan);
+    memset(&integrate, 0, sizeof integrate);
+    integrate.sampler = plan->desc;
+    integrate.batch = sampling->batch;
+    integrate.per_picture = sampling->per_picture;
+    integrate.channels = sampling->info->channels;
+    integrate.velocity = gmem__network_velocity;
+    integrate.velocity_user = sampling;
+    integrate.noise = desc->noise ? desc->noise : desc->rng ? gmem__generator_noise : NULL;
+    integrate.noise_user = desc->noise ? desc->noise_user : sampling;
+    integrate.progress = desc->progress;
+    integrate.progress_user = desc->progress_user;
+    integrate.passes = desc->passes;
+    GMEM__TRY(gmem_pass_create(network, sampling->batch * (1 + sampling->guided), &sampling->pass, error));
+    gmem_status status = gmem__integrate(network->context, &integrate, x, error);
+    gmem_pass_destroy(sampling->pass);
+    return status;
+}
+
+GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
+                                 gmem_error *error) {
+    gmem_sampler_desc resolved;
+    gmem__sampling sampling;
+    gmem__arena arena;
+    memset(&sampling, 0, sizeof sampling);
+    memset(&arena, 0, sizeof arena);
+    const int64_t per_picture = network ? network->info.channels * network->info.height * network->info.width : 0;
+    GMEM__TRY(gmem__check_sample(network, desc, x, per_picture, error));
+    GMEM__TRY(gmem_sampler_check(&desc->sampler, network->info.time_reversed, &resolved, error));
+    const gmem__plan plan = gmem__plan_make(&resolved);
+    sampling.desc = desc;
+    sampling.info = &network->info;
+    sampling.method = plan.method;
+    sampling.guided = resolved.cfg_scale > 1;
+    sampling.flip_time = network->info.time_reversed != plan.method->repa;
+    sampling.flip_sign = sampling.flip_time && resolved.prediction == GMEM_PREDICT_VELOCITY;
+    sampling.doubled_draws = gmem__is_sde(plan.method) && !plan.method->repa && sampling.guided && !desc->noise &&
+                             desc->rng && desc->rng->kind != GMEM_RNG_PHILOX;
+    sampling.batch = desc->batch;
+    sampling.per_picture = per_picture;
+
+    const int64_t time_count = gmem__plan_passes(&plan);
+    gmem__sampling_layout(&sampling, &arena, time_count);
+    const int64_t bytes = arena.used;
+    arena.bytes = bytes;
+    arena.used = 0;
+    arena.memory = (char *)gmem__alloc_raw(network->context, bytes, 1);
+    if (!arena.memory)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)bytes);
+    gmem__sampling_layout(&sampling, &arena, time_count);
+    gmem_status status = gmem__sample_run(network, &sampling, &plan, x, error);
+    gmem__free(network->context, arena.memory, bytes, 1);
+    return status;
+}
