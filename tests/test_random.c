@@ -192,6 +192,30 @@ static void test_torch_cpu_sizes(void) {
     free(out);
 }
 
+/* torch.randn(5) and (17) of f64, and randint around the limit where 64 bits are drawn, of torch 2.15 with seed 3. */
+static void test_torch_cpu_wide(void) {
+    static const float expected[22] = {0.803276062f,  0.174833387f, 0.0889780968f, -0.613718033f, 0.0461824499f,
+                                       0.653905749f,  0.758057356f, 1.0784353f,    0.343633801f,  0.719825149f,
+                                       0.830618083f,  0.508653879f, -1.52658486f,  -1.90112972f,  0.203668639f,
+                                       0.0287528671f, 0.242437109f, 0.784172297f,  -0.998418331f, 1.18604803f,
+                                       0.413663357f,  0.184110925f};
+    static const int64_t limits[3] = {(int64_t)1 << 28, ((int64_t)1 << 28) - 1, (int64_t)1 << 40};
+    static const int64_t integers[6] = {35325592, 117892739, 175684540, 252666825, 2445173525, 1088503892627};
+    gmem_rng rng;
+    float out[22];
+    gmem_rng_init(&rng, GMEM_RNG_TORCH_CPU, 3);
+    gmem__rng_step_normal(&rng, GMEM__DRAW_DEVICE_F64, 0, 0, 1, 5, out);
+    gmem__rng_step_normal(&rng, GMEM__DRAW_DEVICE_F64, 0, 0, 1, 17, out + 5);
+    CHECK(memcmp(out, expected, sizeof out) == 0);
+    gmem_rng_init(&rng, GMEM_RNG_TORCH_CPU, 3);
+    for (int i = 0; i < 3; i++) {
+        int64_t drawn[2];
+        gmem_rng_integers(&rng, GMEM_DRAW_ROW, 0, 2, limits[i], drawn);
+        CHECK_INT(drawn[0], integers[2 * i]);
+        CHECK_INT(drawn[1], integers[2 * i + 1]);
+    }
+}
+
 /* torch.manual_seed(0); torch.randn(3, 4, device="cuda"): widely quoted. */
 static void test_torch_cuda(void) {
     static const float expected[12] = {-0.92466259f, -0.42534415f, -2.6438457f,  0.14518388f,
@@ -222,6 +246,7 @@ int main(void) {
     test_distributions();
     test_torch_cpu();
     test_torch_cpu_sizes();
+    test_torch_cpu_wide();
     test_torch_cuda();
     return check_report();
 }

@@ -1,6 +1,6 @@
 /* The samplers: recorded trajectories with a network, and with velocities of our own orders of convergence, numbers of
  * passes, refusals, guidance, cancelling and failures. */
-#include "../src/api.h"
+#include "../src/sampler.h"
 
 #include "check.h"
 #include "golden.h"
@@ -262,6 +262,83 @@ static void test_repa(gmem_context *context, const char *name) {
         printf("  %s\n", error.message);
     }
     gmem_network_close(network);
+    golden_network_close(&weights);
+    gmem_file_close(io);
+}
+
+/* One guided call as LightningDiT's script makes it: three channels, from t = 0.1. */
+typedef struct labelled {
+    gmem_pass *pass;
+    const int64_t *labels;
+    int64_t calls[2]; /* of the halves */
+} labelled;
+
+static gmem_status labelled_velocity(void *user, const gmem_velocity_call *call, gmem_error *error) {
+    labelled *from = (labelled *)user;
+    const float t[2] = {(float)call->t, (float)call->t};
+    gmem_status status = GMEM_OK;
+    if (call->conditional)
+        status = gmem_pass_run(from->pass, call->batch, call->x, t, NULL, from->labels, call->conditional, error);
+    if (status == GMEM_OK && call->unconditional)
+        status = gmem_pass_run(from->pass, call->batch, call->x, t, NULL, NULL, call->unconditional, error);
+    from->calls[0] += call->conditional != NULL;
+    from->calls[1] += call->unconditional != NULL;
+    return status;
+}
+
+static void check_guided_call(const gmem_file *io, labelled *user, const char *name, double t) {
+    int64_t count = 0;
+    float *x = golden_f32(io, "z", &count), *expected = golden_f32(io, name, NULL);
+    float *out = (float *)calloc((size_t)count, sizeof *out), *half = (float *)calloc((size_t)count, sizeof *half);
+    gmem_integrate_desc desc;
+    gmem_sampler_desc resolved;
+    gmem__plan plan;
+    gmem__run run;
+    memset(&desc, 0, sizeof desc);
+    memset(&run, 0, sizeof run);
+    desc.sampler.method = GMEM_EULER;
+    desc.sampler.cfg_scale = 3;
+    desc.sampler.cfg_start = 0.1;
+    desc.sampler.cfg_channels = 3;
+    desc.batch = golden_dim(io, "z", 0);
+    desc.channels = golden_dim(io, "z", 1);
+    desc.per_picture = count / desc.batch;
+    desc.velocity = labelled_velocity;
+    desc.velocity_user = user;
+    CHECK_OK(gmem_sampler_check(&desc.sampler, 0, &resolved, NULL));
+    plan = gmem__plan_make(&resolved);
+    run.plan = &plan;
+    run.desc = &desc;
+    run.count = count;
+    run.unconditional = half;
+    CHECK_OK(gmem__run_model(&run, t, t, x, out, NULL));
+    CHECK_CLOSE(name, out, expected, count, BAR);
+    free(x);
+    free(expected);
+    free(out);
+    free(half);
+}
+
+static void test_guided_calls(gmem_context *context) {
+    gmem_file *io = golden_open(context, "lightningdit_class.io.safetensors");
+    golden_network weights = golden_procedural(context, io, NULL);
+    int64_t *labels = golden_i64(io, "sample_label", NULL);
+    labelled user = {NULL, labels, {0, 0}};
+    gmem_network_desc desc;
+    gmem_network *network = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.file = weights.file;
+    desc.heads = 4;
+    if (CHECK_OK(gmem_network_open(context, &desc, &network, NULL)) &&
+        CHECK_OK(gmem_pass_create(network, 2, &user.pass, NULL))) {
+        check_guided_call(io, &user, "cfg_t0.05", 0.05);
+        CHECK(user.calls[0] == 1 && user.calls[1] == 0);
+        check_guided_call(io, &user, "cfg_t0.5", 0.5);
+        CHECK(user.calls[0] == 2 && user.calls[1] == 1);
+    }
+    gmem_pass_destroy(user.pass);
+    gmem_network_close(network);
+    free(labels);
     golden_network_close(&weights);
     gmem_file_close(io);
 }
@@ -1022,6 +1099,7 @@ int main(void) {
     for (int i = 0; i < golden_isa_count; i++) {
         gmem_context *context = golden_context(golden_isas[i]);
         if (!context) continue;
+        test_guided_calls(context);
         test_recordings(context);
         test_repa(context, "sit_plain.io.safetensors");
         test_repa(context, "sit_qknorm.io.safetensors");
