@@ -369,8 +369,11 @@ typedef struct gmem_network_desc {
 
 typedef struct gmem_network gmem_network;
 
-/* Recognises the architecture from the tensors and checks every shape against the others.
- * Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE, E_HEADS, E_FOREIGN. */
+/* Recognises the architecture from the tensors and checks every shape against the others; a tensor that the network has
+ * no use for is refused, but for training's leftovers. A stored pos_embed is used, a missing one computed, and RoPE
+ * too. RoPE is on where `feat_rope.*` is stored; where the file holds no such buffer, `use_rope` of its configuration
+ * decides, else it is off with pos_embed stored, and without that on for SwiGLU or RMSNorm.
+ * Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE, E_HEADS, E_LATENT, E_LIMIT, E_FOREIGN. */
 GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network_desc *desc, gmem_network **out,
                                        gmem_error *error);
 GMEM_API void gmem_network_close(gmem_network *network);
@@ -381,7 +384,10 @@ GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *netw
 typedef enum gmem_rng_kind {
     GMEM_RNG_PHILOX,    /* counter-based: picture i of seed s depends on (s, i) alone */
     GMEM_RNG_TORCH_CPU, /* PyTorch's CPU generator, bit for bit: one stream for all pictures, in the order drawn */
-    GMEM_RNG_TORCH_CUDA /* Philox as PyTorch's CUDA kernels arrange it: likewise one stream */
+    /* Philox as PyTorch's CUDA kernels arrange it: likewise one stream. Draws above 221,184 values depend on the
+     * device's size, taken to be an A100's. As in the published code, which draws the noise of the transport SDE's
+     * steps on the CPU whatever the device, gmem_sample takes it from the CPU generator of the same seed. */
+    GMEM_RNG_TORCH_CUDA
 } gmem_rng_kind;
 
 /* Plain data; copy it to fork the stream. Set up with gmem_rng_init only. */
@@ -471,7 +477,8 @@ typedef struct gmem_sampler_desc {
     gmem_path path;
     gmem_prediction prediction;
     double cfg_scale;          /* guidance; 1 or less: none */
-    double cfg_start, cfg_end; /* the interval; cfg_end 0: no end */
+    double cfg_start, cfg_end; /* the interval of t, ends included; cfg_end 0: no end. Outside it one half alone is
+                                  asked for: the conditional, but beyond a transport method's end the unconditional */
     int cfg_channels;          /* guided channels from the first; 0: all */
 } gmem_sampler_desc;
 
@@ -488,7 +495,7 @@ typedef struct gmem_velocity_call {
 
 typedef gmem_status (*gmem_velocity_fn)(void *user, const gmem_velocity_call *call, gmem_error *error);
 
-/* After each step. `x` is the state, `denoised` NULL or the current estimate of the data, both (batch, per_picture).
+/* After each step (DOPRI5: each attempt). `x` is the state (batch, per_picture), which has reached `t`.
  * Return nonzero to cancel: the run ends with E_CANCELLED. */
 typedef struct gmem_progress {
     int64_t step, steps;          /* 1-based; steps is 0 where the number is not known beforehand (DOPRI5) */
@@ -670,7 +677,9 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error);
 /* Computes the adaLN projections of many times at once (they are a third of the weights), so that later passes with
  * these times and the same conditions find them. t (times), snippets or labels (batch) as for gmem_pass_run;
- * with_null adds the null condition. Forgotten at the next call. */
+ * with_null adds the null condition. Forgotten at the next call. As many are held as 64 MB take, at most 64 pairs of a
+ * time and a condition (more where one time has more), from the first time on; passes compute the others themselves.
+ * Errors: E_ARGUMENT, E_LABEL. */
 GMEM_API gmem_status gmem_pass_prepare(gmem_pass *pass, int64_t times, const float *t, int64_t batch,
                                        const float *snippets, const int64_t *labels, int with_null, gmem_error *error);
 
@@ -713,7 +722,8 @@ GMEM_API void gmem_image_free(gmem_context *context, gmem_image *image);
 
 #endif /* GMEM_H */
 
-#ifdef GMEM_IMPLEMENTATION
+#if defined(GMEM_IMPLEMENTATION) && !defined(GMEM__IMPLEMENTED)
+#define GMEM__IMPLEMENTED
 
 /* ---- src/internal.h ---- */
 /* Private declarations shared by the parts: linkage, errors, memory, checked sizes, files, the table of operations.
@@ -1347,6 +1357,9 @@ GMEM__FN gmem_status gmem__parse_safetensors(gmem_file *file, gmem_error *error)
 GMEM__FN gmem_status gmem__parse_torch_zip(gmem_file *file, gmem_error *error);
 GMEM__FN gmem_status gmem__parse_torch_legacy(gmem_file *file, gmem_error *error);
 
+/* Whether the name of any selected tensor begins with `prefix`. */
+GMEM__FN int gmem__file_has_prefix(const gmem_file *file, const char *prefix);
+
 /* The global that alone could build the selection's `name` or what it lies in ("argparse.Namespace"), or NULL. */
 GMEM__FN const char *gmem__file_foreign_at(const gmem_file *file, const char *name);
 
@@ -1756,12 +1769,9 @@ GMEM_API int64_t gmem_tensor_count(const gmem_tensor *tensor) {
     return count;
 }
 
-static void gmem__set_contiguous(gmem_tensor *tensor) {
-    int64_t stride = 1;
-    for (int i = tensor->rank - 1; i >= 0; i--) {
-        tensor->stride[i] = stride;
-        stride *= tensor->shape[i];
-    }
+/* The stride outside of a dimension that is contiguous. Unsigned: shapes may come here before they are checked. */
+static int64_t gmem__outer_stride(int64_t stride, int64_t size) {
+    return (int64_t)((uint64_t)stride * (uint64_t)gmem__max(size, 1));
 }
 
 GMEM_API gmem_tensor gmem_tensor_make(const char *name, gmem_type type, int rank, const int64_t *shape,
@@ -1772,9 +1782,12 @@ GMEM_API gmem_tensor gmem_tensor_make(const char *name, gmem_type type, int rank
     tensor.type = type;
     tensor.rank = rank;
     tensor.data = data;
-    for (int i = 0; i < rank && i < GMEM_MAX_RANK; i++)
+    int64_t stride = 1;
+    for (int i = rank <= GMEM_MAX_RANK ? rank - 1 : -1; i >= 0; i--) {
         tensor.shape[i] = shape[i];
-    if (rank <= GMEM_MAX_RANK) gmem__set_contiguous(&tensor);
+        tensor.stride[i] = stride;
+        stride = gmem__outer_stride(stride, shape[i]);
+    }
     return tensor;
 }
 
@@ -1881,13 +1894,14 @@ typedef struct gmem__stretch {
     int64_t step, count; /* bytes, elements */
 } gmem__stretch;
 
-static void gmem__stretch_to_f32(gmem_type type, gmem__stretch run, float *out) {
-    const unsigned char *from = run.from;
+static void gmem__stretch_to_f32(gmem_type type, gmem__stretch stretch, void *to) {
+    float *out = (float *)to;
+    const unsigned char *from = stretch.from;
     switch (type) {
-#define GMEM__LOAD_CASE(name, kind, value)                        \
-    case GMEM_##name:                                             \
-        for (int64_t i = 0; i < run.count; i++, from += run.step) \
-            out[i] = (float)(value);                              \
+#define GMEM__LOAD_CASE(name, kind, value)                                \
+    case GMEM_##name:                                                     \
+        for (int64_t i = 0; i < stretch.count; i++, from += stretch.step) \
+            out[i] = (float)(value);                                      \
         break;
         GMEM__LOADS(GMEM__LOAD_CASE)
 #undef GMEM__LOAD_CASE
@@ -1896,13 +1910,14 @@ static void gmem__stretch_to_f32(gmem_type type, gmem__stretch run, float *out) 
     }
 }
 
-static void gmem__stretch_to_i64(gmem_type type, gmem__stretch run, int64_t *out) {
-    const unsigned char *from = run.from;
+static void gmem__stretch_to_i64(gmem_type type, gmem__stretch stretch, void *to) {
+    int64_t *out = (int64_t *)to;
+    const unsigned char *from = stretch.from;
     switch (type) {
-#define GMEM__LOAD_CASE(name, kind, value)                        \
-    case GMEM_##name:                                             \
-        for (int64_t i = 0; i < run.count; i++, from += run.step) \
-            out[i] = GMEM__##kind##_TO_I64(value);                \
+#define GMEM__LOAD_CASE(name, kind, value)                                \
+    case GMEM_##name:                                                     \
+        for (int64_t i = 0; i < stretch.count; i++, from += stretch.step) \
+            out[i] = GMEM__##kind##_TO_I64(value);                        \
         break;
         GMEM__LOADS(GMEM__LOAD_CASE)
 #undef GMEM__LOAD_CASE
@@ -1911,22 +1926,23 @@ static void gmem__stretch_to_i64(gmem_type type, gmem__stretch run, int64_t *out
     }
 }
 
-static void gmem__stretch_copy(gmem_type type, gmem__stretch run, unsigned char *out) {
+static void gmem__stretch_copy(gmem_type type, gmem__stretch stretch, void *to) {
+    unsigned char *out = (unsigned char *)to;
     int64_t bytes = (int64_t)gmem_type_bytes(type);
-    if (run.step == bytes) {
-        memcpy(out, run.from, (size_t)(run.count * bytes));
+    if (stretch.step == bytes) {
+        memcpy(out, stretch.from, (size_t)(stretch.count * bytes));
         return;
     }
-    for (int64_t i = 0; i < run.count; i++)
-        memcpy(out + i * bytes, run.from + i * run.step, (size_t)bytes);
+    for (int64_t i = 0; i < stretch.count; i++)
+        memcpy(out + i * bytes, stretch.from + i * stretch.step, (size_t)bytes);
 }
 
-/* runs through strides -------------------------------------------------------------------------------------------- */
+/* walking strides ----------------------------------------------------------------------------------------------- */
 
 /* How a tensor is walked: the innermost dimensions that one step reaches count as one. */
 typedef struct gmem__walk {
     const gmem_tensor *tensor;
-    int outer;           /* dimensions outside of the inner run */
+    int outer;           /* dimensions outside of the innermost stretch */
     int64_t step, count; /* elements */
 } gmem__walk;
 
@@ -1946,7 +1962,7 @@ static gmem__walk gmem__walk_of(const gmem_tensor *tensor) {
     return walk;
 }
 
-/* The run from element `first` on, at most `limit` elements long. */
+/* The stretch from element `first` on, at most `limit` elements long. */
 static gmem__stretch gmem__stretch_at(const gmem__walk *walk, int64_t first, int64_t limit) {
     const gmem_tensor *tensor = walk->tensor;
     int64_t bytes = (int64_t)gmem_type_bytes(tensor->type), inner = first % walk->count, rest = first / walk->count;
@@ -1955,46 +1971,42 @@ static gmem__stretch gmem__stretch_at(const gmem__walk *walk, int64_t first, int
         offset += rest % tensor->shape[i] * tensor->stride[i];
         rest /= tensor->shape[i];
     }
-    gmem__stretch run;
-    run.from = (const unsigned char *)tensor->data + offset * bytes;
-    run.step = walk->step * bytes;
-    run.count = gmem__min(limit, walk->count - inner);
-    return run;
+    gmem__stretch stretch;
+    stretch.from = (const unsigned char *)tensor->data + offset * bytes;
+    stretch.step = walk->step * bytes;
+    stretch.count = gmem__min(limit, walk->count - inner);
+    return stretch;
+}
+
+/* Elements [first, first + count) into out, `width` bytes each there. */
+static void gmem__read_stretches(const gmem_tensor *tensor, int64_t first, int64_t count, void *out, size_t width,
+                                 void (*read)(gmem_type type, gmem__stretch stretch, void *to)) {
+    if (count <= 0) return; /* an empty tensor's other dimensions mean nothing */
+    gmem__walk walk = gmem__walk_of(tensor);
+    for (int64_t done = 0; done < count;) {
+        gmem__stretch stretch = gmem__stretch_at(&walk, first + done, count - done);
+        read(tensor->type, stretch, (char *)out + (size_t)done * width);
+        done += stretch.count;
+    }
 }
 
 GMEM_API void gmem_tensor_read_f32(const gmem_tensor *tensor, int64_t first, int64_t count, float *out) {
-    gmem__walk walk = gmem__walk_of(tensor);
-    for (int64_t done = 0; done < count;) {
-        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
-        gmem__stretch_to_f32(tensor->type, run, out + done);
-        done += run.count;
-    }
+    gmem__read_stretches(tensor, first, count, out, sizeof *out, gmem__stretch_to_f32);
 }
 
 GMEM_API void gmem_tensor_read_i64(const gmem_tensor *tensor, int64_t first, int64_t count, int64_t *out) {
-    gmem__walk walk = gmem__walk_of(tensor);
-    for (int64_t done = 0; done < count;) {
-        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
-        gmem__stretch_to_i64(tensor->type, run, out + done);
-        done += run.count;
-    }
+    gmem__read_stretches(tensor, first, count, out, sizeof *out, gmem__stretch_to_i64);
 }
 
 GMEM_API void gmem_tensor_read(const gmem_tensor *tensor, int64_t first, int64_t count, void *out) {
-    gmem__walk walk = gmem__walk_of(tensor);
-    int64_t bytes = (int64_t)gmem_type_bytes(tensor->type);
-    for (int64_t done = 0; done < count;) {
-        gmem__stretch run = gmem__stretch_at(&walk, first + done, count - done);
-        gmem__stretch_copy(tensor->type, run, (unsigned char *)out + done * bytes);
-        done += run.count;
-    }
+    gmem__read_stretches(tensor, first, count, out, gmem_type_bytes(tensor->type), gmem__stretch_copy);
 }
 
 GMEM__FN int gmem__tensor_is_contiguous(const gmem_tensor *tensor) {
     int64_t expected = 1;
     for (int i = tensor->rank - 1; i >= 0; i--) {
         if (tensor->shape[i] != 1 && tensor->stride[i] != expected) return 0;
-        expected *= tensor->shape[i];
+        expected = gmem__outer_stride(expected, tensor->shape[i]);
     }
     return 1;
 }
@@ -2087,6 +2099,8 @@ GMEM__FN gmem_status gmem__need(const gmem_file *file, const char *name, int ran
 
 
 #define GMEM__JSON_DEPTH 64
+/* Bytes of memory that a byte of text takes at most: a node for every second one, the copy, the keys being sorted. */
+#define GMEM__JSON_MEMORY 9
 
 typedef enum gmem__json_kind {
     GMEM__JSON_NULL,
@@ -2131,9 +2145,9 @@ GMEM__INLINE gmem__json_kind gmem__json_kind_of(const gmem__json *json, int64_t 
 GMEM__INLINE const char *gmem__json_text(const gmem__json *json, int64_t node) {
     return json->text + json->nodes[node].start;
 }
-/* Where the value stands in its file. */
+/* Where the value begins in its file. */
 GMEM__INLINE int64_t gmem__json_offset(const gmem__json *json, int64_t node) {
-    return json->offset + json->nodes[node].start;
+    return json->offset + json->nodes[node].start - (json->nodes[node].kind == GMEM__JSON_STRING);
 }
 /* 1 where the node is a number that can be had: as a plain non-negative integer; as a double. */
 GMEM__FN int gmem__json_int(const gmem__json *json, int64_t node, int64_t *out);
@@ -2406,30 +2420,30 @@ static gmem_status gmem__json_key(gmem__json_parser *parser) {
     return GMEM_OK;
 }
 
-/* A scalar, or the opening of a container that is not empty: then its first value is still to come. */
-static gmem_status gmem__json_value(gmem__json_parser *parser, int *opened) {
+/* A scalar, or the opening of a container; where that is not empty, its first value is due. */
+static gmem_status gmem__json_value(gmem__json_parser *parser, int *due) {
     gmem__json_skip_space(parser);
     char c = gmem__json_peek(parser);
-    *opened = 0;
+    *due = 0;
     if (c == '"') return gmem__json_string(parser);
     if (c == '-' || (c >= '0' && c <= '9')) return gmem__json_number(parser);
     if (c != '[' && c != '{') return gmem__json_word(parser);
     GMEM__TRY(gmem__json_open(parser, c == '{' ? '}' : ']'));
     gmem__json_skip_space(parser);
     if (gmem__json_peek(parser) == parser->closer[parser->depth - 1]) return gmem__json_close(parser);
-    *opened = 1;
+    *due = 1;
     return GMEM_OK;
 }
 
 /* One run over the text: parser->at ends behind the value. */
 static gmem_status gmem__json_run(gmem__json_parser *parser) {
-    int opened = 1;
+    int due = 1;
     parser->at = parser->count = 0;
     parser->depth = 0;
     for (;;) {
-        if (opened) {
+        if (due) {
             GMEM__TRY(gmem__json_key(parser));
-            GMEM__TRY(gmem__json_value(parser, &opened));
+            GMEM__TRY(gmem__json_value(parser, &due));
             continue;
         }
         if (parser->depth == 0) return GMEM_OK;
@@ -2437,7 +2451,7 @@ static gmem_status gmem__json_run(gmem__json_parser *parser) {
         char c = gmem__json_peek(parser);
         if (c == ',') {
             parser->at++;
-            opened = 1;
+            due = 1;
         } else if (c == parser->closer[parser->depth - 1]) {
             GMEM__TRY(gmem__json_close(parser));
         } else {
@@ -2606,10 +2620,13 @@ static gmem_status gmem__st_check_size(gmem__st_parser *parser, const gmem_tenso
                                        const gmem__st_range *range) {
     gmem__quoted quoted, shape;
     int64_t bytes = (int64_t)gmem_type_bytes(tensor->type);
+    int empty = 0; /* the other dimensions of an empty tensor must make sense all the same */
     for (int i = 0; i < tensor->rank; i++) {
-        if (!gmem__mul(bytes, tensor->shape[i], &bytes))
+        empty |= tensor->shape[i] == 0;
+        if (!gmem__mul(bytes, gmem__max(tensor->shape[i], 1), &bytes))
             return gmem__st_fail(parser, GMEM_E_OVERFLOW, range->node, tensor->name, "its size overflows");
     }
+    if (empty) bytes = 0;
     if (bytes == range->end - range->begin) return GMEM_OK;
     return gmem__fail_at(parser->error, GMEM_E_ST_SIZE, parser->file->path,
                          gmem__json_offset(&parser->json, range->node), "%s: %s of %s need %lld bytes, found %lld",
@@ -2719,6 +2736,9 @@ static gmem_status gmem__st_header(gmem__st_parser *parser) {
         return gmem__st_fail(parser, GMEM_E_JSON, 0, "JSON", "not an object");
     for (int64_t i = 1; i < json->count; i = json->nodes[i + 1].next)
         parser->tensors += !gmem__st_is_metadata(json, i);
+    int64_t held = json->bytes + json->count * (int64_t)sizeof *json->nodes +
+                   parser->tensors * (int64_t)(sizeof(gmem__st_range) + sizeof(int32_t));
+    if (!gmem__file_may_hold(parser->file, held)) return gmem__file_no_memory(parser->file, parser->error);
     const gmem_context *context = parser->file->context;
     gmem__st_range *ranges = (gmem__st_range *)gmem__alloc(context, parser->tensors, sizeof *ranges);
     int32_t *order = (int32_t *)gmem__alloc(context, parser->tensors, sizeof *order);
@@ -2731,6 +2751,7 @@ static gmem_status gmem__st_header(gmem__st_parser *parser) {
     }
     gmem__free(context, ranges, parser->tensors, sizeof *ranges);
     gmem__free(context, order, parser->tensors, sizeof *order);
+    parser->file->held -= held;
     return status;
 }
 
@@ -2799,11 +2820,18 @@ static gmem_status gmem__st_config(gmem_file *file, gmem_error *error) {
     gmem__st_path path = {"config", 6};
     gmem__json json;
     if (!text || text[0] != '{') return GMEM_OK;
-    gmem_status status =
-        gmem__json_parse(file->context, text, (int64_t)strlen(text), file->path, -1, &json, NULL, error);
-    if (status != GMEM_OK) return status == GMEM_E_MEMORY ? status : GMEM_OK;
-    status = gmem__st_config_tree(file, &json, 0, &path, error);
-    gmem__json_free(&json);
+    int64_t bytes = (int64_t)strlen(text), held = GMEM__JSON_MEMORY * bytes;
+    if (!gmem__file_may_hold(file, held)) return gmem__file_no_memory(file, error);
+    gmem_status status = gmem__json_parse(file->context, text, bytes, file->path, -1, &json, NULL, NULL);
+    if (status == GMEM_OK) {
+        status = gmem__st_config_tree(file, &json, 0, &path, error);
+        gmem__json_free(&json);
+    } else if (status == GMEM_E_MEMORY) {
+        gmem__file_no_memory(file, error);
+    } else {
+        status = GMEM_OK;
+    }
+    file->held -= held;
     return status;
 }
 
@@ -3178,10 +3206,12 @@ static gmem_status gmem__pickle_append(gmem__pickle *p, gmem__handle container, 
     return GMEM_OK;
 }
 
-/* The first `limit` items of a tuple (or list); returns how many there are, counting one beyond the limit at most. */
-static int gmem__pickle_items(const gmem__pickle *p, const gmem__node *list, gmem__handle *items, int limit) {
+/* The first `limit` items of a tuple (a tensor is one of arguments); returns how many there are, counting one beyond
+ * the limit at most, or -1 where it is no tuple. */
+static int gmem__pickle_items(const gmem__pickle *p, const gmem__node *tuple, gmem__handle *items, int limit) {
     int count = 0;
-    for (uint32_t cell = list->as.list.first; cell && count <= limit; cell = gmem__pickle_cell(p, cell)->next) {
+    if (tuple->kind != GMEM__KIND_TUPLE) return -1;
+    for (uint32_t cell = tuple->as.list.first; cell && count <= limit; cell = gmem__pickle_cell(p, cell)->next) {
         if (count < limit) items[count] = gmem__pickle_cell(p, cell)->value;
         count++;
     }
@@ -3625,7 +3655,7 @@ static gmem_status gmem__pickle_view(const gmem__pickle *p, gmem__handle view, i
     *count = numel;
     if (view == GMEM__HANDLE_NONE) return GMEM_OK;
     const gmem__node node = gmem__pickle_node(p, view);
-    if (node.kind != GMEM__KIND_TUPLE || gmem__pickle_items(p, &node, items, 3) != 3) {
+    if (gmem__pickle_items(p, &node, items, 3) != 3) {
         return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a storage's view is no tuple of three");
     }
     GMEM__TRY(gmem__pickle_integer(p, items[1], offset));
@@ -3644,7 +3674,7 @@ static gmem_status gmem__op_persistent(gmem__pickle *p, const gmem__opcode *op, 
     (void)argument;
     GMEM__TRY(gmem__pickle_need(p, 1));
     const gmem__node id = gmem__pickle_node(p, *gmem__pickle_top(p, 0));
-    const int count = id.kind == GMEM__KIND_TUPLE ? gmem__pickle_items(p, &id, items, 6) : 0;
+    const int count = gmem__pickle_items(p, &id, items, 6);
     if (p->legacy && count == 4 && gmem__pickle_text_is(p, items[0], "module") &&
         gmem__pickle_kind(p, items[1]) == GMEM__KIND_INERT) { /* a module's class with its source */
         *gmem__pickle_top(p, 0) = items[1];
@@ -3693,8 +3723,8 @@ static gmem_status gmem__pickle_integers(const gmem__pickle *p, gmem__handle tup
                                          gmem__handle *inert) {
     gmem__handle items[GMEM_MAX_RANK];
     const gmem__node node = gmem__pickle_node(p, tuple);
-    if (node.kind != GMEM__KIND_TUPLE) return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a tensor's size is no tuple");
     *count = gmem__pickle_items(p, &node, items, GMEM_MAX_RANK);
+    if (*count < 0) return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a tensor's size is no tuple");
     if (*count > GMEM_MAX_RANK) return gmem__pickle_fail(p, GMEM_E_TENSOR, "a tensor of more than 8 dimensions");
     for (int i = 0; i < *count; i++) {
         if (gmem__pickle_kind(p, items[i]) == GMEM__KIND_INERT) {
@@ -3734,7 +3764,7 @@ static gmem_status gmem__pickle_decode_tensor(const gmem__pickle *p, const gmem_
     int stride_count = 0;
     memset(out, 0, sizeof *out);
     *inert = GMEM__HANDLE_NONE;
-    gmem__pickle_items(p, arguments, items, 4);
+    (void)gmem__pickle_items(p, arguments, items, 4); /* four at least, by gmem__call_arguments */
     for (int i = 0; i < 4; i++) {
         if (gmem__pickle_kind(p, items[i]) != GMEM__KIND_INERT) continue;
         *inert = items[i];
@@ -3763,7 +3793,9 @@ static gmem_status gmem__pickle_decode_tensor(const gmem__pickle *p, const gmem_
 GMEM__FN void gmem__pickle_tensor(const gmem__pickle *p, const gmem__node *node, gmem_tensor *out) {
     gmem__view view;
     gmem__handle inert;
-    (void)gmem__pickle_decode_tensor(p, node, &view, &inert); /* it succeeded when the node was made */
+    gmem__node arguments = *node;
+    arguments.kind = GMEM__KIND_TUPLE;
+    (void)gmem__pickle_decode_tensor(p, &arguments, &view, &inert); /* it succeeded when the node was made */
     const gmem__storage *storage = gmem__pickle_storage(p, view.storage);
     *out = view.tensor;
     if (storage->data) out->data = storage->data + view.first * (int64_t)gmem_type_bytes(view.tensor.type);
@@ -3812,8 +3844,7 @@ static const struct { int least, most; } gmem__call_arguments[] = {{0, 0}, {1, 1
 static gmem_status gmem__pickle_call(gmem__pickle *p, uint32_t function, const gmem__node *arguments) {
     gmem__handle items[7];
     const int count = gmem__pickle_items(p, arguments, items, 7);
-    if (arguments->kind != GMEM__KIND_TUPLE || count < gmem__call_arguments[function].least ||
-        count > gmem__call_arguments[function].most) {
+    if (count < gmem__call_arguments[function].least || count > gmem__call_arguments[function].most) {
         return gmem__pickle_fail(p, GMEM_E_PICKLE_VALUE, "a function is given the wrong number of arguments");
     }
     if (function == GMEM__CALL_ORDERED_DICT) {
@@ -4813,8 +4844,8 @@ GMEM__FN gmem_status gmem__parse_torch_legacy(gmem_file *file, gmem_error *error
 
 /* What a file makes its reader allocate stays in proportion to the file: no legitimate one comes near. */
 GMEM__FN int gmem__file_may_hold(gmem_file *file, int64_t bytes) {
-    int64_t limit = 1 << 20, scaled, held;
-    if (gmem__mul(file->bytes.size, 16, &scaled)) limit += gmem__min(scaled, INT64_MAX / 2);
+    int64_t limit = 7 << 17, scaled, held; /* a sixteenth and an eighth are left for the blocks' unused ends */
+    if (gmem__mul(file->bytes.size, 15, &scaled)) limit += gmem__min(scaled, INT64_MAX / 2);
     if (!gmem__add(file->held, bytes, &held) || held > limit) {
         file->over_limit = 1;
         return 0;
@@ -4847,18 +4878,19 @@ GMEM__FN gmem_status gmem__file_no_memory(gmem_file *file, gmem_error *error) {
     return gmem__fail_at(error, GMEM_E_MEMORY, file->path, -1, "no memory for the file's keys and values");
 }
 
-/* Room for one more in an array of `count` items, which moves. */
+/* Room for one more in an array of `count` items, which moves: for a moment it is held twice. */
 static gmem_status gmem__file_grow(gmem_file *file, void **items, int64_t count, int64_t *capacity, size_t bytes,
                                    gmem_error *error) {
     int64_t more = *capacity / 2 + 8;
     if (count < *capacity) return GMEM_OK;
     if (count >= GMEM__FILE_MAX_COUNT)
         return gmem__fail_at(error, GMEM_E_LIMIT, file->path, -1, "too many keys and values");
-    if (!gmem__file_may_hold(file, more * (int64_t)bytes)) return gmem__file_no_memory(file, error);
+    if (!gmem__file_may_hold(file, (*capacity + more) * (int64_t)bytes)) return gmem__file_no_memory(file, error);
     void *larger = gmem__alloc_raw(file->context, *capacity + more, bytes);
     if (!larger) return gmem__file_no_memory(file, error);
     if (count) memcpy(larger, *items, (size_t)count * bytes);
     gmem__free(file->context, *items, *capacity, bytes);
+    file->held -= *capacity * (int64_t)bytes;
     *items = larger;
     *capacity += more;
     return GMEM_OK;
@@ -5127,6 +5159,19 @@ static gmem_status gmem__index_names(gmem_file *file, gmem_error *error) {
     return GMEM_OK;
 }
 
+/* The dictionary that loading uses is, or holds nothing but, what the file's own code would have to build. */
+static gmem_status gmem__fail_inert(const gmem_file *file, gmem_error *error) {
+    gmem__quoted key, culprit;
+    const char *global = "";
+    for (int64_t i = 0; i < file->value_count && !global[0]; i++) {
+        const gmem__value *value = file->values + i;
+        if (value->kind == GMEM__ENTRY_FOREIGN && gmem__name_within(value->key, file->key)) global = value->as.string;
+    }
+    return gmem__fail_at(error, GMEM_E_FOREIGN, file->path, -1,
+                         "%s: only the file's own code could build it (%s), and none is run; choose another key",
+                         gmem__quote(&key, file->key), gmem__quote(&culprit, global));
+}
+
 static gmem_status gmem__select(gmem_file *file, const char *key, gmem_error *error) {
     if (file->leaf_count == 0) return gmem__fail_at(error, GMEM_E_NO_TENSORS, file->path, -1, "it holds no tensor");
     if (key)
@@ -5134,6 +5179,7 @@ static gmem_status gmem__select(gmem_file *file, const char *key, gmem_error *er
     else
         file->key = gmem__default_key(file);
     GMEM__TRY(gmem__select_leaves(file, error));
+    if (file->selected_count == 0) return gmem__fail_inert(file, error);
     return gmem__index_names(file, error);
 }
 
@@ -5181,6 +5227,7 @@ static gmem_status gmem__file_create(gmem_context *context, const char *path, gm
     }
     file->context = context;
     file->bytes = bytes;
+    file->held = bytes.owned ? bytes.size : 0;
     file->key = "";
     file->path = (char *)gmem__blocks_take(context, &file->blocks, (int64_t)strlen(path) + 1, 1, 1);
     gmem_status status = GMEM_E_MEMORY;
@@ -5245,19 +5292,27 @@ GMEM_API const gmem_tensor *gmem_file_tensor(const gmem_file *file, int64_t inde
     return index >= 0 && index < file->selected_count ? file->selected + index : NULL;
 }
 
-GMEM_API const gmem_tensor *gmem_file_find(const gmem_file *file, const char *name) {
+/* The first selected tensor, in the order of names, that doesn't stand before `name`; or NULL. */
+static const gmem_tensor *gmem__first_from(const gmem_file *file, const char *name) {
     int64_t low = 0, high = file->selected_count;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
-        const gmem_tensor *tensor = file->selected + file->index[middle];
-        int difference = strcmp(name, tensor->name);
-        if (difference == 0) return tensor;
-        if (difference < 0)
-            high = middle;
-        else
+        if (strcmp(file->selected[file->index[middle]].name, name) < 0)
             low = middle + 1;
+        else
+            high = middle;
     }
-    return NULL;
+    return low < file->selected_count ? file->selected + file->index[low] : NULL;
+}
+
+GMEM_API const gmem_tensor *gmem_file_find(const gmem_file *file, const char *name) {
+    const gmem_tensor *tensor = gmem__first_from(file, name);
+    return tensor && strcmp(tensor->name, name) == 0 ? tensor : NULL;
+}
+
+GMEM__FN int gmem__file_has_prefix(const gmem_file *file, const char *prefix) {
+    const gmem_tensor *tensor = gmem__first_from(file, prefix);
+    return tensor && strncmp(tensor->name, prefix, strlen(prefix)) == 0;
 }
 
 GMEM_API const gmem_tensor *gmem_file_find_any(const gmem_file *file, const char *key) {
@@ -5833,13 +5888,15 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
 /* Function-wise target regions, as gcc and clang have them, make -march flags unnecessary. */
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(GMEM_NO_SIMD)
 #define GMEM__X86 1
+/* Weights lie at any address of a mapping. */
+typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
 #endif
 
 /* The GEMM's blocks (BLIS's MC, NC, KC). A task's share of x and of y stay in the second-level cache, a strip of
  * weights in the first-level one. */
 #define GMEM__MC 192
 #define GMEM__NC 256
-#define GMEM__KC 384
+#define GMEM__KC 288
 
 /* Scratch of one thread and what all share, in floats. The shared part holds an operand x that was packed for all row
  * blocks; where x is too deep for it, each task packs its own. */
@@ -5881,10 +5938,13 @@ GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *ti
     return i < tile->rows ? tile->row + i : gemm->rows / 2 + tile->row + i - tile->rows;
 }
 
-/* pack.c: x[k .. k + depth) of `columns` columns from `column` on, as panels of nr columns [columns / nr][depth][nr],
- * the last one padded with zeros. */
+/* From one packed panel (depth, nr) to the next: apart by no multiple of a page, or they evict each other. */
+GMEM__INLINE int64_t gmem__panel_step(int64_t depth, int64_t nr) { return depth * nr + 32; }
+
+/* pack.c: x[k .. k + depth) of `columns` columns from `column` on, as panels of nr columns (depth, nr), panel_step
+ * floats apart, the last one padded with zeros. */
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
-                         float *panels);
+                         int64_t panel_step, float *panels);
 
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
@@ -5931,68 +5991,96 @@ GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
 
 #endif /* GMEM__CPU_H */
 
-static void gmem__pack_matrix(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t count,
-                              int64_t nr, float *panel) {
-    const float *x = gemm->x + k * gemm->x_stride + column;
-    for (int64_t i = 0; i < depth; i++, x += gemm->x_stride, panel += nr) {
-        memcpy(panel, x, (size_t)count * sizeof *panel);
-        for (int64_t j = count; j < nr; j++)
-            panel[j] = 0;
-    }
-}
-
-/* One tap of the kernel over `count` neighbouring pixels of one output row. `line` (width): the input row under the
- * tap, NULL in the padding; `at`: the first tap's place in it, at the doubled scale where conv->upsample. */
-static void gmem__pack_pixels(const gmem__conv *conv, const float *line, int64_t at, int64_t count, float *out) {
-    const int64_t width = line ? conv->width << conv->upsample : 0;
-    const int64_t begin = at < 0 ? 1 : 0; /* the left padding is one pixel wide at most */
-    const int64_t end = gmem__min(count, gmem__max(begin, gmem__ceil_div(gmem__max(0, width - at), conv->stride)));
-    for (int64_t i = 0; i < begin; i++)
-        out[i] = 0;
-    if (line && conv->stride == 1 && !conv->upsample) {
-        memcpy(out + begin, line + at + begin, (size_t)(end - begin) * sizeof *out);
-    } else if (line) {
-        for (int64_t i = begin; i < end; i++)
-            out[i] = line[(at + i * conv->stride) >> conv->upsample];
-    }
-    for (int64_t i = line ? end : begin; i < count; i++)
-        out[i] = 0;
-}
-
-static void gmem__pack_patches(const gmem__conv *conv, int64_t k, int64_t depth, int64_t column, int64_t count,
-                               int64_t nr, float *panel) {
-    const int64_t kernel = conv->kernel, pad = kernel == 3 && conv->stride == 1;
-    const int64_t height = conv->height << conv->upsample, width = conv->width << conv->upsample;
-    const int64_t out_width = width / conv->stride;
-    const int64_t top = column / out_width, left = column % out_width;
-    int64_t channel = k / (kernel * kernel), ky = k / kernel % kernel, kx = k % kernel;
-    for (int64_t i = 0; i < depth; i++, panel += nr) {
-        const float *plane = conv->x + channel * conv->height * conv->width;
-        int64_t y = top, x = left, done = 0;
-        while (done < count) { /* the panel's columns may span several output rows */
-            const int64_t pixels = gmem__min(count - done, out_width - x), row = y * conv->stride + ky - pad;
-            const float *line = row >= 0 && row < height ? plane + (row >> conv->upsample) * conv->width : NULL;
-            gmem__pack_pixels(conv, line, x * conv->stride + kx - pad, pixels, panel + done);
-            done += pixels;
-            x = 0;
-            y++;
+/* One row of the panels, columns [column, column + count). */
+static void gmem__pack_row(float *panels, int64_t panel_step, int64_t nr, int64_t column, const float *x,
+                           int64_t count) {
+    float *panel = panels + column / nr * panel_step;
+    int64_t lane = column % nr;
+    while (count > 0) {
+        const int64_t lanes = gmem__min(nr - lane, count);
+        if (lanes % 16 == 0) { /* the rule, and inlined */
+            for (int64_t i = 0; i < lanes; i += 16)
+                memcpy(panel + lane + i, x + i, 16 * sizeof *x);
+        } else {
+            memcpy(panel + lane, x, (size_t)lanes * sizeof *x);
         }
-        for (int64_t j = count; j < nr; j++)
-            panel[j] = 0;
-        if (++kx == kernel) kx = 0, ky++;
-        if (ky == kernel) ky = 0, channel++;
+        x += lanes;
+        count -= lanes;
+        panel += panel_step;
+        lane = 0;
+    }
+}
+
+static void gmem__pack_matrix(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns,
+                              int64_t nr, int64_t panel_step, float *panels) {
+    for (int64_t i = 0; i < depth; i++)
+        gmem__pack_row(panels + i * nr, panel_step, nr, 0, gemm->x + (k + i) * gemm->x_stride + column, columns);
+}
+
+/* `count` neighbouring pixels of input row `row`, from `x` on, as the kernel sees them: doubled where conv->upsample,
+ * zero outside. Where they lie, or copied to `line`. */
+static const float *gmem__pack_line(const gmem__conv *conv, int64_t channel, int64_t row, int64_t x, int64_t count,
+                                    float *line) {
+    const int64_t height = conv->height << conv->upsample, width = conv->width << conv->upsample;
+    const int inside = row >= 0 && row < height;
+    const float *pixels = conv->x + (channel * conv->height + (inside ? row >> conv->upsample : 0)) * conv->width;
+    const int64_t begin = inside ? gmem__min(count, gmem__max(0, -x)) : count;
+    const int64_t end = gmem__max(begin, gmem__min(count, width - x));
+    if (begin == 0 && end == count && !conv->upsample) return pixels + x;
+    for (int64_t i = 0; i < begin; i++)
+        line[i] = 0;
+    for (int64_t i = begin; i < end; i++)
+        line[i] = pixels[(x + i) >> conv->upsample];
+    for (int64_t i = end; i < count; i++)
+        line[i] = 0;
+    return line;
+}
+
+/* The taps [k, k + depth) over `count` neighbouring pixels of one output row, which are the panels' columns from
+ * `column` on. Whole rows at a time, as the planes of an image are apart by powers of two and evict each other. */
+static void gmem__pack_pixels(const gmem__conv *conv, int64_t k, int64_t depth, int64_t out_row, int64_t out_x,
+                              int64_t count, int64_t column, int64_t nr, int64_t panel_step, float *panels) {
+    const int64_t kernel = conv->kernel, stride = conv->stride, pad = kernel == 3 && stride == 1;
+    int64_t channel = k / (kernel * kernel), ky = k / kernel % kernel, kx = k % kernel;
+    const float *line = NULL;
+    float buffer[2 * GMEM__NC + 3], skipped[GMEM__NC];
+    for (int64_t i = 0; i < depth; i++) {
+        if (!line)
+            line = gmem__pack_line(conv, channel, out_row * stride + ky - pad, out_x * stride - pad,
+                                   (count - 1) * stride + kernel, buffer);
+        const float *pixels = line + kx;
+        if (stride > 1) {
+            for (int64_t j = 0; j < count; j++)
+                skipped[j] = pixels[j * stride];
+            pixels = skipped;
+        }
+        gmem__pack_row(panels + i * nr, panel_step, nr, column, pixels, count);
+        if (++kx < kernel) continue;
+        line = NULL;
+        kx = 0;
+        if (++ky == kernel) ky = 0, channel++;
+    }
+}
+
+static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, int64_t column, int64_t columns,
+                             int64_t nr, int64_t panel_step, float *panels) {
+    const int64_t out_width = (conv->width << conv->upsample) / conv->stride;
+    for (int64_t done = 0, count; done < columns; done += count) { /* up to the end of each output row */
+        const int64_t x = (column + done) % out_width;
+        count = gmem__min(gmem__min(columns - done, GMEM__NC), out_width - x);
+        gmem__pack_pixels(conv, k, depth, (column + done) / out_width, x, count, done, nr, panel_step, panels);
     }
 }
 
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
-                         float *panels) {
-    for (int64_t done = 0; done < columns; done += nr, panels += depth * nr) {
-        const int64_t count = gmem__min(nr, columns - done);
-        if (gemm->conv)
-            gmem__pack_patches(gemm->conv, k, depth, column + done, count, nr, panels);
-        else
-            gmem__pack_matrix(gemm, k, depth, column + done, count, nr, panels);
-    }
+                         int64_t panel_step, float *panels) {
+    const int64_t rest = columns % nr;
+    if (gemm->conv)
+        gmem__pack_image(gemm->conv, k, depth, column, columns, nr, panel_step, panels);
+    else
+        gmem__pack_matrix(gemm, k, depth, column, columns, nr, panel_step, panels);
+    for (int64_t i = 0; rest && i < depth; i++)
+        memset(panels + columns / nr * panel_step + i * nr + rest, 0, (size_t)(nr - rest) * sizeof *panels);
 }
 /* ---- backends/cpu/scalar.c ---- */
 /* The portable GEMM, for processors without a vector version and as the reference of those that have one. Plain loops
@@ -6076,17 +6164,18 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
     const int64_t rows = gmem__tile_rows(gemm, tile), nr = GMEM__SCALAR_NR;
     float *product = scratch;                   /* (rows, GMEM__NC) */
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
-    float *weights = own + GMEM__KC * GMEM__NC; /* (GMEM__KC) */
+    float *weights = own + gmem__panel_step(GMEM__KC, GMEM__SCALAR_NR) * (GMEM__NC / GMEM__SCALAR_NR); /* (GMEM__KC) */
     for (int64_t i = 0; i < rows * GMEM__NC; i++)
         product[i] = 0;
     for (int64_t k = 0; k < gemm->depth; k += GMEM__KC) {
-        const int64_t depth = gmem__min(GMEM__KC, gemm->depth - k), panel_depth = panels ? gemm->depth : depth;
+        const int64_t depth = gmem__min(GMEM__KC, gemm->depth - k);
+        const int64_t step = gmem__panel_step(panels ? gemm->depth : depth, nr);
         const float *first = panels ? panels + k * nr : own;
-        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, own);
+        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, step, own);
         for (int64_t i = 0; i < rows; i++) {
             gmem__scalar_weights(gemm->weight, gmem__tile_row(gemm, tile, i), k, depth, weights);
             for (int64_t c = 0; c < tile->columns; c += nr)
-                gmem__scalar_dot(weights, first + c * panel_depth, depth, product + i * GMEM__NC + c);
+                gmem__scalar_dot(weights, first + c / nr * step, depth, product + i * GMEM__NC + c);
         }
     }
     gmem__scalar_epilogue(gemm, tile, product);
@@ -6265,13 +6354,15 @@ GMEM__FN void gmem__scalar_group_norm(const gmem__group_norm *op, int64_t group)
 /* a * 2^n for integral n, where the result is a normal number. */
 #define V_SCALE2(a, n) \
     _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)))
-/* Of stored weights, at any address. */
+/* Of stored weights, at any address. The prefetch is assembly since gcc takes a function of mere prefetches for one
+ * without effect. */
+#define V_PREFETCH(p) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+#define V_LOAD_F32(p) _mm256_loadu_ps((const float *)(const void *)(p))
 #define V_LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define V_LOAD_BF16(p)   \
     _mm256_castsi256_ps( \
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
-#define V_LOAD_I8(p)  _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
-#define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
+#define V_LOAD_I8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)     _mm256_maskload_ps((p), gmem__avx2_lanes(n))
 #define V_STORE_PART(p, a, n) _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
@@ -6386,49 +6477,95 @@ GMEM__INLINE void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int6
         break;
     }
     default:
-        memcpy(out, data + first * 4, (size_t)count * sizeof *out);
+        data += first * 4;
+        for (i = 0; i < whole; i += V_WIDTH)
+            V_STORE(out + i, V_LOAD_F32(data + i * 4));
+        memcpy(out + whole, data + whole * 4, rest * 4);
     }
 }
 
-/* strip (GMEM__MR, GMEM__KC): rows [i, i + GMEM__MR) of the tile, depth [k, k + depth); zeros below its last row. */
-static void GMEM__K(pack_strip)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t k, int64_t depth,
-                                float *strip) {
-    const int64_t rows = gmem__min(GMEM__MR, gmem__tile_rows(gemm, tile) - i);
-    for (int64_t r = 0; r < rows; r++, strip += GMEM__KC)
-        GMEM__K(convert)(gemm->weight, gmem__tile_row(gemm, tile, i + r), k, depth, strip);
-    memset(strip, 0, (size_t)(GMEM__MR - rows) * GMEM__KC * sizeof *strip);
+/* The strips of a tile in the order of their use: all rows of one block of the depth, then of the next. */
+typedef struct GMEM__K(strips) {
+    const gmem__gemm *gemm;
+    const gmem__tile *tile;
+    int64_t rows, block; /* product rows of the tile; depth of a block */
+    int64_t per_block, count;
+} GMEM__K(strips);
+
+/* A part of a strip: rows [begin, end) of the tile, depth [k, k + depth). */
+typedef struct GMEM__K(part) {
+    int64_t first, begin, end, k, depth;
+} GMEM__K(part);
+
+GMEM__INLINE GMEM__K(part) GMEM__K(part_of)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts) {
+    GMEM__K(part) part;
+    part.first = strip % strips->per_block * GMEM__MR;
+    part.begin = part.first + i * GMEM__MR / parts;
+    part.end = part.first + (i + 1) * GMEM__MR / parts;
+    part.k = strip / strips->per_block * strips->block;
+    part.depth = gmem__min(strips->block, strips->gemm->depth - part.k);
+    return part;
 }
 
-/* Asks for rows [i + begin, i + end) of what pack_strip will read: weights come from memory, while the strip before
- * them is being multiplied. */
-GMEM__INLINE void GMEM__K(prefetch_rows)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t begin, int64_t end,
-                                         int64_t k, int64_t depth) {
-    const int64_t bytes = gemm->weight->type == GMEM_F32 ? 4 : gemm->weight->type == GMEM_I8 ? 1 : 2;
-    end = gmem__min(end, gmem__tile_rows(gemm, tile));
-    for (int64_t i = begin; i < end; i++) {
-        const int64_t first = gmem__tile_row(gemm, tile, i) * gemm->weight->row_stride + k;
-        const char *data = (const char *)gemm->weight->data + first * bytes;
-        for (int64_t at = 0; at < depth * bytes; at += 64)
+/* Converts part i of so many of a strip: out (GMEM__MR, GMEM__KC), zeros below the tile's last row. */
+static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts, float *out) {
+    const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, i, parts);
+    for (int64_t r = part.begin; r < part.end; r++) {
+        float *row = out + (r - part.first) * GMEM__KC;
+        if (r < strips->rows) GMEM__K(convert)
+        (strips->gemm->weight, gmem__tile_row(strips->gemm, strips->tile, r), part.k, part.depth, row);
+        else memset(row, 0, (size_t)part.depth * sizeof *row);
+    }
+}
+
+/* The strip where it lies in the file, or NULL where it must be converted: other types than floats, rows that are not
+ * neighbours, and rows whose distance would make them evict each other. */
+static const gmem__unaligned_f32 *GMEM__K(in_place)(const GMEM__K(strips) * strips, int64_t strip) {
+    const gmem__weight *weight = strips->gemm->weight;
+    const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, 0, 1);
+    if (weight->type != GMEM_F32 || weight->row_stride % 1024 == 0 || part.end > strips->rows) return NULL;
+    const int64_t row = gmem__tile_row(strips->gemm, strips->tile, part.first);
+    if (gmem__tile_row(strips->gemm, strips->tile, part.end - 1) != row + GMEM__MR - 1) return NULL;
+    return (const gmem__unaligned_f32 *)weight->data + row * weight->row_stride + part.k;
+}
+
+/* Asks for the weights of a part, which come from memory, long before it is converted. */
+static void GMEM__K(prefetch)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts) {
+    const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, i, parts);
+    const gmem__weight *weight = strips->gemm->weight;
+    const int64_t bytes = weight->type == GMEM_F32 ? 4 : weight->type == GMEM_I8 ? 1 : 2;
+    for (int64_t r = part.begin; r < gmem__min(part.end, strips->rows); r++) {
+        const int64_t row = gmem__tile_row(strips->gemm, strips->tile, r);
+        const char *data = (const char *)weight->data + (row * weight->row_stride + part.k) * bytes;
+        for (int64_t at = 0; at < part.depth * bytes; at += 64)
             V_PREFETCH(data + at);
     }
 }
 
-/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart) += strip * panel. The sum over a block of the depth starts from
- * zero: rounding errors then grow with the block, not with the depth. */
-static void GMEM__K(multiply2)(const float *strip, const float *panel, int64_t depth, float *product) {
+/* The left operand's row r: every third row has a pointer, as a processor addresses 0, 1 and 2 steps from it. */
+#define GMEM__LEFT(r) (r / 3 == 0 ? left : r / 3 == 1 ? left3 : r / 3 == 2 ? left6 : left9)[r % 3 * row_step]
+
+/* out (GMEM__MR, 2 vectors; rows out_step apart) += left * panel, where left (GMEM__MR, depth) lies at any steps and
+ * panel is (depth, 2 vectors). The sum starts from zero: over several blocks of the depth, rounding errors grow with
+ * the block, not with the whole. */
+GMEM__ALWAYS_INLINE void GMEM__K(tile)(const gmem__unaligned_f32 *left, int64_t row_step, int64_t k_step,
+                                       const float *panel, int64_t depth, float *out, int64_t out_step) {
+    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
+                              *left9 = left6 + 3 * row_step;
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO(), b##r = V_ZERO();
-#define GMEM__STEP(r)                    \
-    w = V_SET1(strip[r * GMEM__KC + k]); \
-    a##r = V_FMA(w, x0, a##r);           \
+#define GMEM__STEP(r)          \
+    w = V_SET1(GMEM__LEFT(r)); \
+    a##r = V_FMA(w, x0, a##r); \
     b##r = V_FMA(w, x1, b##r);
-#define GMEM__END(r)                                                              \
-    V_STORE(product + r * GMEM__NC, V_ADD(a##r, V_LOAD(product + r * GMEM__NC))); \
-    V_STORE(product + r * GMEM__NC + V_WIDTH, V_ADD(b##r, V_LOAD(product + r * GMEM__NC + V_WIDTH)));
+#define GMEM__END(r)                                                      \
+    V_STORE(out + r * out_step, V_ADD(a##r, V_LOAD(out + r * out_step))); \
+    V_STORE(out + r * out_step + V_WIDTH, V_ADD(b##r, V_LOAD(out + r * out_step + V_WIDTH)));
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x0 = V_LOAD(panel), x1 = V_LOAD(panel + V_WIDTH);
         V_F32 w;
         GMEM__REPEAT(GMEM__STEP)
+        left += k_step, left3 += k_step, left6 += k_step, left9 += k_step;
     }
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
@@ -6436,21 +6573,32 @@ static void GMEM__K(multiply2)(const float *strip, const float *panel, int64_t d
 #undef GMEM__END
 }
 
+/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart) += left * panel. */
+static void GMEM__K(multiply2)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
+                               float *product) {
+    GMEM__K(tile)(left, row_step, 1, panel, depth, product, GMEM__NC);
+}
+
 /* The same for a panel of which only the first vector matters. */
-static void GMEM__K(multiply1)(const float *strip, const float *panel, int64_t depth, float *product) {
+static void GMEM__K(multiply1)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
+                               float *product) {
+    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
+                              *left9 = left6 + 3 * row_step;
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO();
-#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(strip[r * GMEM__KC + k]), x, a##r);
+#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(GMEM__LEFT(r)), x, a##r);
 #define GMEM__END(r)   V_STORE(product + r * GMEM__NC, V_ADD(a##r, V_LOAD(product + r * GMEM__NC)));
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x = V_LOAD(panel);
         GMEM__REPEAT(GMEM__STEP)
+        left++, left3++, left6++, left9++;
     }
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
 #undef GMEM__END
 }
+#undef GMEM__LEFT
 
 /* row (count) = activation(row + bias), whole vectors. */
 static void GMEM__K(activate)(gmem__activation activation, float bias, int64_t count, float *row) {
@@ -6471,6 +6619,7 @@ static void GMEM__K(activate)(gmem__activation activation, float bias, int64_t c
             V_STORE(row + c, GMEM__K(gelu_erf)(V_ADD(V_LOAD(row + c), b)));
         break;
     default:
+        if (bias == 0) return;
         for (c = 0; c < count; c += V_WIDTH)
             V_STORE(row + c, V_ADD(V_LOAD(row + c), b));
     }
@@ -6513,34 +6662,42 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
     }
 }
 
+/* While a strip is multiplied with one panel after the other, the one after the next is fetched and the next one
+ * converted, if need be, part by part. */
 static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
     float *product = scratch;                   /* (rows, GMEM__NC) */
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
-    float *strip = own + GMEM__KC * GMEM__NC;   /* (GMEM__MR, GMEM__KC) */
-    const int64_t rows = gmem__tile_rows(gemm, tile);
-    const int64_t block = gmem__ceil_div(gemm->depth, gmem__ceil_div(gemm->depth, GMEM__KC));
-    memset(product, 0, (size_t)(gmem__round_up(rows, GMEM__MR) * GMEM__NC) * sizeof *product);
-    for (int64_t k = 0; k < gemm->depth; k += block) {
-        const int64_t depth = gmem__min(block, gemm->depth - k), panel_depth = panels ? gemm->depth : depth;
-        const float *first = panels ? panels + k * GMEM__NR : own;
-        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, GMEM__NR, own);
-        for (int64_t i = 0; i < rows; i += GMEM__MR) {
-            const int last = i + GMEM__MR >= rows;
-            const int64_t next_row = last ? 0 : i + GMEM__MR, next_k = last ? k + block : k;
-            const int64_t next_depth = gmem__min(block, gemm->depth - next_k);
-            const int64_t panel_count = gmem__ceil_div(tile->columns, GMEM__NR);
-            GMEM__K(pack_strip)(gemm, tile, i, k, depth, strip);
-            for (int64_t p = 0; p < panel_count; p++) {
-                const int64_t c = p * GMEM__NR;
-                float *sums = product + i * GMEM__NC + c;
-                GMEM__K(prefetch_rows)
-                (gemm, tile, next_row + p * GMEM__MR / panel_count, next_row + (p + 1) * GMEM__MR / panel_count, next_k,
-                 next_depth);
-                if (tile->columns - c > V_WIDTH)
-                    GMEM__K(multiply2)(strip, first + c * panel_depth, depth, sums);
-                else
-                    GMEM__K(multiply1)(strip, first + c * panel_depth, depth, sums);
-            }
+    float *buffers = own + gmem__panel_step(GMEM__KC, GMEM__NR) * (GMEM__NC / GMEM__NR); /* (2, GMEM__MR, GMEM__KC) */
+    const int64_t blocks = gmem__ceil_div(gemm->depth, GMEM__KC), parts = gmem__ceil_div(tile->columns, GMEM__NR);
+    GMEM__K(strips) strips;
+    strips.gemm = gemm;
+    strips.tile = tile;
+    strips.rows = gmem__tile_rows(gemm, tile);
+    strips.block = gmem__ceil_div(gemm->depth, blocks);
+    strips.per_block = gmem__ceil_div(strips.rows, GMEM__MR);
+    strips.count = strips.per_block * gmem__ceil_div(gemm->depth, strips.block);
+    memset(product, 0, (size_t)(strips.per_block * GMEM__MR * GMEM__NC) * sizeof *product);
+    for (int64_t s = 0; s < gmem__min(2, strips.count); s++)
+        GMEM__K(prefetch)(&strips, s, 0, 1);
+    if (!GMEM__K(in_place)(&strips, 0)) GMEM__K(pack_strip)(&strips, 0, 0, 1, buffers);
+    for (int64_t s = 0; s < strips.count; s++) {
+        const GMEM__K(part) at = GMEM__K(part_of)(&strips, s, 0, 1);
+        const gmem__unaligned_f32 *stored = GMEM__K(in_place)(&strips, s);
+        const gmem__unaligned_f32 *left = stored ? stored : buffers + s % 2 * GMEM__MR * GMEM__KC;
+        const int64_t row_step = stored ? gemm->weight->row_stride : GMEM__KC;
+        const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
+        const int64_t panel_step = gmem__panel_step(panels ? gemm->depth : at.depth, GMEM__NR);
+        const float *panel = panels ? panels + at.k * GMEM__NR : own;
+        if (!panels && at.first == 0)
+            gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
+        for (int64_t i = 0; i < parts; i++, panel += panel_step) {
+            float *sums = product + at.first * GMEM__NC + i * GMEM__NR;
+            if (s + 2 < strips.count) GMEM__K(prefetch)(&strips, s + 2, i, parts);
+            if (convert) GMEM__K(pack_strip)(&strips, s + 1, i, parts, buffers + (s + 1) % 2 * GMEM__MR * GMEM__KC);
+            if (tile->columns - i * GMEM__NR > V_WIDTH)
+                GMEM__K(multiply2)(left, row_step, panel, at.depth, sums);
+            else
+                GMEM__K(multiply1)(left, row_step, panel, at.depth, sums);
         }
     }
     for (int64_t i = 0; i < tile->rows; i++)
@@ -6734,8 +6891,9 @@ static void GMEM__K(group_norm)(const gmem__group_norm *op, int64_t group) {
 /* ---- backends/cpu/attention.inc ---- */
 /* Template: attention on vectors (FlashAttention, arXiv 2205.14135, with the online softmax of 1805.02867). A block of
  * keys at a time: scores S = K^T Q, the softmax's running maximum and sum of each query, then Y = Y * rescale + V P.
- * Queries lie along the vectors, so nothing is shuffled and no sum is horizontal; both products are the same tile,
- * which broadcasts from its left operand. Y itself is the accumulator: heads of any width do with the same scratch. */
+ * Queries lie along the vectors, so nothing is shuffled and no sum is horizontal; both products are the GEMM's
+ * tile, which broadcasts from its left operand. Y itself is the accumulator: heads of any width do with the same
+ * scratch. */
 
 /* Keys of a block (a multiple of GMEM__MR), channels of a head copied at a time, queries of a panel. */
 #define GMEM__KEYS     96
@@ -6751,30 +6909,6 @@ typedef struct GMEM__K(blocks) {
     float largest[GMEM__COLUMN_BLOCK], sum[GMEM__COLUMN_BLOCK];         /* of each query's scores so far */
     float rescale[GMEM__COLUMN_BLOCK];                                  /* of the sums before this block */
 } GMEM__K(blocks);
-
-/* out (GMEM__MR, GMEM__LANES) = left * right, added to what is there unless `first`: left (GMEM__MR, depth) at any
- * steps, right (depth, GMEM__LANES). */
-GMEM__ALWAYS_INLINE void GMEM__K(tile)(const float *left, int64_t row_step, int64_t k_step, const float *right,
-                                       int64_t depth, int first, float *out) {
-#define GMEM__BEGIN(r) V_F32 a##r = V_ZERO(), b##r = V_ZERO();
-#define GMEM__STEP(r)               \
-    w = V_SET1(left[r * row_step]); \
-    a##r = V_FMA(w, x0, a##r);      \
-    b##r = V_FMA(w, x1, b##r);
-#define GMEM__END(r)                                                                           \
-    V_STORE(out + r * GMEM__LANES, first ? a##r : V_ADD(a##r, V_LOAD(out + r * GMEM__LANES))); \
-    V_STORE(out + r * GMEM__LANES + V_WIDTH, first ? b##r : V_ADD(b##r, V_LOAD(out + r * GMEM__LANES + V_WIDTH)));
-    GMEM__REPEAT(GMEM__BEGIN)
-    for (int64_t k = 0; k < depth; k++, left += k_step, right += GMEM__LANES) {
-        const V_F32 x0 = V_LOAD(right), x1 = V_LOAD(right + V_WIDTH);
-        V_F32 w;
-        GMEM__REPEAT(GMEM__STEP)
-    }
-    GMEM__REPEAT(GMEM__END)
-#undef GMEM__BEGIN
-#undef GMEM__STEP
-#undef GMEM__END
-}
 
 /* Rows of k or v, which may lie a power of two apart and then evict each other, side by side. */
 static void GMEM__K(copy_keys)(GMEM__K(blocks) * blocks, const float *from, int64_t stride, int64_t channels,
@@ -6792,11 +6926,12 @@ static void GMEM__K(copy_queries)(GMEM__K(blocks) * blocks, const float *from, i
         }
 }
 
-/* p = the scores of the queries that were copied against `keys` copied keys, over these channels. */
-static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries, int first) {
+/* p += the scores of the queries that were copied against `keys` copied keys, over these channels. */
+static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries) {
     for (int64_t i = 0; i * GMEM__LANES < queries; i++)
         for (int64_t key = 0; key < keys; key += GMEM__MR)
-            GMEM__K(tile)(blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, first, blocks->p[i][key]);
+            GMEM__K(tile)
+    (blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, blocks->p[i][key], GMEM__LANES);
 }
 
 /* p = exp(p - largest), with the largest score so far; the maximum and the sum of each query follow. A NaN may get
@@ -6833,7 +6968,8 @@ static void GMEM__K(values)(GMEM__K(blocks) * blocks, float *y, int64_t stride, 
     float tile[GMEM__MR][GMEM__LANES];
     for (int64_t i = 0; i < queries; i += GMEM__LANES)
         for (int64_t c = 0; c < channels; c += GMEM__MR) {
-            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, 1, tile[0]);
+            memset(tile, 0, sizeof tile);
+            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, tile[0], GMEM__LANES);
             for (int64_t r = 0; r < gmem__min(GMEM__MR, channels - c); r++)
                 for (int64_t j = i; j < gmem__min(i + GMEM__LANES, queries); j += V_WIDTH) {
                     float *out = y + (c + r) * stride + j;
@@ -6853,13 +6989,14 @@ static void GMEM__K(attention)(const gmem__attention *op, int64_t sample, int64_
     for (int64_t key = 0; key < op->tokens; key += GMEM__KEYS) {
         const int64_t keys = gmem__min(GMEM__KEYS, op->tokens - key);
         const int first = key == 0, last = key + keys == op->tokens;
+        memset(blocks->p, 0, sizeof blocks->p);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
             const int64_t channels = gmem__min(GMEM__CHANNELS, op->head_dim - c);
             const int64_t at = (row + c) * op->stride + column;
             GMEM__K(copy_keys)(blocks, op->k + at + key, op->stride, channels, keys);
             if (first || op->head_dim > GMEM__CHANNELS) /* else they are still there */
                 GMEM__K(copy_queries)(blocks, op->q + at + begin, op->stride, channels, queries, op->scale);
-            GMEM__K(scores)(blocks, channels, keys, queries, c == 0);
+            GMEM__K(scores)(blocks, channels, keys, queries);
         }
         GMEM__K(softmax)(blocks, keys, queries, first);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
@@ -6923,6 +7060,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_LOAD_BF16
 #undef V_LOAD_I8
 #undef V_PREFETCH
+#undef V_LOAD_F32
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
@@ -6954,21 +7092,23 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_MIN(a, b)          _mm512_min_ps((a), (b))
 #define V_SQRT(a)            _mm512_sqrt_ps(a)
 #define V_ABS(a)             _mm512_abs_ps(a)
-#define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))  /* a b + c */
-#define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c)) /* c - a b */
-#define V_ROUND(a)           _mm512_roundscale_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))            /* a b + c */
+#define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c))           /* c - a b */
+#define V_ROUND(a)           _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)) /* |a| < 2^31; roundscale warns at -O0 */
 #define V_LESS(a, b)         _mm512_cmp_ps_mask((a), (b), _CMP_LT_OQ)
 #define V_IS_NAN(a)          _mm512_cmp_ps_mask((a), (a), _CMP_UNORD_Q)
 #define V_SELECT(mask, a, b) _mm512_mask_blend_ps((mask), (b), (a)) /* mask ? a : b */
 /* a * 2^n for integral n, where the result is a normal number. */
 #define V_SCALE2(a, n) _mm512_scalef_ps((a), (n))
-/* Of stored weights, at any address. */
+/* Of stored weights, at any address. The prefetch is assembly since gcc takes a function of mere prefetches for one
+ * without effect. */
+#define V_PREFETCH(p) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+#define V_LOAD_F32(p) _mm512_loadu_ps((const float *)(const void *)(p))
 #define V_LOAD_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define V_LOAD_BF16(p)   \
     _mm512_castsi512_ps( \
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
-#define V_LOAD_I8(p)  _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
-#define V_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
+#define V_LOAD_I8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)     _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
 #define V_STORE_PART(p, a, n) _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
@@ -7072,49 +7212,95 @@ GMEM__INLINE void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int6
         break;
     }
     default:
-        memcpy(out, data + first * 4, (size_t)count * sizeof *out);
+        data += first * 4;
+        for (i = 0; i < whole; i += V_WIDTH)
+            V_STORE(out + i, V_LOAD_F32(data + i * 4));
+        memcpy(out + whole, data + whole * 4, rest * 4);
     }
 }
 
-/* strip (GMEM__MR, GMEM__KC): rows [i, i + GMEM__MR) of the tile, depth [k, k + depth); zeros below its last row. */
-static void GMEM__K(pack_strip)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t k, int64_t depth,
-                                float *strip) {
-    const int64_t rows = gmem__min(GMEM__MR, gmem__tile_rows(gemm, tile) - i);
-    for (int64_t r = 0; r < rows; r++, strip += GMEM__KC)
-        GMEM__K(convert)(gemm->weight, gmem__tile_row(gemm, tile, i + r), k, depth, strip);
-    memset(strip, 0, (size_t)(GMEM__MR - rows) * GMEM__KC * sizeof *strip);
+/* The strips of a tile in the order of their use: all rows of one block of the depth, then of the next. */
+typedef struct GMEM__K(strips) {
+    const gmem__gemm *gemm;
+    const gmem__tile *tile;
+    int64_t rows, block; /* product rows of the tile; depth of a block */
+    int64_t per_block, count;
+} GMEM__K(strips);
+
+/* A part of a strip: rows [begin, end) of the tile, depth [k, k + depth). */
+typedef struct GMEM__K(part) {
+    int64_t first, begin, end, k, depth;
+} GMEM__K(part);
+
+GMEM__INLINE GMEM__K(part) GMEM__K(part_of)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts) {
+    GMEM__K(part) part;
+    part.first = strip % strips->per_block * GMEM__MR;
+    part.begin = part.first + i * GMEM__MR / parts;
+    part.end = part.first + (i + 1) * GMEM__MR / parts;
+    part.k = strip / strips->per_block * strips->block;
+    part.depth = gmem__min(strips->block, strips->gemm->depth - part.k);
+    return part;
 }
 
-/* Asks for rows [i + begin, i + end) of what pack_strip will read: weights come from memory, while the strip before
- * them is being multiplied. */
-GMEM__INLINE void GMEM__K(prefetch_rows)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t begin, int64_t end,
-                                         int64_t k, int64_t depth) {
-    const int64_t bytes = gemm->weight->type == GMEM_F32 ? 4 : gemm->weight->type == GMEM_I8 ? 1 : 2;
-    end = gmem__min(end, gmem__tile_rows(gemm, tile));
-    for (int64_t i = begin; i < end; i++) {
-        const int64_t first = gmem__tile_row(gemm, tile, i) * gemm->weight->row_stride + k;
-        const char *data = (const char *)gemm->weight->data + first * bytes;
-        for (int64_t at = 0; at < depth * bytes; at += 64)
+/* Converts part i of so many of a strip: out (GMEM__MR, GMEM__KC), zeros below the tile's last row. */
+static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts, float *out) {
+    const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, i, parts);
+    for (int64_t r = part.begin; r < part.end; r++) {
+        float *row = out + (r - part.first) * GMEM__KC;
+        if (r < strips->rows) GMEM__K(convert)
+        (strips->gemm->weight, gmem__tile_row(strips->gemm, strips->tile, r), part.k, part.depth, row);
+        else memset(row, 0, (size_t)part.depth * sizeof *row);
+    }
+}
+
+/* The strip where it lies in the file, or NULL where it must be converted: other types than floats, rows that are not
+ * neighbours, and rows whose distance would make them evict each other. */
+static const gmem__unaligned_f32 *GMEM__K(in_place)(const GMEM__K(strips) * strips, int64_t strip) {
+    const gmem__weight *weight = strips->gemm->weight;
+    const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, 0, 1);
+    if (weight->type != GMEM_F32 || weight->row_stride % 1024 == 0 || part.end > strips->rows) return NULL;
+    const int64_t row = gmem__tile_row(strips->gemm, strips->tile, part.first);
+    if (gmem__tile_row(strips->gemm, strips->tile, part.end - 1) != row + GMEM__MR - 1) return NULL;
+    return (const gmem__unaligned_f32 *)weight->data + row * weight->row_stride + part.k;
+}
+
+/* Asks for the weights of a part, which come from memory, long before it is converted. */
+static void GMEM__K(prefetch)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts) {
+    const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, i, parts);
+    const gmem__weight *weight = strips->gemm->weight;
+    const int64_t bytes = weight->type == GMEM_F32 ? 4 : weight->type == GMEM_I8 ? 1 : 2;
+    for (int64_t r = part.begin; r < gmem__min(part.end, strips->rows); r++) {
+        const int64_t row = gmem__tile_row(strips->gemm, strips->tile, r);
+        const char *data = (const char *)weight->data + (row * weight->row_stride + part.k) * bytes;
+        for (int64_t at = 0; at < part.depth * bytes; at += 64)
             V_PREFETCH(data + at);
     }
 }
 
-/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart) += strip * panel. The sum over a block of the depth starts from
- * zero: rounding errors then grow with the block, not with the depth. */
-static void GMEM__K(multiply2)(const float *strip, const float *panel, int64_t depth, float *product) {
+/* The left operand's row r: every third row has a pointer, as a processor addresses 0, 1 and 2 steps from it. */
+#define GMEM__LEFT(r) (r / 3 == 0 ? left : r / 3 == 1 ? left3 : r / 3 == 2 ? left6 : left9)[r % 3 * row_step]
+
+/* out (GMEM__MR, 2 vectors; rows out_step apart) += left * panel, where left (GMEM__MR, depth) lies at any steps and
+ * panel is (depth, 2 vectors). The sum starts from zero: over several blocks of the depth, rounding errors grow with
+ * the block, not with the whole. */
+GMEM__ALWAYS_INLINE void GMEM__K(tile)(const gmem__unaligned_f32 *left, int64_t row_step, int64_t k_step,
+                                       const float *panel, int64_t depth, float *out, int64_t out_step) {
+    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
+                              *left9 = left6 + 3 * row_step;
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO(), b##r = V_ZERO();
-#define GMEM__STEP(r)                    \
-    w = V_SET1(strip[r * GMEM__KC + k]); \
-    a##r = V_FMA(w, x0, a##r);           \
+#define GMEM__STEP(r)          \
+    w = V_SET1(GMEM__LEFT(r)); \
+    a##r = V_FMA(w, x0, a##r); \
     b##r = V_FMA(w, x1, b##r);
-#define GMEM__END(r)                                                              \
-    V_STORE(product + r * GMEM__NC, V_ADD(a##r, V_LOAD(product + r * GMEM__NC))); \
-    V_STORE(product + r * GMEM__NC + V_WIDTH, V_ADD(b##r, V_LOAD(product + r * GMEM__NC + V_WIDTH)));
+#define GMEM__END(r)                                                      \
+    V_STORE(out + r * out_step, V_ADD(a##r, V_LOAD(out + r * out_step))); \
+    V_STORE(out + r * out_step + V_WIDTH, V_ADD(b##r, V_LOAD(out + r * out_step + V_WIDTH)));
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x0 = V_LOAD(panel), x1 = V_LOAD(panel + V_WIDTH);
         V_F32 w;
         GMEM__REPEAT(GMEM__STEP)
+        left += k_step, left3 += k_step, left6 += k_step, left9 += k_step;
     }
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
@@ -7122,21 +7308,32 @@ static void GMEM__K(multiply2)(const float *strip, const float *panel, int64_t d
 #undef GMEM__END
 }
 
+/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart) += left * panel. */
+static void GMEM__K(multiply2)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
+                               float *product) {
+    GMEM__K(tile)(left, row_step, 1, panel, depth, product, GMEM__NC);
+}
+
 /* The same for a panel of which only the first vector matters. */
-static void GMEM__K(multiply1)(const float *strip, const float *panel, int64_t depth, float *product) {
+static void GMEM__K(multiply1)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
+                               float *product) {
+    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
+                              *left9 = left6 + 3 * row_step;
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO();
-#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(strip[r * GMEM__KC + k]), x, a##r);
+#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(GMEM__LEFT(r)), x, a##r);
 #define GMEM__END(r)   V_STORE(product + r * GMEM__NC, V_ADD(a##r, V_LOAD(product + r * GMEM__NC)));
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x = V_LOAD(panel);
         GMEM__REPEAT(GMEM__STEP)
+        left++, left3++, left6++, left9++;
     }
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
 #undef GMEM__END
 }
+#undef GMEM__LEFT
 
 /* row (count) = activation(row + bias), whole vectors. */
 static void GMEM__K(activate)(gmem__activation activation, float bias, int64_t count, float *row) {
@@ -7157,6 +7354,7 @@ static void GMEM__K(activate)(gmem__activation activation, float bias, int64_t c
             V_STORE(row + c, GMEM__K(gelu_erf)(V_ADD(V_LOAD(row + c), b)));
         break;
     default:
+        if (bias == 0) return;
         for (c = 0; c < count; c += V_WIDTH)
             V_STORE(row + c, V_ADD(V_LOAD(row + c), b));
     }
@@ -7199,34 +7397,42 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
     }
 }
 
+/* While a strip is multiplied with one panel after the other, the one after the next is fetched and the next one
+ * converted, if need be, part by part. */
 static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
     float *product = scratch;                   /* (rows, GMEM__NC) */
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
-    float *strip = own + GMEM__KC * GMEM__NC;   /* (GMEM__MR, GMEM__KC) */
-    const int64_t rows = gmem__tile_rows(gemm, tile);
-    const int64_t block = gmem__ceil_div(gemm->depth, gmem__ceil_div(gemm->depth, GMEM__KC));
-    memset(product, 0, (size_t)(gmem__round_up(rows, GMEM__MR) * GMEM__NC) * sizeof *product);
-    for (int64_t k = 0; k < gemm->depth; k += block) {
-        const int64_t depth = gmem__min(block, gemm->depth - k), panel_depth = panels ? gemm->depth : depth;
-        const float *first = panels ? panels + k * GMEM__NR : own;
-        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, GMEM__NR, own);
-        for (int64_t i = 0; i < rows; i += GMEM__MR) {
-            const int last = i + GMEM__MR >= rows;
-            const int64_t next_row = last ? 0 : i + GMEM__MR, next_k = last ? k + block : k;
-            const int64_t next_depth = gmem__min(block, gemm->depth - next_k);
-            const int64_t panel_count = gmem__ceil_div(tile->columns, GMEM__NR);
-            GMEM__K(pack_strip)(gemm, tile, i, k, depth, strip);
-            for (int64_t p = 0; p < panel_count; p++) {
-                const int64_t c = p * GMEM__NR;
-                float *sums = product + i * GMEM__NC + c;
-                GMEM__K(prefetch_rows)
-                (gemm, tile, next_row + p * GMEM__MR / panel_count, next_row + (p + 1) * GMEM__MR / panel_count, next_k,
-                 next_depth);
-                if (tile->columns - c > V_WIDTH)
-                    GMEM__K(multiply2)(strip, first + c * panel_depth, depth, sums);
-                else
-                    GMEM__K(multiply1)(strip, first + c * panel_depth, depth, sums);
-            }
+    float *buffers = own + gmem__panel_step(GMEM__KC, GMEM__NR) * (GMEM__NC / GMEM__NR); /* (2, GMEM__MR, GMEM__KC) */
+    const int64_t blocks = gmem__ceil_div(gemm->depth, GMEM__KC), parts = gmem__ceil_div(tile->columns, GMEM__NR);
+    GMEM__K(strips) strips;
+    strips.gemm = gemm;
+    strips.tile = tile;
+    strips.rows = gmem__tile_rows(gemm, tile);
+    strips.block = gmem__ceil_div(gemm->depth, blocks);
+    strips.per_block = gmem__ceil_div(strips.rows, GMEM__MR);
+    strips.count = strips.per_block * gmem__ceil_div(gemm->depth, strips.block);
+    memset(product, 0, (size_t)(strips.per_block * GMEM__MR * GMEM__NC) * sizeof *product);
+    for (int64_t s = 0; s < gmem__min(2, strips.count); s++)
+        GMEM__K(prefetch)(&strips, s, 0, 1);
+    if (!GMEM__K(in_place)(&strips, 0)) GMEM__K(pack_strip)(&strips, 0, 0, 1, buffers);
+    for (int64_t s = 0; s < strips.count; s++) {
+        const GMEM__K(part) at = GMEM__K(part_of)(&strips, s, 0, 1);
+        const gmem__unaligned_f32 *stored = GMEM__K(in_place)(&strips, s);
+        const gmem__unaligned_f32 *left = stored ? stored : buffers + s % 2 * GMEM__MR * GMEM__KC;
+        const int64_t row_step = stored ? gemm->weight->row_stride : GMEM__KC;
+        const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
+        const int64_t panel_step = gmem__panel_step(panels ? gemm->depth : at.depth, GMEM__NR);
+        const float *panel = panels ? panels + at.k * GMEM__NR : own;
+        if (!panels && at.first == 0)
+            gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
+        for (int64_t i = 0; i < parts; i++, panel += panel_step) {
+            float *sums = product + at.first * GMEM__NC + i * GMEM__NR;
+            if (s + 2 < strips.count) GMEM__K(prefetch)(&strips, s + 2, i, parts);
+            if (convert) GMEM__K(pack_strip)(&strips, s + 1, i, parts, buffers + (s + 1) % 2 * GMEM__MR * GMEM__KC);
+            if (tile->columns - i * GMEM__NR > V_WIDTH)
+                GMEM__K(multiply2)(left, row_step, panel, at.depth, sums);
+            else
+                GMEM__K(multiply1)(left, row_step, panel, at.depth, sums);
         }
     }
     for (int64_t i = 0; i < tile->rows; i++)
@@ -7420,8 +7626,9 @@ static void GMEM__K(group_norm)(const gmem__group_norm *op, int64_t group) {
 /* ---- backends/cpu/attention.inc ---- */
 /* Template: attention on vectors (FlashAttention, arXiv 2205.14135, with the online softmax of 1805.02867). A block of
  * keys at a time: scores S = K^T Q, the softmax's running maximum and sum of each query, then Y = Y * rescale + V P.
- * Queries lie along the vectors, so nothing is shuffled and no sum is horizontal; both products are the same tile,
- * which broadcasts from its left operand. Y itself is the accumulator: heads of any width do with the same scratch. */
+ * Queries lie along the vectors, so nothing is shuffled and no sum is horizontal; both products are the GEMM's
+ * tile, which broadcasts from its left operand. Y itself is the accumulator: heads of any width do with the same
+ * scratch. */
 
 /* Keys of a block (a multiple of GMEM__MR), channels of a head copied at a time, queries of a panel. */
 #define GMEM__KEYS     96
@@ -7437,30 +7644,6 @@ typedef struct GMEM__K(blocks) {
     float largest[GMEM__COLUMN_BLOCK], sum[GMEM__COLUMN_BLOCK];         /* of each query's scores so far */
     float rescale[GMEM__COLUMN_BLOCK];                                  /* of the sums before this block */
 } GMEM__K(blocks);
-
-/* out (GMEM__MR, GMEM__LANES) = left * right, added to what is there unless `first`: left (GMEM__MR, depth) at any
- * steps, right (depth, GMEM__LANES). */
-GMEM__ALWAYS_INLINE void GMEM__K(tile)(const float *left, int64_t row_step, int64_t k_step, const float *right,
-                                       int64_t depth, int first, float *out) {
-#define GMEM__BEGIN(r) V_F32 a##r = V_ZERO(), b##r = V_ZERO();
-#define GMEM__STEP(r)               \
-    w = V_SET1(left[r * row_step]); \
-    a##r = V_FMA(w, x0, a##r);      \
-    b##r = V_FMA(w, x1, b##r);
-#define GMEM__END(r)                                                                           \
-    V_STORE(out + r * GMEM__LANES, first ? a##r : V_ADD(a##r, V_LOAD(out + r * GMEM__LANES))); \
-    V_STORE(out + r * GMEM__LANES + V_WIDTH, first ? b##r : V_ADD(b##r, V_LOAD(out + r * GMEM__LANES + V_WIDTH)));
-    GMEM__REPEAT(GMEM__BEGIN)
-    for (int64_t k = 0; k < depth; k++, left += k_step, right += GMEM__LANES) {
-        const V_F32 x0 = V_LOAD(right), x1 = V_LOAD(right + V_WIDTH);
-        V_F32 w;
-        GMEM__REPEAT(GMEM__STEP)
-    }
-    GMEM__REPEAT(GMEM__END)
-#undef GMEM__BEGIN
-#undef GMEM__STEP
-#undef GMEM__END
-}
 
 /* Rows of k or v, which may lie a power of two apart and then evict each other, side by side. */
 static void GMEM__K(copy_keys)(GMEM__K(blocks) * blocks, const float *from, int64_t stride, int64_t channels,
@@ -7478,11 +7661,12 @@ static void GMEM__K(copy_queries)(GMEM__K(blocks) * blocks, const float *from, i
         }
 }
 
-/* p = the scores of the queries that were copied against `keys` copied keys, over these channels. */
-static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries, int first) {
+/* p += the scores of the queries that were copied against `keys` copied keys, over these channels. */
+static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries) {
     for (int64_t i = 0; i * GMEM__LANES < queries; i++)
         for (int64_t key = 0; key < keys; key += GMEM__MR)
-            GMEM__K(tile)(blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, first, blocks->p[i][key]);
+            GMEM__K(tile)
+    (blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, blocks->p[i][key], GMEM__LANES);
 }
 
 /* p = exp(p - largest), with the largest score so far; the maximum and the sum of each query follow. A NaN may get
@@ -7519,7 +7703,8 @@ static void GMEM__K(values)(GMEM__K(blocks) * blocks, float *y, int64_t stride, 
     float tile[GMEM__MR][GMEM__LANES];
     for (int64_t i = 0; i < queries; i += GMEM__LANES)
         for (int64_t c = 0; c < channels; c += GMEM__MR) {
-            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, 1, tile[0]);
+            memset(tile, 0, sizeof tile);
+            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, tile[0], GMEM__LANES);
             for (int64_t r = 0; r < gmem__min(GMEM__MR, channels - c); r++)
                 for (int64_t j = i; j < gmem__min(i + GMEM__LANES, queries); j += V_WIDTH) {
                     float *out = y + (c + r) * stride + j;
@@ -7539,13 +7724,14 @@ static void GMEM__K(attention)(const gmem__attention *op, int64_t sample, int64_
     for (int64_t key = 0; key < op->tokens; key += GMEM__KEYS) {
         const int64_t keys = gmem__min(GMEM__KEYS, op->tokens - key);
         const int first = key == 0, last = key + keys == op->tokens;
+        memset(blocks->p, 0, sizeof blocks->p);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
             const int64_t channels = gmem__min(GMEM__CHANNELS, op->head_dim - c);
             const int64_t at = (row + c) * op->stride + column;
             GMEM__K(copy_keys)(blocks, op->k + at + key, op->stride, channels, keys);
             if (first || op->head_dim > GMEM__CHANNELS) /* else they are still there */
                 GMEM__K(copy_queries)(blocks, op->q + at + begin, op->stride, channels, queries, op->scale);
-            GMEM__K(scores)(blocks, channels, keys, queries, c == 0);
+            GMEM__K(scores)(blocks, channels, keys, queries);
         }
         GMEM__K(softmax)(blocks, keys, queries, first);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
@@ -7614,6 +7800,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_LOAD_BF16
 #undef V_LOAD_I8
 #undef V_PREFETCH
+#undef V_LOAD_F32
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
@@ -7755,6 +7942,8 @@ GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
         task(job, i, gmem__engine_scratch(engine, 0));
 }
 
+#define GMEM__PACK_ROWS 64 /* of x in a task that packs them */
+
 /* linear and conv ------------------------------------------------------------------------------------------------- */
 
 typedef struct gmem__gemm_job {
@@ -7766,23 +7955,25 @@ typedef struct gmem__gemm_job {
     float *panels; /* these columns, packed for all row blocks; or NULL */
 } gmem__gemm_job;
 
+/* Some rows of x, all columns. */
 static void gmem__pack_task(const void *job_, int64_t i, float *scratch) {
     const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
-    const int64_t nr = job->kernels->nr, done = i * nr;
+    const int64_t nr = job->kernels->nr, depth = job->gemm->depth, k = i * GMEM__PACK_ROWS;
     (void)scratch;
-    gmem__pack(job->gemm, 0, job->gemm->depth, job->column + done, gmem__min(nr, job->columns - done), nr,
-               job->panels + done * job->gemm->depth);
+    gmem__pack(job->gemm, k, gmem__min(GMEM__PACK_ROWS, depth - k), job->column, job->columns, nr,
+               gmem__panel_step(depth, nr), job->panels + k * nr);
 }
 
 static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
     const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
-    const int64_t done = i % job->column_tasks * GMEM__NC;
+    const int64_t done = i % job->column_tasks * GMEM__NC, nr = job->kernels->nr;
     gmem__tile tile;
     tile.row = i / job->column_tasks * job->row_block;
     tile.rows = gmem__min(job->row_block, job->rows - tile.row);
     tile.column = job->column + done;
     tile.columns = gmem__min(GMEM__NC, job->columns - done);
-    job->kernels->gemm(job->gemm, &tile, job->panels ? job->panels + done * job->gemm->depth : NULL, scratch);
+    const float *panels = job->panels ? job->panels + done / nr * gmem__panel_step(job->gemm->depth, nr) : NULL;
+    job->kernels->gemm(job->gemm, &tile, panels, scratch);
 }
 
 static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {
@@ -7799,13 +7990,14 @@ static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {
     job.row_block = gmem__min(largest, gmem__round_up(gmem__ceil_div(job.rows, blocks), job.kernels->mr));
     const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
     /* x is packed once for all row blocks where there are several and it fits */
-    const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
+    const int64_t nr = job.kernels->nr;
+    const int64_t packable = GMEM__SHARED / gmem__panel_step(gemm->depth, nr) * nr / GMEM__NC * GMEM__NC;
     const int share = row_tasks > 1 && packable > 0;
     for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
         job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
         job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
         job.panels = share ? (float *)engine->scratch : NULL;
-        if (share) gmem__run_tasks(engine, gmem__ceil_div(job.columns, job.kernels->nr), gmem__pack_task, &job);
+        if (share) gmem__run_tasks(engine, gmem__ceil_div(gemm->depth, GMEM__PACK_ROWS), gmem__pack_task, &job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__gemm_task, &job);
     }
 }
@@ -8034,6 +8226,8 @@ GMEM__INLINE int64_t gmem__modulation_rows(const gmem_network_info *info) {
  * E_HEADS, E_LIMIT, E_ARGUMENT. */
 GMEM__FN gmem_status gmem__recognise(const gmem_file *file, const gmem_network_desc *desc, gmem_network_info *info,
                                      int64_t *out_channels, gmem_error *error);
+/* "attn.qkv.weight" of "blocks.12.attn.qkv.weight", with the block's index (at most INT32_MAX); or NULL. */
+GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */
 GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_t bytes);
 
@@ -8053,13 +8247,6 @@ static int gmem__starts_with(const char *text, const char *prefix) {
     return strncmp(text, prefix, strlen(prefix)) == 0;
 }
 
-static int gmem__has_under(const gmem_file *file, const char *prefix) {
-    for (int64_t i = 0; i < gmem_file_tensor_count(file); i++) {
-        if (gmem__starts_with(gmem_file_tensor(file, i)->name, prefix)) return 1;
-    }
-    return 0;
-}
-
 /* `projectors.` as a component of any key, selected or not: training's EMA may lack what its model has. */
 static int gmem__has_repa_projectors(const gmem_file *file) {
     static const char component[] = "projectors.";
@@ -8072,15 +8259,13 @@ static int gmem__has_repa_projectors(const gmem_file *file) {
     return 0;
 }
 
-/* The number of block in "blocks.12.attn...", or -1. */
-static int64_t gmem__block_index(const char *name) {
-    int64_t index = 0;
+GMEM__FN const char *gmem__below_block(const char *name, int64_t *index) {
     const char *at = name + 7;
-    if (!gmem__starts_with(name, "blocks.") || *at < '0' || *at > '9') return -1;
-    for (; *at >= '0' && *at <= '9' && index < INT32_MAX; at++) {
-        index = index * 10 + (*at - '0');
+    if (!gmem__starts_with(name, "blocks.") || *at < '0' || *at > '9' || (*at == '0' && at[1] != '.')) return NULL;
+    for (*index = 0; *at >= '0' && *at <= '9'; at++) {
+        *index = gmem__min(*index * 10 + (*at - '0'), INT32_MAX);
     }
-    return *at == '.' ? index : -1;
+    return *at == '.' ? at + 1 : NULL;
 }
 
 /* The number of blocks; they must be numbered without a gap. */
@@ -8089,9 +8274,10 @@ static gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gme
     unsigned char *present = (unsigned char *)gmem__alloc(file->context, count + 1, 1);
     if (!present) return gmem__fail(error, GMEM_E_MEMORY, "no memory to count the blocks");
     for (int64_t i = 0; i < count; i++) {
-        int64_t index = gmem__block_index(gmem_file_tensor(file, i)->name);
-        if (index > highest) highest = index;
-        if (index >= 0 && index < count) present[index] = 1;
+        int64_t index;
+        if (!gmem__below_block(gmem_file_tensor(file, i)->name, &index)) continue;
+        highest = gmem__max(highest, index);
+        if (index < count) present[index] = 1;
     }
     while (present[first_gap]) {
         first_gap++;
@@ -8173,19 +8359,20 @@ static gmem_status gmem__source(const gmem_file *file, const char *name, int ran
 
 /* A condition that only the file's own code could build counts too: loading then says so. */
 static int gmem__has_snippets(const gmem_file *file) {
-    return gmem__has_under(file, "condition_projection.") ||
+    return gmem__file_has_prefix(file, "condition_projection.") ||
            gmem__file_foreign_at(file, "condition_projection.linear.weight");
 }
 
 static int gmem__has_labels(const gmem_file *file) {
-    return gmem__has_under(file, "y_embedder.") || gmem__file_foreign_at(file, "y_embedder.embedding_table.weight");
+    return gmem__file_has_prefix(file, "y_embedder.") ||
+           gmem__file_foreign_at(file, "y_embedder.embedding_table.weight");
 }
 
 static gmem_status gmem__recognise_family(const gmem_file *file, gmem_error *error) {
     static const char *const needed[] = {"x_embedder.", "t_embedder.", "blocks.0.attn.", "final_layer."};
     int snippets = gmem__has_snippets(file), labels = gmem__has_labels(file);
     for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++) {
-        if (!gmem__has_under(file, needed[i]))
+        if (!gmem__file_has_prefix(file, needed[i]))
             return gmem__fail(error, GMEM_E_ARCHITECTURE, "not a diffusion transformer that gmem knows: no tensor %s*",
                               needed[i]);
     }
@@ -8198,7 +8385,7 @@ static gmem_status gmem__recognise_family(const gmem_file *file, gmem_error *err
 
 static int gmem__recognise_rope(const gmem_file *file, const gmem_network_info *info) {
     double use_rope;
-    if (gmem__has_under(file, "feat_rope.")) return 1;
+    if (gmem__file_has_prefix(file, "feat_rope.")) return 1;
     if (gmem__config_number(file, "use_rope", &use_rope)) return use_rope != 0;
     if (gmem_file_find(file, "pos_embed")) return 0;
     return info->swiglu || info->rmsnorm;
@@ -8207,13 +8394,16 @@ static int gmem__recognise_rope(const gmem_file *file, const gmem_network_info *
 static gmem_status gmem__recognise_options(const gmem_file *file, gmem_network_info *info, gmem_error *error) {
     const gmem_tensor *modulation;
     int snippets = gmem__has_snippets(file);
-    info->swiglu = gmem__has_under(file, "blocks.0.mlp.w");
-    info->rmsnorm = gmem__has_under(file, "blocks.0.norm") || gmem__has_under(file, "final_layer.norm_final.");
-    info->qk_norm = gmem__has_under(file, "blocks.0.attn.q_norm.") || gmem__has_under(file, "blocks.0.attn.k_norm.");
+    info->swiglu = gmem__file_has_prefix(file, "blocks.0.mlp.w");
+    info->rmsnorm =
+        gmem__file_has_prefix(file, "blocks.0.norm") || gmem__file_has_prefix(file, "final_layer.norm_final.");
+    info->qk_norm =
+        gmem__file_has_prefix(file, "blocks.0.attn.q_norm.") || gmem__file_has_prefix(file, "blocks.0.attn.k_norm.");
     info->rope = gmem__recognise_rope(file, info);
     GMEM__TRY(gmem__source(file, "blocks.0.adaLN_modulation.1.weight", 2, &modulation, error));
     info->shift = modulation->shape[0] != 4 * modulation->shape[1];
-    int sit = !info->swiglu && !info->rmsnorm && !info->rope && info->shift && !gmem__has_under(file, "projector.");
+    int sit =
+        !info->swiglu && !info->rmsnorm && !info->rope && info->shift && !gmem__file_has_prefix(file, "projector.");
     info->architecture =
         snippets ? (sit ? GMEM_ARCH_GMEM_SIT : GMEM_ARCH_GMEM) : (sit ? GMEM_ARCH_SIT : GMEM_ARCH_LIGHTNINGDIT);
     info->time_reversed = sit && (snippets || gmem__has_repa_projectors(file));
@@ -8452,8 +8642,10 @@ static const gmem__part gmem__outer_parts[] = {
 #define GMEM__BLOCK_PARTS (sizeof gmem__block_parts / sizeof gmem__block_parts[0])
 #define GMEM__OUTER_PARTS (sizeof gmem__outer_parts / sizeof gmem__outer_parts[0])
 
-/* Training's leftovers, and buffers that are recomputed or read on their own. */
-static const char *const gmem__skipped[] = {"projector.", "projectors.", "feat_rope.", "pos_embed"};
+/* Training's leftovers, buffers that are recomputed or read on their own, and the first version's bank. A final dot
+ * stands for everything below. */
+static const char *const gmem__skipped[] = {"projector.", "projectors.", "feat_rope.",
+                                            "pos_embed",  "memorybank",  "memoryfreq"};
 
 /* refusing what is not in the table ------------------------------------------------------------------------------- */
 
@@ -8470,13 +8662,21 @@ static int gmem__in_table(const gmem__part *parts, size_t count, int options, co
     return 0;
 }
 
-static int gmem__is_expected(const char *name, int options) {
+static int gmem__is_skipped(const char *name) {
     for (size_t i = 0; i < sizeof gmem__skipped / sizeof gmem__skipped[0]; i++) {
-        if (strncmp(name, gmem__skipped[i], strlen(gmem__skipped[i])) == 0) return 1;
+        size_t length = strlen(gmem__skipped[i]);
+        if (strncmp(name, gmem__skipped[i], length) == 0 && (gmem__skipped[i][length - 1] == '.' || !name[length]))
+            return 1;
     }
-    if (strncmp(name, "blocks.", 7) != 0) return gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
-    const char *below = strchr(name + 7, '.');
-    return below && gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below + 1);
+    return 0;
+}
+
+static int gmem__is_expected(const char *name, int options) {
+    int64_t index;
+    if (gmem__is_skipped(name)) return 1;
+    const char *below = gmem__below_block(name, &index);
+    return below ? gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below)
+                 : gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
 }
 
 /* A tensor that no part of the network reads means another architecture, whose pictures would come out wrong. */
@@ -9377,18 +9577,10 @@ static gmem__ae_name gmem__ae_key(const gmem__ae_builder *b, gmem__ae_position a
     return name;
 }
 
-static int gmem__ae_has_prefix(const gmem_file *file, const char *prefix) {
-    size_t length = strlen(prefix);
-    for (int64_t i = 0; i < gmem_file_tensor_count(file); i++) {
-        if (strncmp(gmem_file_tensor(file, i)->name, prefix, length) == 0) return 1;
-    }
-    return 0;
-}
-
 /* Whether the file has any tensor at or below a place: one alone makes all the others needed. */
 static int gmem__ae_has(const gmem__ae_builder *b, gmem__ae_position at) {
     gmem__ae_name name = gmem__ae_key(b, at, GMEM__AE_SELF, ".");
-    return gmem__ae_has_prefix(b->file, name.text);
+    return gmem__file_has_prefix(b->file, name.text);
 }
 
 static gmem_status gmem__ae_take_norm(gmem__ae_builder *b, gmem__ae_position at, gmem__ae_leaf leaf, int64_t channels,
@@ -9573,7 +9765,7 @@ static int gmem__ae_recognise_scheme(gmem__ae_builder *b) {
     if (gmem__ae_has(b, middle)) return 1;
     b->scheme = GMEM__AE_DIFFUSERS_OLD;
     gmem__ae_name query = gmem__ae_key(b, gmem__ae_at(GMEM__AE_MIDDLE_ATTENTION, 0, 0), GMEM__AE_QUERY, ".");
-    if (gmem__ae_has_prefix(b->file, query.text)) return 1;
+    if (gmem__file_has_prefix(b->file, query.text)) return 1;
     b->scheme = GMEM__AE_DIFFUSERS;
     return gmem__ae_has(b, middle);
 }
@@ -10069,6 +10261,8 @@ GMEM__FN void gmem__bank_free_names(gmem_bank *bank);
 
 #endif /* GMEM__BANK_H */
 
+#include <stdio.h>
+
 /* what a file holds ----------------------------------------------------------------------------------------------- */
 
 static gmem_status gmem__bank_missing(const gmem_file *file, const char *name, gmem_error *error) {
@@ -10112,14 +10306,17 @@ static gmem_status gmem__bank_need_float(const gmem_tensor *tensor, const char *
 /* `features`, `memorybank` or a bare tensor: (rows, width), I8 with a scale for each row. */
 static gmem_status gmem__bank_take_rows(gmem__bank_part *part, const char *name, int64_t *width, gmem_error *error) {
     const gmem_tensor *tensor = NULL;
+    char scale[32];
+    snprintf(scale, sizeof scale, "%s.scale", name);
     GMEM__TRY(gmem__bank_need(part->file, name, 2, -1, -1, &tensor, error));
     part->kind = GMEM_BANK_FULL;
     part->rows_tensor = tensor;
     part->rows = tensor->shape[0];
     *width = tensor->shape[1];
-    if (tensor->type != GMEM_I8 || strcmp(name, "features") != 0) return gmem__bank_need_float(tensor, name, error);
-    GMEM__TRY(gmem__bank_need(part->file, "features.scale", 1, part->rows, 0, &part->scale, error));
-    return gmem__bank_need_float(part->scale, "features.scale", error);
+    if (tensor->type != GMEM_I8 || (strcmp(name, "features") != 0 && !gmem_file_find(part->file, scale)))
+        return gmem__bank_need_float(tensor, name, error);
+    GMEM__TRY(gmem__bank_need(part->file, scale, 1, part->rows, 0, &part->scale, error));
+    return gmem__bank_need_float(part->scale, scale, error);
 }
 
 static gmem_status gmem__bank_check_number(const gmem_file *file, const char *name, int64_t expected,
@@ -10828,8 +11025,7 @@ GMEM__FN void gmem__rng_step_normal(gmem_rng *rng, gmem__draw_kind kind, int64_t
 #define GMEM__2_POW_M32 (1.0 / 4294967296)
 #define GMEM__2_POW_M53 (1.0 / 9007199254740992)
 
-/* Philox4x32-10 -----------------------------------------------------------------------------------------------------
- */
+/* Philox4x32-10 -------------------------------------------------------------------------------------------------- */
 
 GMEM__FN void gmem__philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
     uint32_t k0 = key[0], k1 = key[1];
@@ -10849,7 +11045,7 @@ GMEM__FN void gmem__philox(const uint32_t key[2], const uint32_t counter[4], uin
     out[3] = c3;
 }
 
-/* Philox by picture --------------------------------------------------------------------------------------------------
+/* Philox by picture -------------------------------------------------------------------------------------------------
  * The key is the seed; the counter is (block, index, picture, picture's high bits and the purpose), so a value depends
  * on the seed, the picture, the purpose and its place alone. */
 
@@ -10899,7 +11095,7 @@ static int64_t gmem__picture_integer(const gmem_rng *rng, gmem_draw draw, int64_
     return (int64_t)(((uint64_t)bits[0] << 32 | bits[1]) % (uint64_t)high);
 }
 
-/* PyTorch's CPU generator ---------------------------------------------------------------------------------------------
+/* PyTorch's CPU generator -------------------------------------------------------------------------------------------
  * MT19937 (Matsumoto and Nishimura, 1998); the distributions are those of ATen's DistributionTemplates.h. */
 
 static void gmem__mt_seed(gmem_rng *rng, uint32_t seed) {
@@ -11047,7 +11243,7 @@ static void gmem__mt_normals(gmem_rng *rng, int is_double, int64_t count, float 
     normal16(rng, out + count - 16);
 }
 
-/* PyTorch's CUDA generator --------------------------------------------------------------------------------------------
+/* PyTorch's CUDA generator ------------------------------------------------------------------------------------------
  * cuRAND's Philox4_32_10: thread i of a launch reads the stream (seed, subsequence i) from the generator's offset. A
  * launch has blocks of 256 threads, as many as the values need or the device holds; a thread makes 4 values (2 of 64
  * bits) that lie a whole grid apart, and again until all are made (ATen's native/cuda/DistributionTemplates.h).
@@ -11132,8 +11328,7 @@ static void gmem__cuda_draw(gmem_rng *rng, gmem__cuda_kind kind, int64_t count, 
     rng->offset += (uint64_t)rounds * 4;
 }
 
-/* The generators behind one face --------------------------------------------------------------------------------------
- */
+/* The generators behind one face --------------------------------------------------------------------------------- */
 
 GMEM_API void gmem_rng_init(gmem_rng *rng, gmem_rng_kind kind, uint64_t seed) {
     memset(rng, 0, sizeof *rng);
@@ -11204,15 +11399,14 @@ GMEM_API void gmem_rng_uniform(gmem_rng *rng, gmem_draw draw, int64_t picture, i
 /* The paths between noise and data, and what drift, score and diffusion are along them. Formulas: SiT (Ma et al.,
  * 2401.08740), in its transport package path.py. */
 /* ---- src/sampler.h ---- */
-/* The samplers inside: a plan made from the settings, and a run that the solvers (ode.c, sde.c) carry through. */
+/* The samplers inside: a plan made from the settings, and a run that the solvers carry through. */
 #ifndef GMEM__SAMPLER_H
 #define GMEM__SAMPLER_H
 
 
 GMEM__INLINE double gmem__square(double x) { return x * x; }
 
-/* path.c -------------------------------------------------------------------------------------------------------------
- */
+/* path.c --------------------------------------------------------------------------------------------------------- */
 
 /* Drift, score and denoised sample are all of the form x * state + model * (what the network gave). */
 typedef struct gmem__blend {
@@ -11232,8 +11426,7 @@ GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_predictio
 /* The diffusion coefficient D of dx = (drift + D score) dt + sqrt(2 D) dw. */
 GMEM__FN double gmem__path_diffusion(const gmem__path_point *at, double t, gmem_diffusion_form form, double norm);
 
-/* sampler.c: the plan ------------------------------------------------------------------------------------------------
- */
+/* sampler.c: the plan -------------------------------------------------------------------------------------------- */
 
 typedef enum gmem__solver {
     GMEM__SOLVER_GRID,  /* explicit Runge-Kutta on the grid */
@@ -11253,6 +11446,7 @@ typedef struct gmem__method {
 } gmem__method;
 
 GMEM__FN const gmem__method *gmem__method_of(gmem_method method);
+GMEM__FN int gmem__is_sde(const gmem__method *method);
 
 /* Resolved settings and the grid that they make. */
 typedef struct gmem__plan {
@@ -11264,12 +11458,23 @@ typedef struct gmem__plan {
     double last_size;  /* its length, signed like the intervals */
 } gmem__plan;
 
+GMEM__FN gmem__plan gmem__plan_make(const gmem_sampler_desc *resolved);
 GMEM__FN double gmem__plan_time(const gmem__plan *plan, int64_t i);                  /* grid point, 0 to intervals */
 GMEM__FN int gmem__plan_stages(const gmem__plan *plan, int64_t i);                   /* calls in interval i */
 GMEM__FN double gmem__plan_stage_time(const gmem__plan *plan, int64_t i, int stage); /* when they are made */
+GMEM__FN int64_t gmem__plan_passes(const gmem__plan *plan);                          /* adaptive: 0 */
 
-/* sampler.c: the run -------------------------------------------------------------------------------------------------
- */
+/* The times at which the velocity will be asked for, one after the other; next gives 0 at the end. */
+typedef struct gmem__schedule {
+    const gmem__plan *plan;
+    int64_t interval;
+    int stage;
+} gmem__schedule;
+
+GMEM__FN gmem__schedule gmem__schedule_start(const gmem__plan *plan);
+GMEM__FN int gmem__schedule_next(gmem__schedule *schedule, double *t);
+
+/* integrate.c: the run ------------------------------------------------------------------------------------------- */
 
 #define GMEM__MAX_STAGES 7
 
@@ -11296,6 +11501,10 @@ GMEM__FN void gmem__run_combine(const gmem__run *run, float *out, double x_weigh
                                 const double *weight, const float *const *k);
 /* drift = blend.x * x + blend.model * drift */
 GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const float *x, float *drift);
+
+/* gmem_integrate, with the context as the network holds it. */
+GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
+                                     gmem_error *error);
 
 /* ode.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
 GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error);
@@ -11419,8 +11628,7 @@ static gmem_status gmem__drift(gmem__run *run, double t, double guide_t, const f
     return GMEM_OK;
 }
 
-/* the fixed grid ----------------------------------------------------------------------------------------------------
- */
+/* the fixed grid ------------------------------------------------------------------------------------------------- */
 
 static gmem_status gmem__grid_interval(gmem__run *run, int64_t i, const gmem__method *method, gmem_error *error) {
     const double t = gmem__plan_time(run->plan, i), dt = gmem__plan_time(run->plan, i + 1) - t;
@@ -11452,10 +11660,9 @@ GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error) {
     return GMEM_OK;
 }
 
-/* Dormand-Prince
- * ------------------------------------------------------------------------------------------------------- Tableau:
- * Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the last point
- * is not stepped on but interpolated back to. */
+/* Dormand-Prince ----------------------------------------------------------------------------------------------------
+ * Tableau: Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the
+ * last point is not stepped on but interpolated back to. */
 
 static const double gmem__dopri_c[6] = {1.0 / 5, 3.0 / 10, 4.0 / 5, 8.0 / 9, 1, 1};
 static const double gmem__dopri_a[6][6] = {
@@ -11701,14 +11908,12 @@ GMEM__FN gmem_status gmem__run_sde(gmem__run *run, gmem_error *error) {
     return gmem__run_step_done(run, plan->end + plan->last_size, error);
 }
 /* ---- src/sampler.c ---- */
-/* Sampling: settings checked and turned into a plan, and the run that carries guidance, counting and progress. */
-
+/* A sampler's settings: checked, completed, and turned into the plan of when the network is called. */
 
 /* The times nearest to the ends where noise and score predictions stay finite (SiT's sample_eps). */
 #define GMEM__SAMPLE_EPS 1e-3
 
-/* methods -----------------------------------------------------------------------------------------------------------
- */
+/* methods -------------------------------------------------------------------------------------------------------- */
 
 /* In the order of gmem_method. rk4 is Kutta's 3/8 rule, as in torchdiffeq; heun3 is Heun's third-order rule. */
 static const gmem__method gmem__methods[] = {
@@ -11734,12 +11939,11 @@ static const gmem__method gmem__methods[] = {
 
 GMEM__FN const gmem__method *gmem__method_of(gmem_method method) { return &gmem__methods[method]; }
 
-static int gmem__is_sde(const gmem__method *method) {
+GMEM__FN int gmem__is_sde(const gmem__method *method) {
     return method->solver == GMEM__SOLVER_SDE_EULER || method->solver == GMEM__SOLVER_SDE_HEUN;
 }
 
-/* settings ----------------------------------------------------------------------------------------------------------
- */
+/* settings ------------------------------------------------------------------------------------------------------- */
 
 static int gmem__in_range(int value, int last) { return value >= 0 && value <= last; }
 
@@ -11822,8 +12026,7 @@ static gmem_status gmem__check_sde(const gmem__plan *plan, gmem_error *error) {
     return GMEM_OK;
 }
 
-/* the plan ----------------------------------------------------------------------------------------------------------
- */
+/* the plan ------------------------------------------------------------------------------------------------------- */
 
 /* Where the transport package starts and ends (check_interval). */
 static void gmem__transport_ends(gmem__plan *plan) {
@@ -11840,7 +12043,7 @@ static void gmem__transport_ends(gmem__plan *plan) {
     plan->end = (double)(float)(1 - (size > 0 ? size : eps));
 }
 
-static gmem__plan gmem__plan_make(const gmem_sampler_desc *resolved) {
+GMEM__FN gmem__plan gmem__plan_make(const gmem_sampler_desc *resolved) {
     gmem__plan plan;
     memset(&plan, 0, sizeof plan);
     plan.desc = *resolved;
@@ -11885,7 +12088,7 @@ GMEM__FN double gmem__plan_stage_time(const gmem__plan *plan, int64_t i, int sta
     return (double)(float)(t + c * (gmem__plan_time(plan, i + 1) - t));
 }
 
-static int64_t gmem__plan_passes(const gmem__plan *plan) {
+GMEM__FN int64_t gmem__plan_passes(const gmem__plan *plan) {
     int64_t passes = plan->last_step;
     if (plan->intervals > 0)
         passes += (plan->intervals - 1) * plan->method->stages + gmem__plan_stages(plan, plan->intervals - 1);
@@ -11911,19 +12114,12 @@ GMEM_API gmem_status gmem_sampler_check(const gmem_sampler_desc *desc, int time_
     return GMEM_OK;
 }
 
-/* The times at which a plan will ask for the velocity, one after the other. */
-typedef struct gmem__schedule {
-    const gmem__plan *plan;
-    int64_t interval;
-    int stage;
-} gmem__schedule;
-
-static gmem__schedule gmem__schedule_start(const gmem__plan *plan) {
+GMEM__FN gmem__schedule gmem__schedule_start(const gmem__plan *plan) {
     gmem__schedule schedule = {plan, 0, 0};
     return schedule;
 }
 
-static int gmem__schedule_next(gmem__schedule *schedule, double *t) {
+GMEM__FN int gmem__schedule_next(gmem__schedule *schedule, double *t) {
     const gmem__plan *plan = schedule->plan;
     if (schedule->interval < plan->intervals) {
         *t = gmem__plan_stage_time(plan, schedule->interval, schedule->stage);
@@ -11948,9 +12144,8 @@ GMEM_API int64_t gmem_sampler_times(const gmem_sampler_desc *desc, double *out, 
     }
     return count;
 }
-
-/* the run ------------------------------------------------------------------------------------------------------------
- */
+/* ---- src/integrate.c ---- */
+/* Integration: what every solver shares (guidance, checks, counting, progress), and its buffers. */
 
 typedef enum gmem__halves { GMEM__HALF_CONDITIONAL, GMEM__HALF_UNCONDITIONAL, GMEM__HALF_BOTH } gmem__halves;
 
@@ -12079,8 +12274,8 @@ static gmem_status gmem__check_integrate(const gmem_context *context, const gmem
     return GMEM_OK;
 }
 
-static gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
-                                   gmem_error *error) {
+GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
+                                     gmem_error *error) {
     gmem_sampler_desc resolved;
     gmem__run run;
     gmem__arena arena;
@@ -12117,9 +12312,8 @@ GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_
     if (!desc) return gmem__fail(error, GMEM_E_ARGUMENT, "there is nothing to integrate");
     return gmem__integrate(context, desc, x, error);
 }
-
-/* a network as the velocity -------------------------------------------------------------------------------------------
- */
+/* ---- src/sample.c ---- */
+/* Sampling with a network: it becomes the velocity that is integrated, a generator the noise. */
 
 /* Guided passes run a doubled batch: the conditional half first, then the null half. */
 typedef struct gmem__sampling {
@@ -12333,11 +12527,12 @@ typedef struct gmem__generation {
     const gmem_network_info *info;
     int64_t count, per_picture;
     int bank_in_network;
-    float *z;        /* (count, channels, height, width): noise, then latents */
-    float *snippets; /* (count, snippet_width) or NULL */
-    int64_t *chosen; /* (count) rows or labels */
-    float *stats;    /* (2, channels): mean and std */
-    float *decoded;  /* (3, height * factor, width * factor), of one picture */
+    gmem__arena arena; /* of the five below */
+    float *z;          /* (count, channels, height, width): noise, then latents */
+    float *snippets;   /* (count, snippet_width) */
+    int64_t *chosen;   /* (count) rows or labels */
+    float *stats;      /* (2, channels): mean and std */
+    float *decoded;    /* (3, height * factor, width * factor), of one picture */
     gmem_image image;
 } gmem__generation;
 
@@ -12345,36 +12540,38 @@ typedef struct gmem__generation {
 
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
+static void gmem__generation_take(gmem__generation *g) {
+    g->arena.used = 0;
+    g->z = GMEM__TAKE_F32(&g->arena, g->count * g->per_picture);
+    g->snippets = GMEM__TAKE_F32(&g->arena, g->count * g->info->snippet_width);
+    g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
+    g->stats = GMEM__TAKE_F32(&g->arena, 2 * g->info->channels);
+    g->decoded = GMEM__TAKE_F32(&g->arena, 3 * g->image.height * g->image.width);
+}
+
 static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error) {
-    const gmem_context *context = g->context;
+    const gmem_network_info *info = g->info;
     int64_t factor = gmem_autoencoder_get_info(g->autoencoder)->factor, size = 0;
-    g->image.count = g->count;
-    g->image.height = g->info->height * factor;
-    g->image.width = g->info->width * factor;
-    g->per_picture = g->info->channels * g->info->height * g->info->width;
-    /* the largest of the products below: a picture has more values than its latent has in every family */
-    if (!gmem__mul(g->image.height * g->image.width, gmem__max(g->info->channels, 3), &size) ||
-        !gmem__mul(size, g->count, &size) || !gmem__mul(g->info->snippet_width, g->count, &size))
+    g->per_picture = info->channels * info->height * info->width;
+    /* one of the three is the largest product by which anything below is sized */
+    if (!gmem__mul(3 * info->height * factor * info->width * factor, g->count, &size) ||
+        !gmem__mul(g->per_picture, g->count, &size) || !gmem__mul(info->snippet_width, g->count, &size))
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld pictures are too many", (long long)g->count);
-    g->z = (float *)gmem__alloc_raw(context, g->count * g->per_picture, sizeof(float));
-    g->snippets = (float *)gmem__alloc_raw(context, g->count * g->info->snippet_width, sizeof(float));
-    g->chosen = (int64_t *)gmem__alloc_raw(context, g->count, sizeof *g->chosen);
-    g->stats = (float *)gmem__alloc_raw(context, 2 * g->info->channels, sizeof(float));
-    g->decoded = (float *)gmem__alloc_raw(context, 3 * g->image.height * g->image.width, sizeof(float));
-    g->image.pixels = (uint8_t *)gmem__alloc_raw(context, gmem__image_bytes(&g->image), 1);
-    if (g->z && g->snippets && g->chosen && g->stats && g->decoded && g->image.pixels) return GMEM_OK;
-    return gmem__fail(error, GMEM_E_MEMORY, "no memory for %lld pictures", (long long)g->count);
+    g->image.count = g->count;
+    g->image.height = info->height * factor;
+    g->image.width = info->width * factor;
+    gmem__generation_take(g);
+    g->arena.bytes = g->arena.used;
+    g->arena.memory = (char *)gmem__alloc_raw(g->context, g->arena.bytes, 1);
+    g->image.pixels = (uint8_t *)gmem__alloc_raw(g->context, gmem__image_bytes(&g->image), 1);
+    if (!g->arena.memory || !g->image.pixels)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for %lld pictures", (long long)g->count);
+    gmem__generation_take(g);
+    return GMEM_OK;
 }
 
 static void gmem__generation_free(gmem__generation *g) {
-    const gmem_context *context = g->context;
-    if (g->info) {
-        gmem__free(context, g->z, g->count * g->per_picture, sizeof(float));
-        gmem__free(context, g->snippets, g->count * g->info->snippet_width, sizeof(float));
-        gmem__free(context, g->chosen, g->count, sizeof *g->chosen);
-        gmem__free(context, g->stats, 2 * g->info->channels, sizeof(float));
-        gmem__free(context, g->decoded, 3 * g->image.height * g->image.width, sizeof(float));
-    }
+    gmem__free(g->context, g->arena.memory, g->arena.bytes, 1);
     gmem_image_free(g->context, &g->image);
     gmem_autoencoder_close(g->autoencoder);
     gmem_bank_close(g->bank);
@@ -12584,7 +12781,7 @@ GMEM_API gmem_status gmem_generate(gmem_context *context, const gmem_generate_de
     gmem_status status = gmem__generation_run(&g, error);
     if (status == GMEM_OK) {
         *out = g.image;
-        memset(&g.image, 0, sizeof g.image);
+        memset(&g.image, 0, sizeof g.image); /* the caller's now */
     }
     gmem__generation_free(&g);
     return status;

@@ -1,7 +1,8 @@
 /* The engine's parts in reading order: this list is the only one, for the amalgamation and for the build. */
 #include "api.h"
 
-#ifdef GMEM_IMPLEMENTATION
+#if defined(GMEM_IMPLEMENTATION) && !defined(GMEM__IMPLEMENTED)
+#define GMEM__IMPLEMENTED
 
 #include "internal.h"
 
