@@ -5991,22 +5991,19 @@ GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
 
 #endif /* GMEM__CPU_H */
 
-/* One row of the panels, columns [column, column + count). */
-static void gmem__pack_row(float *panels, int64_t panel_step, int64_t nr, int64_t column, const float *x,
-                           int64_t count) {
-    float *panel = panels + column / nr * panel_step;
-    int64_t lane = column % nr;
+/* Columns [lane, lane + count) of one row of the panels: `out` is the row's first column in the first panel. */
+static void gmem__pack_row(float *out, int64_t panel_step, int64_t nr, int64_t lane, const float *x, int64_t count) {
     while (count > 0) {
         const int64_t lanes = gmem__min(nr - lane, count);
         if (lanes % 16 == 0) { /* the rule, and inlined */
             for (int64_t i = 0; i < lanes; i += 16)
-                memcpy(panel + lane + i, x + i, 16 * sizeof *x);
+                memcpy(out + lane + i, x + i, 16 * sizeof *x);
         } else {
-            memcpy(panel + lane, x, (size_t)lanes * sizeof *x);
+            memcpy(out + lane, x, (size_t)lanes * sizeof *x);
         }
         x += lanes;
         count -= lanes;
-        panel += panel_step;
+        out += panel_step;
         lane = 0;
     }
 }
@@ -6017,6 +6014,10 @@ static void gmem__pack_matrix(const gmem__gemm *gemm, int64_t k, int64_t depth, 
         gmem__pack_row(panels + i * nr, panel_step, nr, 0, gemm->x + (k + i) * gemm->x_stride + column, columns);
 }
 
+static void gmem__pack_prefetch(const float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16)
+        __builtin_prefetch(x + i);
+}
 /* `count` neighbouring pixels of input row `row`, from `x` on, as the kernel sees them: doubled where conv->upsample,
  * zero outside. Where they lie, or copied to `line`. */
 static const float *gmem__pack_line(const gmem__conv *conv, int64_t channel, int64_t row, int64_t x, int64_t count,
@@ -6026,20 +6027,25 @@ static const float *gmem__pack_line(const gmem__conv *conv, int64_t channel, int
     const float *pixels = conv->x + (channel * conv->height + (inside ? row >> conv->upsample : 0)) * conv->width;
     const int64_t begin = inside ? gmem__min(count, gmem__max(0, -x)) : count;
     const int64_t end = gmem__max(begin, gmem__min(count, width - x));
+    if (inside && channel + 1 < conv->in_channels) gmem__pack_prefetch(pixels + x + conv->height * conv->width, count);
     if (begin == 0 && end == count && !conv->upsample) return pixels + x;
     for (int64_t i = 0; i < begin; i++)
         line[i] = 0;
-    for (int64_t i = begin; i < end; i++)
-        line[i] = pixels[(x + i) >> conv->upsample];
+    if (conv->upsample) {
+        for (int64_t i = begin; i < end; i++)
+            line[i] = pixels[(x + i) >> 1];
+    } else {
+        memcpy(line + begin, pixels + x + begin, (size_t)(end - begin) * sizeof *line);
+    }
     for (int64_t i = end; i < count; i++)
         line[i] = 0;
     return line;
 }
 
 /* The taps [k, k + depth) over `count` neighbouring pixels of one output row, which are the panels' columns from
- * `column` on. Whole rows at a time, as the planes of an image are apart by powers of two and evict each other. */
+ * `lane` on. Whole rows at a time, as the planes of an image are apart by powers of two and evict each other. */
 static void gmem__pack_pixels(const gmem__conv *conv, int64_t k, int64_t depth, int64_t out_row, int64_t out_x,
-                              int64_t count, int64_t column, int64_t nr, int64_t panel_step, float *panels) {
+                              int64_t count, int64_t lane, int64_t nr, int64_t panel_step, float *panels) {
     const int64_t kernel = conv->kernel, stride = conv->stride, pad = kernel == 3 && stride == 1;
     int64_t channel = k / (kernel * kernel), ky = k / kernel % kernel, kx = k % kernel;
     const float *line = NULL;
@@ -6054,7 +6060,7 @@ static void gmem__pack_pixels(const gmem__conv *conv, int64_t k, int64_t depth, 
                 skipped[j] = pixels[j * stride];
             pixels = skipped;
         }
-        gmem__pack_row(panels + i * nr, panel_step, nr, column, pixels, count);
+        gmem__pack_row(panels + i * nr, panel_step, nr, lane, pixels, count);
         if (++kx < kernel) continue;
         line = NULL;
         kx = 0;
@@ -6068,7 +6074,8 @@ static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, i
     for (int64_t done = 0, count; done < columns; done += count) { /* up to the end of each output row */
         const int64_t x = (column + done) % out_width;
         count = gmem__min(gmem__min(columns - done, GMEM__NC), out_width - x);
-        gmem__pack_pixels(conv, k, depth, (column + done) / out_width, x, count, done, nr, panel_step, panels);
+        gmem__pack_pixels(conv, k, depth, (column + done) / out_width, x, count, done % nr, nr, panel_step,
+                          panels + done / nr * panel_step);
     }
 }
 
@@ -6973,7 +6980,7 @@ static void GMEM__K(values)(GMEM__K(blocks) * blocks, float *y, int64_t stride, 
             for (int64_t r = 0; r < gmem__min(GMEM__MR, channels - c); r++)
                 for (int64_t j = i; j < gmem__min(i + GMEM__LANES, queries); j += V_WIDTH) {
                     float *out = y + (c + r) * stride + j;
-                    V_F32 value = V_LOAD(tile[r] + j - i);
+                    V_F32 value = V_LOAD(tile[r] + (j - i));
                     if (!first)
                         value = V_FMA(GMEM__K(load_lanes)(out, queries - j), V_LOAD(blocks->rescale + j), value);
                     if (last) value = V_DIV(value, V_LOAD(blocks->sum + j));
@@ -7708,7 +7715,7 @@ static void GMEM__K(values)(GMEM__K(blocks) * blocks, float *y, int64_t stride, 
             for (int64_t r = 0; r < gmem__min(GMEM__MR, channels - c); r++)
                 for (int64_t j = i; j < gmem__min(i + GMEM__LANES, queries); j += V_WIDTH) {
                     float *out = y + (c + r) * stride + j;
-                    V_F32 value = V_LOAD(tile[r] + j - i);
+                    V_F32 value = V_LOAD(tile[r] + (j - i));
                     if (!first)
                         value = V_FMA(GMEM__K(load_lanes)(out, queries - j), V_LOAD(blocks->rescale + j), value);
                     if (last) value = V_DIV(value, V_LOAD(blocks->sum + j));
