@@ -3,7 +3,7 @@
 # locales, installation. Usage: tests/test_command.sh [GMEM]
 set -u
 cd "$(dirname "$0")/.."
-export LC_ALL=C OMP_WAIT_POLICY=passive
+export LC_ALL=C
 gmem=$(realpath "${1:-build/gmem}")
 golden=$(realpath tests/golden)
 work=$(mktemp -d)

@@ -282,7 +282,7 @@ static gmem_status fill_converted(const gmem_tensor *source, gmem_type type, int
     float chunk[CHUNK];
     char *to = (char *)out;
     for (int64_t done = 0; done < count; done += CHUNK) {
-        int64_t part = count - done < CHUNK ? count - done : CHUNK;
+        int64_t part = count - done < CHUNK ? count - done : (int64_t)CHUNK;
         gmem_tensor_read_f32(source, first + done, part, chunk);
         gmem_convert_f32(chunk, part, type, to + (size_t)done * gmem_type_bytes(type));
     }

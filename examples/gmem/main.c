@@ -1,6 +1,7 @@
 /* gmem: the command. Parses, dispatches, and turns outcomes into the one error line and the exit code. */
 #include "commands.h"
 #include "interrupt.h"
+#include "waiting.h"
 
 #include <errno.h>
 #include <string.h>
@@ -63,6 +64,7 @@ static outcome run(const arguments *args, gmem_error *error) {
 int main(int argc, char **argv) {
     static arguments args;
     static gmem_error error;
+    wait_briefly(argv);
     error.offset = -1;
     interrupt_install();
     outcome result = arguments_parse(&args, argc, argv, &error);

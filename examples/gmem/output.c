@@ -54,7 +54,7 @@ outcome output_begin(output *out, gmem_context *context, int64_t count, int colu
     out->width = width;
     out->height = height;
     if (out->separate) return OUTCOME_DONE;
-    if (count > MOST_FILES || !grid_make(&out->grid, (int)count, columns, width, height, count > 1))
+    if (count > MOST_FILES || !grid_make(&out->sheet, (int)count, columns, width, height, count > 1))
         return failed(error, out->path, "%lld pictures are too many for one: put %%03d into the name for a file each",
                       (long long)count);
     out->item_stream = open_memstream(&out->item_list, &out->item_bytes);
@@ -90,7 +90,7 @@ outcome output_put(output *out, int64_t index, const unsigned char *pixels, cons
         return write_png(out, numbered_path(out->path, index, path, sizeof path), pixels, out->width, out->height,
                          c->item, c->name, error);
     snprintf(label, sizeof label, "%s %s", !strcmp(out->items, "labels") ? "class" : "row", c->item);
-    grid_put(&out->grid, (int)index, pixels, c->name ? c->name : !strcmp(out->items, "alpha") ? c->item : label);
+    grid_put(&out->sheet, (int)index, pixels, c->name ? c->name : !strcmp(out->items, "alpha") ? c->item : label);
     fprintf(out->item_stream, "%s%s", index ? "," : "", c->item);
     if (c->name) fprintf(out->name_stream, "%s%s", index ? "\n" : "", c->name);
     return OUTCOME_DONE;
@@ -99,7 +99,7 @@ outcome output_put(output *out, int64_t index, const unsigned char *pixels, cons
 outcome output_end(output *out, gmem_error *error) {
     if (out->separate) return OUTCOME_DONE;
     if (fflush(out->item_stream) != 0 || fflush(out->name_stream) != 0) return out_of_memory(error);
-    return write_png(out, out->path, out->grid.pixels, out->grid.width, out->grid.height, out->item_list,
+    return write_png(out, out->path, out->sheet.pixels, out->sheet.width, out->sheet.height, out->item_list,
                      out->name_list, error);
 }
 
@@ -108,5 +108,5 @@ void output_free(output *out) {
     if (out->name_stream) fclose(out->name_stream);
     free(out->item_list);
     free(out->name_list);
-    if (out->grid.pixels) grid_free(&out->grid);
+    if (out->sheet.pixels) grid_free(&out->sheet);
 }

@@ -20,7 +20,7 @@ typedef struct output {
     int separate;
     int64_t count;
     int columns, width, height;
-    grid grid;
+    grid sheet;
     png_text *texts; /* (text_count) of every file; room for the captions' after them */
     int text_count;
     char *item_list, *name_list; /* of the grid's pictures, joined by commas and lines */

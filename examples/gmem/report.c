@@ -58,7 +58,11 @@ outcome from_status(gmem_status status) {
 static void print_plain(FILE *to, const char *text) {
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
-        fprintf(to, c >= 0x20 && c < 0x7f ? "%c" : "\\x%02x", c);
+        if (c >= 0x20 && c < 0x7f) {
+            fputc(c, to);
+        } else {
+            fprintf(to, "\\x%02x", c);
+        }
     }
 }
 
@@ -126,7 +130,7 @@ void progress_begin(progress_bar *bar) {
 }
 
 void progress_show(progress_bar *bar, int64_t done, int64_t total, const char *unit) {
-    enum { CELLS = 30 };
+    enum { CELLS = 30 }; /* of the bar */
     char cells[CELLS + 1];
     double now = seconds_now(), elapsed = now - bar->started;
     if (!bar->visible || now - bar->drawn < 0.1) return; /* ten times a second is plenty */
@@ -136,7 +140,7 @@ void progress_show(progress_bar *bar, int64_t done, int64_t total, const char *u
         fprintf(stderr, "\r%lld %s, %.2f a second\033[K", (long long)done, unit, rate);
         return;
     }
-    int64_t filled = done >= total ? CELLS : CELLS * done / total;
+    int64_t filled = done >= total ? (int64_t)CELLS : CELLS * done / total;
     for (int i = 0; i < CELLS; i++) {
         cells[i] = i < filled ? '#' : '.';
     }

@@ -16,7 +16,7 @@
 typedef struct drawing {
     session s;
     gmem_sampler_desc sampler;
-    choice choice;
+    choice chosen;
     uint64_t seed;
     gmem_rng rng;
     int64_t count, batch;
@@ -45,9 +45,9 @@ static outcome check_flags(const arguments *args, gmem_error *error) {
 
 static int64_t count_of(const drawing *d) {
     const arguments *args = d->s.args;
-    if (d->choice.kind == CHOICE_MIX) return args->frames ? args->frames : DEFAULT_FRAMES;
+    if (d->chosen.kind == CHOICE_MIX) return args->frames ? args->frames : DEFAULT_FRAMES;
     if (args->count) return args->count;
-    if (d->choice.kind != CHOICE_RANDOM) return d->choice.count;
+    if (d->chosen.kind != CHOICE_RANDOM) return d->chosen.count;
     return args->output || args->network ? 1 : DEFAULT_COUNT;
 }
 
@@ -66,7 +66,7 @@ static int64_t batch_of(const drawing *d) {
 static outcome read_frequencies(drawing *d, gmem_error *error) {
     const gmem_tensor *frequencies = gmem_file_find_any(d->s.network_file, "memoryfreq");
     int64_t rows = d->s.bank ? gmem_bank_rows(d->s.bank) : 0;
-    if (d->choice.kind != CHOICE_RANDOM || !d->s.bank || d->s.args->bank.count || !frequencies) return OUTCOME_DONE;
+    if (d->chosen.kind != CHOICE_RANDOM || !d->s.bank || d->s.args->bank.count || !frequencies) return OUTCOME_DONE;
     if (gmem_tensor_count(frequencies) != rows)
         return failed(error, gmem_file_path(d->s.network_file), "memoryfreq: expected %lld elements, found %lld",
                       (long long)rows, (long long)gmem_tensor_count(frequencies));
@@ -86,7 +86,7 @@ static outcome open_all(drawing *d, gmem_error *error) {
     } else if (args->bank.count || args->names) {
         return misused(error, "%s is conditioned on classes, not on a bank: leave out --bank and --names", info->name);
     }
-    TRY(choose(&d->s, &d->choice, error));
+    TRY(choose(&d->s, &d->chosen, error));
     TRY(open_autoencoder(&d->s, error));
     TRY(open_latent_stats(&d->s, error));
     return read_frequencies(d, error);
@@ -130,16 +130,16 @@ static gmem_status shared_noise(void *user, int64_t index, int64_t batch, int64_
 }
 
 static outcome draw_noise(drawing *d, int64_t first, int64_t count, gmem_error *error) {
-    if (d->choice.kind == CHOICE_MIX) {
+    if (d->chosen.kind == CHOICE_MIX) {
         gmem_rng_init(&d->rng, rng_of(d->s.args), d->seed); /* again for every batch */
         gmem_rng_normal(&d->rng, GMEM_DRAW_LATENT, 0, 0, 1, d->latent_size, d->z);
         repeat_first(d->z, count, d->latent_size);
         return OUTCOME_DONE;
     }
     gmem_rng_normal(&d->rng, GMEM_DRAW_LATENT, 0, first, count, d->latent_size, d->z);
-    if (d->choice.kind != CHOICE_RANDOM) {
+    if (d->chosen.kind != CHOICE_RANDOM) {
         for (int64_t i = 0; i < count; i++) {
-            d->items[first + i] = d->choice.items[(first + i) % d->choice.count];
+            d->items[first + i] = d->chosen.items[(first + i) % d->chosen.count];
         }
         return OUTCOME_DONE;
     }
@@ -163,14 +163,14 @@ static outcome mix_snippet(drawing *d, int64_t frame, float *out, gmem_error *er
     int64_t width = gmem_bank_width(d->s.bank);
     gmem_rng masks; /* the same mask for every frame: elements go over one after the other */
     gmem_rng_init(&masks, rng_of(d->s.args), d->seed);
-    return from_status(gmem_mix(mix_method_of(d->s.args), d->choice.ends, d->choice.ends + width, width,
+    return from_status(gmem_mix(mix_method_of(d->s.args), d->chosen.ends, d->chosen.ends + width, width,
                                 alpha_of(d, frame), &masks, 0, out, error));
 }
 
 static outcome fill_snippets(drawing *d, int64_t first, int64_t count, gmem_error *error) {
     for (int64_t i = 0; d->s.bank && i < count; i++) {
         float *snippet = d->snippets + i * gmem_bank_width(d->s.bank);
-        if (d->choice.kind == CHOICE_MIX) {
+        if (d->chosen.kind == CHOICE_MIX) {
             TRY(mix_snippet(d, first + i, snippet, error));
         } else {
             TRY(from_status(gmem_bank_snippet(d->s.bank, d->items[first + i], snippet, error)));
@@ -199,7 +199,7 @@ static outcome sample_batch(drawing *d, int64_t first, int64_t count, gmem_error
     desc.labels = d->s.bank ? NULL : d->items + first;
     desc.rng = &d->rng;
     desc.picture = first;
-    desc.noise = d->choice.kind == CHOICE_MIX ? shared_noise : NULL;
+    desc.noise = d->chosen.kind == CHOICE_MIX ? shared_noise : NULL;
     desc.noise_user = d;
     desc.progress = step_done;
     desc.progress_user = d;
@@ -226,7 +226,7 @@ static void round_pixels(drawing *d) {
 static outcome put_picture(drawing *d, int64_t index, gmem_error *error) {
     char item[64];
     caption c;
-    int mixed = d->choice.kind == CHOICE_MIX;
+    int mixed = d->chosen.kind == CHOICE_MIX;
     if (mixed) {
         snprintf(item, sizeof item, "%.3g", alpha_of(d, index));
     } else {
@@ -292,9 +292,9 @@ static void gather_facts(drawing *d, facts *f) {
     snprintf(f->multiplier, sizeof f->multiplier, "%g", d->s.multiplier);
     add_fact(f, "multiplier", f->multiplier);
     add_fact(f, "backend", gmem_context_backend(d->s.context));
-    if (d->choice.kind == CHOICE_MIX) {
+    if (d->chosen.kind == CHOICE_MIX) {
         char method[16];
-        snprintf(f->mix, sizeof f->mix, "%lld,%lld %s", (long long)d->choice.mixed[0], (long long)d->choice.mixed[1],
+        snprintf(f->mix, sizeof f->mix, "%lld,%lld %s", (long long)d->chosen.mixed[0], (long long)d->chosen.mixed[1],
                  choice_name(FLAG_mix_method, d->s.args->mix_method, method, sizeof method));
         add_fact(f, "mix", f->mix);
     }
@@ -302,7 +302,7 @@ static void gather_facts(drawing *d, facts *f) {
 
 static int columns_of(const drawing *d) {
     int columns = 1;
-    if (d->choice.kind == CHOICE_MIX) return d->count < 10 ? (int)d->count : 10;
+    if (d->chosen.kind == CHOICE_MIX) return d->count < 10 ? (int)d->count : 10;
     while ((int64_t)columns * columns < d->count) {
         columns++;
     }
@@ -313,7 +313,7 @@ static outcome draw(drawing *d, facts *f, gmem_error *error) {
     gather_facts(d, f);
     d->out.texts = f->texts;
     d->out.text_count = f->count;
-    d->out.items = d->choice.kind == CHOICE_MIX ? "alpha" : d->s.bank ? "rows" : "labels";
+    d->out.items = d->chosen.kind == CHOICE_MIX ? "alpha" : d->s.bank ? "rows" : "labels";
     TRY(output_begin(&d->out, d->s.context, d->count, columns_of(d), (int)d->width, (int)d->height, error));
     for (int64_t first = 0; first < d->count; first += d->batch) {
         int64_t count = d->count - first < d->batch ? d->count - first : d->batch;
@@ -333,14 +333,14 @@ static outcome draw(drawing *d, facts *f, gmem_error *error) {
 static void print_items(const drawing *d, json_writer *json) {
     json_open(json, d->out.items, '[');
     for (int64_t i = 0; i < d->count; i++) {
-        if (d->choice.kind == CHOICE_MIX) {
+        if (d->chosen.kind == CHOICE_MIX) {
             json_number(json, NULL, alpha_of(d, i));
         } else {
             json_integer(json, NULL, d->items[i]);
         }
     }
     json_close(json, ']');
-    if (!d->s.bank || d->choice.kind == CHOICE_MIX) return;
+    if (!d->s.bank || d->chosen.kind == CHOICE_MIX) return;
     json_open(json, "names", '[');
     for (int64_t i = 0; i < d->count; i++) {
         json_text(json, NULL, gmem_bank_name(d->s.bank, d->items[i]));
