@@ -75,7 +75,8 @@ static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
     tile.rows = gmem__min(job->row_block, job->rows - tile.row);
     tile.column = job->column + done;
     tile.columns = gmem__min(GMEM__NC, job->columns - done);
-    job->kernels->gemm(job->gemm, &tile, job->panels ? job->panels + done * job->gemm->depth : NULL, scratch);
+    const float *panels = job->panels ? job->panels + done * job->gemm->depth : NULL;
+    job->kernels->gemm(job->gemm, &tile, panels, scratch);
 }
 
 static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {

@@ -12,6 +12,12 @@
 typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define GMEM__PREFETCH(p) __builtin_prefetch(p)
+#else
+#define GMEM__PREFETCH(p) ((void)(p))
+#endif
+
 /* The GEMM's blocks (BLIS's MC, NC, KC). A task's share of x and of y stay in the second-level cache, a strip of
  * weights in the first-level one. */
 #define GMEM__MC 192

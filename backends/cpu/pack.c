@@ -2,73 +2,101 @@
  * patches of an image under a convolution (im2col, one block at a time). */
 #include "cpu.h"
 
-/* Row after row, as they lie in memory; nr is a multiple of 16. */
+/* Columns [lane, lane + count) of one row of the panels: `out` is the row's first column in the first panel. */
+static void gmem__pack_row(float *out, int64_t panel_step, int64_t nr, int64_t lane, const float *x, int64_t count) {
+    while (count > 0) {
+        const int64_t lanes = gmem__min(nr - lane, count);
+        if (lanes % 16 == 0) { /* the rule, and inlined */
+            for (int64_t i = 0; i < lanes; i += 16)
+                memcpy(out + lane + i, x + i, 16 * sizeof *x);
+        } else {
+            memcpy(out + lane, x, (size_t)lanes * sizeof *x);
+        }
+        x += lanes;
+        count -= lanes;
+        out += panel_step;
+        lane = 0;
+    }
+}
+
 static void gmem__pack_matrix(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns,
                               int64_t nr, int64_t panel_step, float *panels) {
-    for (int64_t i = 0; i < depth; i++, panels += nr) {
-        const float *x = gemm->x + (k + i) * gemm->x_stride + column;
-        float *out = panels;
-        for (int64_t left = columns; left > 0; left -= nr, x += nr, out += panel_step) {
-            if (left >= nr) {
-                for (int64_t j = 0; j < nr; j += 16)
-                    memcpy(out + j, x + j, 16 * sizeof *out);
-            } else {
-                memcpy(out, x, (size_t)left * sizeof *out);
-                memset(out + left, 0, (size_t)(nr - left) * sizeof *out);
-            }
-        }
-    }
+    for (int64_t i = 0; i < depth; i++)
+        gmem__pack_row(panels + i * nr, panel_step, nr, 0, gemm->x + (k + i) * gemm->x_stride + column, columns);
 }
 
-/* One tap of the kernel over `count` neighbouring pixels of one output row. `line` (width): the input row under the
- * tap, NULL in the padding; `at`: the first tap's place in it, at the doubled scale where conv->upsample. */
-static void gmem__pack_pixels(const gmem__conv *conv, const float *line, int64_t at, int64_t count, float *out) {
-    const int64_t width = line ? conv->width << conv->upsample : 0;
-    const int64_t begin = at < 0 ? 1 : 0; /* the left padding is one pixel wide at most */
-    const int64_t end = gmem__min(count, gmem__max(begin, gmem__ceil_div(gmem__max(0, width - at), conv->stride)));
-    for (int64_t i = 0; i < begin; i++)
-        out[i] = 0;
-    if (line && conv->stride == 1 && !conv->upsample) {
-        memcpy(out + begin, line + at + begin, (size_t)(end - begin) * sizeof *out);
-    } else if (line) {
-        for (int64_t i = begin; i < end; i++)
-            out[i] = line[(at + i * conv->stride) >> conv->upsample];
-    }
-    for (int64_t i = line ? end : begin; i < count; i++)
-        out[i] = 0;
-}
-
-static void gmem__pack_patches(const gmem__conv *conv, int64_t k, int64_t depth, int64_t column, int64_t count,
-                               int64_t nr, float *panel) {
-    const int64_t kernel = conv->kernel, pad = kernel == 3 && conv->stride == 1;
+/* `count` neighbouring pixels of input row `row`, from `x` on, as the kernel sees them: doubled where conv->upsample,
+ * zero outside. Where they lie, or copied to `line`. The next channel's are asked for: they are a plane away. */
+static const float *gmem__pack_line(const gmem__conv *conv, int64_t channel, int64_t row, int64_t x, int64_t count,
+                                    float *line) {
     const int64_t height = conv->height << conv->upsample, width = conv->width << conv->upsample;
-    const int64_t out_width = width / conv->stride;
-    const int64_t top = column / out_width, left = column % out_width;
+    const int inside = row >= 0 && row < height;
+    const float *pixels = conv->x + (channel * conv->height + (inside ? row >> conv->upsample : 0)) * conv->width;
+    const int64_t begin = inside ? gmem__min(count, gmem__max(0, -x)) : count;
+    const int64_t end = gmem__max(begin, gmem__min(count, width - x));
+    if (inside && channel + 1 < conv->in_channels) {
+        const float *next = pixels + conv->height * conv->width + x;
+        for (int64_t i = 0; i < count; i += 16)
+            GMEM__PREFETCH(next + i);
+    }
+    if (begin == 0 && end == count && !conv->upsample) return pixels + x;
+    for (int64_t i = 0; i < begin; i++)
+        line[i] = 0;
+    if (conv->upsample) {
+        for (int64_t i = begin; i < end; i++)
+            line[i] = pixels[(x + i) >> 1];
+    } else {
+        memcpy(line + begin, pixels + x + begin, (size_t)(end - begin) * sizeof *line);
+    }
+    for (int64_t i = end; i < count; i++)
+        line[i] = 0;
+    return line;
+}
+
+/* The taps [k, k + depth) over `count` neighbouring pixels of one output row, which are the panels' columns from
+ * `lane` on. Whole rows at a time, as the planes of an image are apart by powers of two and evict each other. */
+static void gmem__pack_pixels(const gmem__conv *conv, int64_t k, int64_t depth, int64_t out_row, int64_t out_x,
+                              int64_t count, int64_t lane, int64_t nr, int64_t panel_step, float *panels) {
+    const int64_t kernel = conv->kernel, stride = conv->stride, pad = kernel == 3 && stride == 1;
     int64_t channel = k / (kernel * kernel), ky = k / kernel % kernel, kx = k % kernel;
-    for (int64_t i = 0; i < depth; i++, panel += nr) {
-        const float *plane = conv->x + channel * conv->height * conv->width;
-        int64_t y = top, x = left, done = 0;
-        while (done < count) { /* the panel's columns may span several output rows */
-            const int64_t pixels = gmem__min(count - done, out_width - x), row = y * conv->stride + ky - pad;
-            const float *line = row >= 0 && row < height ? plane + (row >> conv->upsample) * conv->width : NULL;
-            gmem__pack_pixels(conv, line, x * conv->stride + kx - pad, pixels, panel + done);
-            done += pixels;
-            x = 0;
-            y++;
+    const float *line = NULL;
+    float buffer[2 * GMEM__NC + 3], skipped[GMEM__NC];
+    for (int64_t i = 0; i < depth; i++) {
+        if (!line)
+            line = gmem__pack_line(conv, channel, out_row * stride + ky - pad, out_x * stride - pad,
+                                   (count - 1) * stride + kernel, buffer);
+        const float *pixels = line + kx;
+        if (stride > 1) {
+            for (int64_t j = 0; j < count; j++)
+                skipped[j] = pixels[j * stride];
+            pixels = skipped;
         }
-        for (int64_t j = count; j < nr; j++)
-            panel[j] = 0;
-        if (++kx == kernel) kx = 0, ky++;
-        if (ky == kernel) ky = 0, channel++;
+        gmem__pack_row(panels + i * nr, panel_step, nr, lane, pixels, count);
+        if (++kx < kernel) continue;
+        line = NULL;
+        kx = 0;
+        if (++ky == kernel) ky = 0, channel++;
+    }
+}
+
+static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, int64_t column, int64_t columns,
+                             int64_t nr, int64_t panel_step, float *panels) {
+    const int64_t out_width = (conv->width << conv->upsample) / conv->stride;
+    for (int64_t done = 0, count; done < columns; done += count) { /* up to the end of each output row */
+        const int64_t x = (column + done) % out_width;
+        count = gmem__min(gmem__min(columns - done, GMEM__NC), out_width - x);
+        gmem__pack_pixels(conv, k, depth, (column + done) / out_width, x, count, done % nr, nr, panel_step,
+                          panels + done / nr * panel_step);
     }
 }
 
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
                          int64_t panel_step, float *panels) {
-    if (!gemm->conv) {
+    const int64_t rest = columns % nr;
+    if (gemm->conv)
+        gmem__pack_image(gemm->conv, k, depth, column, columns, nr, panel_step, panels);
+    else
         gmem__pack_matrix(gemm, k, depth, column, columns, nr, panel_step, panels);
-        return;
-    }
-    for (int64_t done = 0; done < columns; done += nr, panels += panel_step)
-        gmem__pack_patches(gemm->conv, k, depth, column + done, gmem__min(nr, columns - done), nr, panels);
+    for (int64_t i = 0; rest && i < depth; i++)
+        memset(panels + columns / nr * panel_step + i * nr + rest, 0, (size_t)(nr - rest) * sizeof *panels);
 }

@@ -84,13 +84,14 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
     for (int64_t i = 0; i < rows * GMEM__NC; i++)
         product[i] = 0;
     for (int64_t k = 0; k < gemm->depth; k += GMEM__KC) {
-        const int64_t depth = gmem__min(GMEM__KC, gemm->depth - k), panel_depth = panels ? gemm->depth : depth;
+        const int64_t depth = gmem__min(GMEM__KC, gemm->depth - k);
+        const int64_t step = (panels ? gemm->depth : depth) * nr;
         const float *first = panels ? panels + k * nr : own;
-        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, depth * nr, own);
+        if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, step, own);
         for (int64_t i = 0; i < rows; i++) {
             gmem__scalar_weights(gemm->weight, gmem__tile_row(gemm, tile, i), k, depth, weights);
             for (int64_t c = 0; c < tile->columns; c += nr)
-                gmem__scalar_dot(weights, first + c * panel_depth, depth, product + i * GMEM__NC + c);
+                gmem__scalar_dot(weights, first + c / nr * step, depth, product + i * GMEM__NC + c);
         }
     }
     gmem__scalar_epilogue(gemm, tile, product);
