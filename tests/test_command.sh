@@ -188,6 +188,11 @@ test_refusals() {
         --autoencoder "$golden/vae_f8.pt"
     refuses 1 'noise: the method draws more' integrate -m "$golden/sit_plain.pt" --heads 4 --steps 40 \
         --input "$golden/sit_plain.io.safetensors" -o x
+    # a weight that is no number shows in the first pass
+    run convert "$golden/dit_base.pth" -o nan.safetensors
+    printf '\000\000\300\177' | dd of="$work/run/nan.safetensors" bs=1 conv=notrunc status=none \
+        seek=$(($(wc -c <"$work/run/nan.safetensors") - 4))
+    refuses 1 'nan.safetensors: .*not finite' eval -m nan.safetensors --input "$golden/dit_base.io.safetensors" -o x
     for isa in scalar avx2 avx512 amx; do
         if jq -e ".[0].isa | index(\"$isa\")" <("$gmem" devices --json) >/dev/null; then
             run eval --isa "$isa" -m "$golden/dit_base.pth" --heads 4 --input "$golden/dit_base.io.safetensors" -o "$isa"
@@ -210,7 +215,7 @@ test_networks() {
     good eval --network="$golden/dit_base.pth" --heads=4 --input "$golden/dit_base.io.safetensors" -o v1 -b 1 -t 1
     check "eval in batches of one" close_to v1 v v v 1e-6
     good eval -m "$golden/lightningdit_class.pt" --heads 4 --input "$golden/lightningdit_class.io.safetensors" -o v --json
-    check "eval --json" json '.output == "v"'
+    check "eval --json" json '.output == "v" and .tensors[0].shape == [3, 8, 8, 8]'
     check "eval of a class-conditional network" close_to v v "$golden/lightningdit_class.io.safetensors" v 1e-5
     local io=$golden/sit_plain.io.safetensors guided="--cfg-scale 1.8 --cfg-interval 0,0.7"
     good integrate -m "$golden/sit_plain.pt" --heads 4 --input "$io" --method repa-euler --steps 12 -o o
@@ -304,7 +309,7 @@ test_sample() {
     run sample $quick -o verbose.png -v
     check "-v adds" matches 'passes' "$work/err"
     good sample $quick --memory 'CAT face' 'slice of pizza' 7 -s 3 -o three.png --json
-    check "sample --json" json '.seed == "3" and (.rows | length) == 3 and .names[0] == "cat face" and .rows[2] == 7'
+    check "sample --json" json '.seed == 3 and (.rows | length) == 3 and .names[0] == "cat face" and .rows[2] == 7'
     run sample $quick -o random.png
     check "a seed is chosen and said" matches '^seed: [0-9]+$' "$work/err"
     # picture i of seed s depends on nothing else

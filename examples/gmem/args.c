@@ -347,8 +347,8 @@ static void print_flags(FILE *to, unsigned mask, int all_commands) {
         if (f->letter) snprintf(letter, sizeof letter, "-%c, ", f->letter);
         snprintf(left, sizeof left, "%s--%s %s", letter, f->name, f->value);
         fprintf(to, "  %-30s %s", left, f->help);
-        if (f->kind == KIND_CHOICE) fprintf(to, ": %s", f->allowed);
         if (f->fallback[0]) fprintf(to, " [%s]", f->fallback);
+        if (f->kind == KIND_CHOICE) fprintf(to, "\n%33s%s", "", f->allowed);
         fputc('\n', to);
     }
 }

@@ -79,15 +79,7 @@ static void json_tensors(json_writer *json, const gmem_file *file) {
     for (int64_t i = 0; i < gmem_file_tensor_count(file); i++) {
         const gmem_tensor *t = gmem_file_tensor(file, i);
         of_type[t->type]++;
-        json_open(json, NULL, '{');
-        json_text(json, "name", t->name);
-        json_text(json, "type", gmem_type_name(t->type));
-        json_open(json, "shape", '[');
-        for (int d = 0; d < t->rank; d++) {
-            json_integer(json, NULL, t->shape[d]);
-        }
-        json_close(json, ']');
-        json_close(json, '}');
+        json_tensor(json, t);
     }
     json_close(json, ']');
     json_open(json, "types", '{');

@@ -246,6 +246,11 @@ void json_integer(json_writer *json, const char *key, int64_t value) {
     fprintf(json->to, "%lld", (long long)value);
 }
 
+void json_unsigned(json_writer *json, const char *key, uint64_t value) {
+    json_start(json, key);
+    fprintf(json->to, "%llu", (unsigned long long)value);
+}
+
 void json_number(json_writer *json, const char *key, double value) {
     json_start(json, key);
     if (isfinite(value)) {

@@ -67,6 +67,7 @@ void json_open(json_writer *json, const char *key, char bracket); /* '{' or '[' 
 void json_close(json_writer *json, char bracket);
 void json_text(json_writer *json, const char *key, const char *text); /* NULL: null */
 void json_integer(json_writer *json, const char *key, int64_t value);
+void json_unsigned(json_writer *json, const char *key, uint64_t value);
 void json_number(json_writer *json, const char *key, double value); /* null where not finite */
 void json_boolean(json_writer *json, const char *key, int value);
 

@@ -361,7 +361,7 @@ static void print_json(const drawing *d, const facts *f) {
         json_text(&json, f->texts[i].key, f->texts[i].value);
     }
     json_close(&json, '}');
-    json_text(&json, "seed", f->seed);
+    json_unsigned(&json, "seed", d->seed);
     print_items(d, &json);
     json_integer(&json, "passes", d->passes);
     json_number(&json, "seconds", d->seconds);

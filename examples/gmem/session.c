@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "session.h"
 
+#include "interrupt.h"
 #include "model.h"
 
 #include <errno.h>
@@ -199,6 +200,18 @@ outcome in_network(session *s, gmem_status status, gmem_error *error) {
     return from_status(status);
 }
 
+void json_tensor(json_writer *json, const gmem_tensor *tensor) {
+    json_open(json, NULL, '{');
+    json_text(json, "name", tensor->name);
+    json_text(json, "type", gmem_type_name(tensor->type));
+    json_open(json, "shape", '[');
+    for (int i = 0; i < tensor->rank; i++) {
+        json_integer(json, NULL, tensor->shape[i]);
+    }
+    json_close(json, ']');
+    json_close(json, '}');
+}
+
 const char *shape_text(const int64_t *shape, int rank, char *out, size_t bytes) {
     size_t used = 0;
     snprintf(out, bytes, "scalar");
@@ -268,22 +281,43 @@ void say_written(const arguments *args, const char *path, const char *what) {
     }
 }
 
+static void print_output_json(const session *s, const gmem_tensor *tensors, int64_t count) {
+    json_writer json;
+    json_begin(&json, stdout);
+    json_open(&json, NULL, '{');
+    json_text(&json, "output", s->args->output);
+    json_text(&json, "backend", gmem_context_backend(s->context));
+    json_text(&json, "dtype", "f32");
+    json_open(&json, "tensors", '[');
+    for (int64_t i = 0; i < count; i++) {
+        json_tensor(&json, &tensors[i]);
+    }
+    json_close(&json, ']');
+    json_close(&json, '}');
+}
+
+static void print_output_text(const session *s, const gmem_tensor *tensors, int64_t count) {
+    char text[1024];
+    if (s->args->quiet) return;
+    printf("%s:", gmem_escape(s->args->output, text, sizeof text));
+    for (int64_t i = 0; i < count; i++) {
+        printf("%s %s %s", i ? "," : "", tensors[i].name,
+               shape_text(tensors[i].shape, tensors[i].rank, text, sizeof text));
+    }
+    putchar('\n');
+}
+
 outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_error *error) {
     const char *metadata[] = {"backend", gmem_context_backend(s->context), "dtype", "f32", "gmem", gmem_version()};
-    char what[512], shape[200];
-    size_t used = 0;
     gmem_save_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.tensors = tensors;
     desc.count = count;
     desc.metadata = metadata;
     desc.metadata_count = (int64_t)(sizeof metadata / sizeof *metadata / 2);
+    TRY(interrupt_check(error));
     TRY(from_status(gmem_save(s->context, s->args->output, &desc, error)));
     note("backend: %s", gmem_context_backend(s->context));
-    for (int64_t i = 0; i < count && used < sizeof what; i++) {
-        used += (size_t)snprintf(what + used, sizeof what - used, "%s%s %s", i ? ", " : "", tensors[i].name,
-                                 shape_text(tensors[i].shape, tensors[i].rank, shape, sizeof shape));
-    }
-    say_written(s->args, s->args->output, what);
+    (s->args->json ? print_output_json : print_output_text)(s, tensors, count);
     return OUTCOME_DONE;
 }

@@ -48,6 +48,9 @@ outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_
 
 /* Refuses an output that is missing or cannot be written, before there is work to lose. */
 outcome check_output(const char *path, gmem_error *error);
+/* {"name", "type", "shape"} as an element of a list. */
+void json_tensor(json_writer *json, const gmem_tensor *tensor);
+
 /* Says what was written on standard output, where it is not kept for JSON or silenced. */
 void say_written(const arguments *args, const char *path, const char *what);
 
