@@ -20,7 +20,7 @@ $(BUILD)/gmem: $(COMMAND_OBJECTS) $(BUILD)/libgmem.a
 	$(LINK) $(COMMAND_OBJECTS) $(BUILD)/libgmem.a $(LIBS) -o $@
 
 demo: $(BUILD)/gmem
-	$(BUILD)/gmem sample -n 16 -o demo.png
+	$(BUILD)/gmem sample -n 16 -s 1 -o demo.png
 
 install: $(BUILD)/gmem gmem.h
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/pkgconfig
