@@ -5892,6 +5892,12 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
 typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define GMEM__PREFETCH(p) __builtin_prefetch(p)
+#else
+#define GMEM__PREFETCH(p) ((void)(p))
+#endif
+
 /* The GEMM's blocks (BLIS's MC, NC, KC). A task's share of x and of y stay in the second-level cache, a strip of
  * weights in the first-level one. */
 #define GMEM__MC 192
@@ -5937,9 +5943,6 @@ GMEM__INLINE int64_t gmem__tile_rows(const gmem__gemm *gemm, const gmem__tile *t
 GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i) {
     return i < tile->rows ? tile->row + i : gemm->rows / 2 + tile->row + i - tile->rows;
 }
-
-/* From one packed panel (depth, nr) to the next: apart by no multiple of a page, or they evict each other. */
-GMEM__INLINE int64_t gmem__panel_step(int64_t depth, int64_t nr) { return depth * nr + 32; }
 
 /* pack.c: x[k .. k + depth) of `columns` columns from `column` on, as panels of nr columns (depth, nr), panel_step
  * floats apart, the last one padded with zeros. */
@@ -6014,12 +6017,8 @@ static void gmem__pack_matrix(const gmem__gemm *gemm, int64_t k, int64_t depth, 
         gmem__pack_row(panels + i * nr, panel_step, nr, 0, gemm->x + (k + i) * gemm->x_stride + column, columns);
 }
 
-static void gmem__pack_prefetch(const float *x, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16)
-        __builtin_prefetch(x + i);
-}
 /* `count` neighbouring pixels of input row `row`, from `x` on, as the kernel sees them: doubled where conv->upsample,
- * zero outside. Where they lie, or copied to `line`. */
+ * zero outside. Where they lie, or copied to `line`. The next channel's are asked for: they are a plane away. */
 static const float *gmem__pack_line(const gmem__conv *conv, int64_t channel, int64_t row, int64_t x, int64_t count,
                                     float *line) {
     const int64_t height = conv->height << conv->upsample, width = conv->width << conv->upsample;
@@ -6027,7 +6026,11 @@ static const float *gmem__pack_line(const gmem__conv *conv, int64_t channel, int
     const float *pixels = conv->x + (channel * conv->height + (inside ? row >> conv->upsample : 0)) * conv->width;
     const int64_t begin = inside ? gmem__min(count, gmem__max(0, -x)) : count;
     const int64_t end = gmem__max(begin, gmem__min(count, width - x));
-    if (inside && channel + 1 < conv->in_channels) gmem__pack_prefetch(pixels + x + conv->height * conv->width, count);
+    if (inside && channel + 1 < conv->in_channels) {
+        const float *next = pixels + conv->height * conv->width + x;
+        for (int64_t i = 0; i < count; i += 16)
+            GMEM__PREFETCH(next + i);
+    }
     if (begin == 0 && end == count && !conv->upsample) return pixels + x;
     for (int64_t i = 0; i < begin; i++)
         line[i] = 0;
@@ -6171,12 +6174,12 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
     const int64_t rows = gmem__tile_rows(gemm, tile), nr = GMEM__SCALAR_NR;
     float *product = scratch;                   /* (rows, GMEM__NC) */
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
-    float *weights = own + gmem__panel_step(GMEM__KC, GMEM__SCALAR_NR) * (GMEM__NC / GMEM__SCALAR_NR); /* (GMEM__KC) */
+    float *weights = own + GMEM__KC * GMEM__NC; /* (GMEM__KC) */
     for (int64_t i = 0; i < rows * GMEM__NC; i++)
         product[i] = 0;
     for (int64_t k = 0; k < gemm->depth; k += GMEM__KC) {
         const int64_t depth = gmem__min(GMEM__KC, gemm->depth - k);
-        const int64_t step = gmem__panel_step(panels ? gemm->depth : depth, nr);
+        const int64_t step = (panels ? gemm->depth : depth) * nr;
         const float *first = panels ? panels + k * nr : own;
         if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, step, own);
         for (int64_t i = 0; i < rows; i++) {
@@ -6443,52 +6446,39 @@ GMEM__INLINE V_F32 GMEM__K(gelu_erf)(V_F32 x) {
     return V_FNMA(V_MUL(a, t), V_MUL(p, density), V_MAX(x, V_ZERO()));
 }
 /* ---- backends/cpu/gemm.inc ---- */
-/* Template: the GEMM. A strip of GMEM__MR weight rows is converted to floats in the first-level cache and multiplied
- * with panels of x, whose columns fill two vectors: strip * panel is accumulated in registers over one block of the
- * depth, then in the tile's product. After the last block the epilogue takes the product to y. */
+/* Template: the GEMM. A strip of GMEM__MR weight rows, read in place or converted to floats, is multiplied with panels
+ * of x, whose columns fill two vectors: strip * panel is summed in registers over one block of the depth, and these
+ * sums in the tile's product. After the last block the epilogue takes the product to y. */
 
 #define GMEM__NR (2 * V_WIDTH)
 
-/* out (count) = weights (count) at `data`, which may be unaligned, times scale (I8 only). */
-GMEM__INLINE void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+/* out (count) = weight[row][k .. k + count) as floats. */
+static void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+    const int64_t first = row * weight->row_stride + k, whole = count / V_WIDTH * V_WIDTH, rest = count - whole;
+    const V_F32 scale = V_SET1(weight->scale ? weight->scale[row] : 1.0f);
     const char *data = (const char *)weight->data;
-    const int64_t first = row * weight->row_stride + k, whole = count / V_WIDTH * V_WIDTH;
-    const size_t rest = (size_t)(count - whole);
     float tail[V_WIDTH] = {0}; /* wide enough for a vector of any type */
-    int64_t i;
+#define GMEM__CONVERT(bytes, load)                                        \
+    data += first * bytes;                                                \
+    for (int64_t i = 0; i < whole; i += V_WIDTH, data += V_WIDTH * bytes) \
+        V_STORE(out + i, load(data));                                     \
+    if (rest) {                                                           \
+        memcpy(tail, data, (size_t)(rest * bytes));                       \
+        V_STORE_PART(out + whole, load(tail), rest);                      \
+    }
+#define GMEM__SCALED_I8(p) V_MUL(scale, V_LOAD_I8(p))
     switch (weight->type) {
     case GMEM_F16:
-        data += first * 2;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_LOAD_F16(data + i * 2));
-        if (!rest) break;
-        memcpy(tail, data + whole * 2, rest * 2);
-        V_STORE_PART(out + whole, V_LOAD_F16(tail), count - whole);
-        break;
+        GMEM__CONVERT(2, V_LOAD_F16) break;
     case GMEM_BF16:
-        data += first * 2;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_LOAD_BF16(data + i * 2));
-        if (!rest) break;
-        memcpy(tail, data + whole * 2, rest * 2);
-        V_STORE_PART(out + whole, V_LOAD_BF16(tail), count - whole);
-        break;
-    case GMEM_I8: {
-        const V_F32 scale = V_SET1(weight->scale[row]);
-        data += first;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_MUL(scale, V_LOAD_I8(data + i)));
-        if (!rest) break;
-        memcpy(tail, data + whole, rest);
-        V_STORE_PART(out + whole, V_MUL(scale, V_LOAD_I8(tail)), count - whole);
-        break;
-    }
+        GMEM__CONVERT(2, V_LOAD_BF16) break;
+    case GMEM_I8:
+        GMEM__CONVERT(1, GMEM__SCALED_I8) break;
     default:
-        data += first * 4;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_LOAD_F32(data + i * 4));
-        memcpy(out + whole, data + whole * 4, rest * 4);
+        GMEM__CONVERT(4, V_LOAD_F32)
     }
+#undef GMEM__CONVERT
+#undef GMEM__SCALED_I8
 }
 
 /* The strips of a tile in the order of their use: all rows of one block of the depth, then of the next. */
@@ -6517,11 +6507,15 @@ GMEM__INLINE GMEM__K(part) GMEM__K(part_of)(const GMEM__K(strips) * strips, int6
 /* Converts part i of so many of a strip: out (GMEM__MR, GMEM__KC), zeros below the tile's last row. */
 static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts, float *out) {
     const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, i, parts);
-    for (int64_t r = part.begin; r < part.end; r++) {
-        float *row = out + (r - part.first) * GMEM__KC;
-        if (r < strips->rows) GMEM__K(convert)
-        (strips->gemm->weight, gmem__tile_row(strips->gemm, strips->tile, r), part.k, part.depth, row);
-        else memset(row, 0, (size_t)part.depth * sizeof *row);
+    const gmem__gemm *gemm = strips->gemm;
+    out += (part.begin - part.first) * GMEM__KC;
+    for (int64_t r = part.begin; r < part.end; r++, out += GMEM__KC) {
+        const int64_t row = gmem__tile_row(gemm, strips->tile, r);
+        if (r >= strips->rows) {
+            memset(out, 0, (size_t)part.depth * sizeof *out);
+        } else {
+            GMEM__K(convert)(gemm->weight, row, part.k, part.depth, out);
+        }
     }
 }
 
@@ -6674,7 +6668,7 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
 static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
     float *product = scratch;                   /* (rows, GMEM__NC) */
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
-    float *buffers = own + gmem__panel_step(GMEM__KC, GMEM__NR) * (GMEM__NC / GMEM__NR); /* (2, GMEM__MR, GMEM__KC) */
+    float *buffers = own + GMEM__KC * GMEM__NC; /* (2, GMEM__MR, GMEM__KC) */
     const int64_t blocks = gmem__ceil_div(gemm->depth, GMEM__KC), parts = gmem__ceil_div(tile->columns, GMEM__NR);
     GMEM__K(strips) strips;
     strips.gemm = gemm;
@@ -6693,7 +6687,7 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         const gmem__unaligned_f32 *left = stored ? stored : buffers + s % 2 * GMEM__MR * GMEM__KC;
         const int64_t row_step = stored ? gemm->weight->row_stride : GMEM__KC;
         const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
-        const int64_t panel_step = gmem__panel_step(panels ? gemm->depth : at.depth, GMEM__NR);
+        const int64_t panel_step = (panels ? gemm->depth : at.depth) * GMEM__NR;
         const float *panel = panels ? panels + at.k * GMEM__NR : own;
         if (!panels && at.first == 0)
             gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
@@ -7178,52 +7172,39 @@ GMEM__INLINE V_F32 GMEM__K(gelu_erf)(V_F32 x) {
     return V_FNMA(V_MUL(a, t), V_MUL(p, density), V_MAX(x, V_ZERO()));
 }
 /* ---- backends/cpu/gemm.inc ---- */
-/* Template: the GEMM. A strip of GMEM__MR weight rows is converted to floats in the first-level cache and multiplied
- * with panels of x, whose columns fill two vectors: strip * panel is accumulated in registers over one block of the
- * depth, then in the tile's product. After the last block the epilogue takes the product to y. */
+/* Template: the GEMM. A strip of GMEM__MR weight rows, read in place or converted to floats, is multiplied with panels
+ * of x, whose columns fill two vectors: strip * panel is summed in registers over one block of the depth, and these
+ * sums in the tile's product. After the last block the epilogue takes the product to y. */
 
 #define GMEM__NR (2 * V_WIDTH)
 
-/* out (count) = weights (count) at `data`, which may be unaligned, times scale (I8 only). */
-GMEM__INLINE void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+/* out (count) = weight[row][k .. k + count) as floats. */
+static void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+    const int64_t first = row * weight->row_stride + k, whole = count / V_WIDTH * V_WIDTH, rest = count - whole;
+    const V_F32 scale = V_SET1(weight->scale ? weight->scale[row] : 1.0f);
     const char *data = (const char *)weight->data;
-    const int64_t first = row * weight->row_stride + k, whole = count / V_WIDTH * V_WIDTH;
-    const size_t rest = (size_t)(count - whole);
     float tail[V_WIDTH] = {0}; /* wide enough for a vector of any type */
-    int64_t i;
+#define GMEM__CONVERT(bytes, load)                                        \
+    data += first * bytes;                                                \
+    for (int64_t i = 0; i < whole; i += V_WIDTH, data += V_WIDTH * bytes) \
+        V_STORE(out + i, load(data));                                     \
+    if (rest) {                                                           \
+        memcpy(tail, data, (size_t)(rest * bytes));                       \
+        V_STORE_PART(out + whole, load(tail), rest);                      \
+    }
+#define GMEM__SCALED_I8(p) V_MUL(scale, V_LOAD_I8(p))
     switch (weight->type) {
     case GMEM_F16:
-        data += first * 2;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_LOAD_F16(data + i * 2));
-        if (!rest) break;
-        memcpy(tail, data + whole * 2, rest * 2);
-        V_STORE_PART(out + whole, V_LOAD_F16(tail), count - whole);
-        break;
+        GMEM__CONVERT(2, V_LOAD_F16) break;
     case GMEM_BF16:
-        data += first * 2;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_LOAD_BF16(data + i * 2));
-        if (!rest) break;
-        memcpy(tail, data + whole * 2, rest * 2);
-        V_STORE_PART(out + whole, V_LOAD_BF16(tail), count - whole);
-        break;
-    case GMEM_I8: {
-        const V_F32 scale = V_SET1(weight->scale[row]);
-        data += first;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_MUL(scale, V_LOAD_I8(data + i)));
-        if (!rest) break;
-        memcpy(tail, data + whole, rest);
-        V_STORE_PART(out + whole, V_MUL(scale, V_LOAD_I8(tail)), count - whole);
-        break;
-    }
+        GMEM__CONVERT(2, V_LOAD_BF16) break;
+    case GMEM_I8:
+        GMEM__CONVERT(1, GMEM__SCALED_I8) break;
     default:
-        data += first * 4;
-        for (i = 0; i < whole; i += V_WIDTH)
-            V_STORE(out + i, V_LOAD_F32(data + i * 4));
-        memcpy(out + whole, data + whole * 4, rest * 4);
+        GMEM__CONVERT(4, V_LOAD_F32)
     }
+#undef GMEM__CONVERT
+#undef GMEM__SCALED_I8
 }
 
 /* The strips of a tile in the order of their use: all rows of one block of the depth, then of the next. */
@@ -7252,11 +7233,15 @@ GMEM__INLINE GMEM__K(part) GMEM__K(part_of)(const GMEM__K(strips) * strips, int6
 /* Converts part i of so many of a strip: out (GMEM__MR, GMEM__KC), zeros below the tile's last row. */
 static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, int64_t i, int64_t parts, float *out) {
     const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, i, parts);
-    for (int64_t r = part.begin; r < part.end; r++) {
-        float *row = out + (r - part.first) * GMEM__KC;
-        if (r < strips->rows) GMEM__K(convert)
-        (strips->gemm->weight, gmem__tile_row(strips->gemm, strips->tile, r), part.k, part.depth, row);
-        else memset(row, 0, (size_t)part.depth * sizeof *row);
+    const gmem__gemm *gemm = strips->gemm;
+    out += (part.begin - part.first) * GMEM__KC;
+    for (int64_t r = part.begin; r < part.end; r++, out += GMEM__KC) {
+        const int64_t row = gmem__tile_row(gemm, strips->tile, r);
+        if (r >= strips->rows) {
+            memset(out, 0, (size_t)part.depth * sizeof *out);
+        } else {
+            GMEM__K(convert)(gemm->weight, row, part.k, part.depth, out);
+        }
     }
 }
 
@@ -7409,7 +7394,7 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
 static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
     float *product = scratch;                   /* (rows, GMEM__NC) */
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
-    float *buffers = own + gmem__panel_step(GMEM__KC, GMEM__NR) * (GMEM__NC / GMEM__NR); /* (2, GMEM__MR, GMEM__KC) */
+    float *buffers = own + GMEM__KC * GMEM__NC; /* (2, GMEM__MR, GMEM__KC) */
     const int64_t blocks = gmem__ceil_div(gemm->depth, GMEM__KC), parts = gmem__ceil_div(tile->columns, GMEM__NR);
     GMEM__K(strips) strips;
     strips.gemm = gemm;
@@ -7428,7 +7413,7 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         const gmem__unaligned_f32 *left = stored ? stored : buffers + s % 2 * GMEM__MR * GMEM__KC;
         const int64_t row_step = stored ? gemm->weight->row_stride : GMEM__KC;
         const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
-        const int64_t panel_step = gmem__panel_step(panels ? gemm->depth : at.depth, GMEM__NR);
+        const int64_t panel_step = (panels ? gemm->depth : at.depth) * GMEM__NR;
         const float *panel = panels ? panels + at.k * GMEM__NR : own;
         if (!panels && at.first == 0)
             gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
@@ -7967,19 +7952,19 @@ static void gmem__pack_task(const void *job_, int64_t i, float *scratch) {
     const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
     const int64_t nr = job->kernels->nr, depth = job->gemm->depth, k = i * GMEM__PACK_ROWS;
     (void)scratch;
-    gmem__pack(job->gemm, k, gmem__min(GMEM__PACK_ROWS, depth - k), job->column, job->columns, nr,
-               gmem__panel_step(depth, nr), job->panels + k * nr);
+    gmem__pack(job->gemm, k, gmem__min(GMEM__PACK_ROWS, depth - k), job->column, job->columns, nr, depth * nr,
+               job->panels + k * nr);
 }
 
 static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
     const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
-    const int64_t done = i % job->column_tasks * GMEM__NC, nr = job->kernels->nr;
+    const int64_t done = i % job->column_tasks * GMEM__NC;
     gmem__tile tile;
     tile.row = i / job->column_tasks * job->row_block;
     tile.rows = gmem__min(job->row_block, job->rows - tile.row);
     tile.column = job->column + done;
     tile.columns = gmem__min(GMEM__NC, job->columns - done);
-    const float *panels = job->panels ? job->panels + done / nr * gmem__panel_step(job->gemm->depth, nr) : NULL;
+    const float *panels = job->panels ? job->panels + done * job->gemm->depth : NULL;
     job->kernels->gemm(job->gemm, &tile, panels, scratch);
 }
 
@@ -7997,8 +7982,7 @@ static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {
     job.row_block = gmem__min(largest, gmem__round_up(gmem__ceil_div(job.rows, blocks), job.kernels->mr));
     const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
     /* x is packed once for all row blocks where there are several and it fits */
-    const int64_t nr = job.kernels->nr;
-    const int64_t packable = GMEM__SHARED / gmem__panel_step(gemm->depth, nr) * nr / GMEM__NC * GMEM__NC;
+    const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
     const int share = row_tasks > 1 && packable > 0;
     for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
         job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
