@@ -45,7 +45,10 @@ test:
 	tools/install-test-deps.sh
 	tests/run.sh
 
-bench: $(BUILD)/gmem
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libgmem.a
+	$(LINK) $^ $(LIBS) -o $@
+
+bench:
 	bench/run.sh
 
 clean:
