@@ -6520,11 +6520,12 @@ static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, i
 }
 
 /* The strip where it lies in the file, or NULL where it must be converted: other types than floats, rows that are not
- * neighbours, and rows whose distance would make them evict each other. */
+ * neighbours, and more rows than a cache has ways, a multiple of its size apart: they would evict each other. */
 static const gmem__unaligned_f32 *GMEM__K(in_place)(const GMEM__K(strips) * strips, int64_t strip) {
     const gmem__weight *weight = strips->gemm->weight;
     const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, 0, 1);
-    if (weight->type != GMEM_F32 || weight->row_stride % 1024 == 0 || part.end > strips->rows) return NULL;
+    const int evicting = GMEM__MR > 8 && weight->row_stride % 1024 == 0;
+    if (weight->type != GMEM_F32 || evicting || part.end > strips->rows) return NULL;
     const int64_t row = gmem__tile_row(strips->gemm, strips->tile, part.first);
     if (gmem__tile_row(strips->gemm, strips->tile, part.end - 1) != row + GMEM__MR - 1) return NULL;
     return (const gmem__unaligned_f32 *)weight->data + row * weight->row_stride + part.k;
@@ -7246,11 +7247,12 @@ static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, i
 }
 
 /* The strip where it lies in the file, or NULL where it must be converted: other types than floats, rows that are not
- * neighbours, and rows whose distance would make them evict each other. */
+ * neighbours, and more rows than a cache has ways, a multiple of its size apart: they would evict each other. */
 static const gmem__unaligned_f32 *GMEM__K(in_place)(const GMEM__K(strips) * strips, int64_t strip) {
     const gmem__weight *weight = strips->gemm->weight;
     const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, 0, 1);
-    if (weight->type != GMEM_F32 || weight->row_stride % 1024 == 0 || part.end > strips->rows) return NULL;
+    const int evicting = GMEM__MR > 8 && weight->row_stride % 1024 == 0;
+    if (weight->type != GMEM_F32 || evicting || part.end > strips->rows) return NULL;
     const int64_t row = gmem__tile_row(strips->gemm, strips->tile, part.first);
     if (gmem__tile_row(strips->gemm, strips->tile, part.end - 1) != row + GMEM__MR - 1) return NULL;
     return (const gmem__unaligned_f32 *)weight->data + row * weight->row_stride + part.k;
