@@ -843,8 +843,7 @@ GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block
                                  size_t align);
 GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks);
 
-/* io.c: the system's files, and whole files in memory or mapped ------------------------------------------------------
- */
+/* io.c: the system's files, and whole files in memory or mapped --------------------------------------------------- */
 
 GMEM__FN gmem_io gmem__system_io(void);
 
@@ -857,8 +856,7 @@ GMEM__FN gmem_status gmem__bytes_open(const gmem_context *context, const char *p
                                       gmem_error *error);
 GMEM__FN void gmem__bytes_close(const gmem_context *context, gmem__bytes *bytes);
 
-/* tensor.c ----------------------------------------------------------------------------------------------------------
- */
+/* tensor.c -------------------------------------------------------------------------------------------------------- */
 
 GMEM__FN int gmem__tensor_is_contiguous(const gmem_tensor *tensor);
 GMEM__FN float gmem__f16_to_f32(uint16_t half);
@@ -877,8 +875,7 @@ GMEM__FN gmem_status gmem__need(const gmem_file *file, const char *name, int ran
 /* `NAME.scale`, one value a row of an I8 tensor, or NULL. */
 GMEM__FN const gmem_tensor *gmem__find_scale(const gmem_file *file, const char *name);
 
-/* weights ------------------------------------------------------------------------------------------------------------
- */
+/* weights --------------------------------------------------------------------------------------------------------- */
 
 /* A matrix of weights in the file's own type, rows contiguous. Convolutions (O, I, k, k) count as (O, I * k * k). */
 typedef struct gmem__weight {
@@ -907,11 +904,11 @@ GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count,
                                  size_t bytes); /* zero-filled, freed with the store */
 GMEM__FN void gmem__store_free(gmem__store *store);
 
-/* the table of operations
- * ------------------------------------------------------------------------------------------------ Activations are
- * channels-first: x (channels, columns), the columns of all samples of the batch side by side (columns = batch *
- * tokens, sample-major). A weight row is then broadcast over contiguous columns, reductions over channels need no
- * shuffles, and a transformer's linear layer, a 1x1 convolution and a 3x3 convolution are one GEMM. */
+/* the table of operations ----------------------------------------------------------------------------------------- */
+
+/* Activations are channels-first: x (channels, columns), the columns of all samples of the batch side by side
+ * (columns = batch * tokens, sample-major). A weight row is then broadcast over contiguous columns, reductions over
+ * channels need no shuffles, and a transformer's linear layer, a 1x1 convolution and a 3x3 convolution are one GEMM. */
 
 typedef enum gmem__activation {
     GMEM__ACT_NONE,
@@ -1551,8 +1548,7 @@ static void gmem__system_unmap(void *user, const void *memory, int64_t bytes) {
 }
 #endif
 
-/* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole all the same.
- */
+/* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole anyway. */
 static void gmem__sync_folder_of(const char *path) {
     const char *slash = strrchr(path, '/');
     size_t length = slash ? (size_t)(slash - path) + 1 : 1;
@@ -1815,8 +1811,7 @@ GMEM__FN float gmem__f16_to_f32(uint16_t half) {
     return gmem__bits_float(sign | gmem__float_bits(magnitude));
 }
 
-/* Drops the low `shift` bits (1 to 31), to nearest, ties to even. A carry into the exponent is what rounding up means.
- */
+/* Drops the low `shift` bits (1 to 31), to nearest, ties to even. A carry into the exponent is right: it rounds up. */
 static uint32_t gmem__round_bits(uint32_t bits, int shift) {
     uint32_t half = 1u << (shift - 1), odd = (bits >> shift) & 1u;
     return (bits + (half - 1) + odd) >> shift;
@@ -10642,8 +10637,7 @@ static gmem_status gmem__names_from_path(gmem_bank *bank, const char *path, gmem
     return gmem__fail_in(error, status, path);
 }
 
-/* names in the bank's files -----------------------------------------------------------------------------------------
- */
+/* names in the bank's files --------------------------------------------------------------------------------------- */
 
 /* `names` (U8, all names in one run) and `names.offsets` (I64, rows + 1) of a file; NULL where it has none. */
 typedef struct gmem__bank_names_tensors {
@@ -11038,8 +11032,9 @@ GMEM__FN void gmem__philox(const uint32_t key[2], const uint32_t counter[4], uin
     out[3] = c3;
 }
 
-/* Philox by picture -------------------------------------------------------------------------------------------------
- * The key is the seed; the counter is (block, index, picture, picture's high bits and the purpose), so a value depends
+/* Philox by picture ----------------------------------------------------------------------------------------------- */
+
+/* The key is the seed; the counter is (block, index, picture, picture's high bits and the purpose), so a value depends
  * on the seed, the picture, the purpose and its place alone. */
 
 static void gmem__picture_block(const gmem_rng *rng, gmem_draw draw, int64_t index, int64_t picture, int64_t block,
@@ -11088,8 +11083,9 @@ static int64_t gmem__picture_integer(const gmem_rng *rng, gmem_draw draw, int64_
     return (int64_t)(((uint64_t)bits[0] << 32 | bits[1]) % (uint64_t)high);
 }
 
-/* PyTorch's CPU generator -------------------------------------------------------------------------------------------
- * MT19937 (Matsumoto and Nishimura, 1998); the distributions are those of ATen's DistributionTemplates.h. */
+/* PyTorch's CPU generator ----------------------------------------------------------------------------------------- */
+
+/* MT19937 (Matsumoto and Nishimura, 1998); the distributions are those of ATen's DistributionTemplates.h. */
 
 static void gmem__mt_seed(gmem_rng *rng, uint32_t seed) {
     rng->state[0] = seed;
@@ -11236,8 +11232,9 @@ static void gmem__mt_normals(gmem_rng *rng, int is_double, int64_t count, float 
     normal16(rng, out + count - 16);
 }
 
-/* PyTorch's CUDA generator ------------------------------------------------------------------------------------------
- * cuRAND's Philox4_32_10: thread i of a launch reads the stream (seed, subsequence i) from the generator's offset. A
+/* PyTorch's CUDA generator ---------------------------------------------------------------------------------------- */
+
+/* cuRAND's Philox4_32_10: thread i of a launch reads the stream (seed, subsequence i) from the generator's offset. A
  * launch has blocks of 256 threads, as many as the values need or the device holds; a thread makes 4 values (2 of 64
  * bits) that lie a whole grid apart, and again until all are made (ATen's native/cuda/DistributionTemplates.h).
  * The device is taken to be an A100: 108 processors of 2048 threads. This matters from 221,185 values on. */
@@ -11428,8 +11425,7 @@ typedef enum gmem__solver {
     GMEM__SOLVER_SDE_HEUN
 } gmem__solver;
 
-/* One interval of a grid: where its stages lie (c, in units of the interval) and, for Runge-Kutta, Butcher's a and b.
- */
+/* One interval of a grid: where its stages lie (c, in units of the interval); for Runge-Kutta also Butcher's a, b. */
 typedef struct gmem__method {
     const char *name;
     gmem__solver solver;
@@ -11653,8 +11649,9 @@ GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error) {
     return GMEM_OK;
 }
 
-/* Dormand-Prince ----------------------------------------------------------------------------------------------------
- * Tableau: Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the
+/* Dormand-Prince -------------------------------------------------------------------------------------------------- */
+
+/* Tableau: Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the
  * last point is not stepped on but interpolated back to. */
 
 static const double gmem__dopri_c[6] = {1.0 / 5, 3.0 / 10, 4.0 / 5, 8.0 / 9, 1, 1};

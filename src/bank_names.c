@@ -74,8 +74,7 @@ static gmem_status gmem__names_from_path(gmem_bank *bank, const char *path, gmem
     return gmem__fail_in(error, status, path);
 }
 
-/* names in the bank's files -----------------------------------------------------------------------------------------
- */
+/* names in the bank's files --------------------------------------------------------------------------------------- */
 
 /* `names` (U8, all names in one run) and `names.offsets` (I64, rows + 1) of a file; NULL where it has none. */
 typedef struct gmem__bank_names_tensors {

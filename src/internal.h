@@ -116,8 +116,7 @@ GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block
                                  size_t align);
 GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks);
 
-/* io.c: the system's files, and whole files in memory or mapped ------------------------------------------------------
- */
+/* io.c: the system's files, and whole files in memory or mapped --------------------------------------------------- */
 
 GMEM__FN gmem_io gmem__system_io(void);
 
@@ -130,8 +129,7 @@ GMEM__FN gmem_status gmem__bytes_open(const gmem_context *context, const char *p
                                       gmem_error *error);
 GMEM__FN void gmem__bytes_close(const gmem_context *context, gmem__bytes *bytes);
 
-/* tensor.c ----------------------------------------------------------------------------------------------------------
- */
+/* tensor.c -------------------------------------------------------------------------------------------------------- */
 
 GMEM__FN int gmem__tensor_is_contiguous(const gmem_tensor *tensor);
 GMEM__FN float gmem__f16_to_f32(uint16_t half);
@@ -150,8 +148,7 @@ GMEM__FN gmem_status gmem__need(const gmem_file *file, const char *name, int ran
 /* `NAME.scale`, one value a row of an I8 tensor, or NULL. */
 GMEM__FN const gmem_tensor *gmem__find_scale(const gmem_file *file, const char *name);
 
-/* weights ------------------------------------------------------------------------------------------------------------
- */
+/* weights --------------------------------------------------------------------------------------------------------- */
 
 /* A matrix of weights in the file's own type, rows contiguous. Convolutions (O, I, k, k) count as (O, I * k * k). */
 typedef struct gmem__weight {
@@ -180,11 +177,11 @@ GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count,
                                  size_t bytes); /* zero-filled, freed with the store */
 GMEM__FN void gmem__store_free(gmem__store *store);
 
-/* the table of operations
- * ------------------------------------------------------------------------------------------------ Activations are
- * channels-first: x (channels, columns), the columns of all samples of the batch side by side (columns = batch *
- * tokens, sample-major). A weight row is then broadcast over contiguous columns, reductions over channels need no
- * shuffles, and a transformer's linear layer, a 1x1 convolution and a 3x3 convolution are one GEMM. */
+/* the table of operations ----------------------------------------------------------------------------------------- */
+
+/* Activations are channels-first: x (channels, columns), the columns of all samples of the batch side by side
+ * (columns = batch * tokens, sample-major). A weight row is then broadcast over contiguous columns, reductions over
+ * channels need no shuffles, and a transformer's linear layer, a 1x1 convolution and a 3x3 convolution are one GEMM. */
 
 typedef enum gmem__activation {
     GMEM__ACT_NONE,

@@ -177,8 +177,7 @@ static void gmem__system_unmap(void *user, const void *memory, int64_t bytes) {
 }
 #endif
 
-/* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole all the same.
- */
+/* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole anyway. */
 static void gmem__sync_folder_of(const char *path) {
     const char *slash = strrchr(path, '/');
     size_t length = slash ? (size_t)(slash - path) + 1 : 1;

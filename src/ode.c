@@ -45,8 +45,9 @@ GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error) {
     return GMEM_OK;
 }
 
-/* Dormand-Prince ----------------------------------------------------------------------------------------------------
- * Tableau: Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the
+/* Dormand-Prince -------------------------------------------------------------------------------------------------- */
+
+/* Tableau: Dormand and Prince, 1980; error weights and midpoint: Shampine, 1986. Control as torchdiffeq has it: the
  * last point is not stepped on but interpolated back to. */
 
 static const double gmem__dopri_c[6] = {1.0 / 5, 3.0 / 10, 4.0 / 5, 8.0 / 9, 1, 1};

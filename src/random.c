@@ -28,8 +28,9 @@ GMEM__FN void gmem__philox(const uint32_t key[2], const uint32_t counter[4], uin
     out[3] = c3;
 }
 
-/* Philox by picture -------------------------------------------------------------------------------------------------
- * The key is the seed; the counter is (block, index, picture, picture's high bits and the purpose), so a value depends
+/* Philox by picture ----------------------------------------------------------------------------------------------- */
+
+/* The key is the seed; the counter is (block, index, picture, picture's high bits and the purpose), so a value depends
  * on the seed, the picture, the purpose and its place alone. */
 
 static void gmem__picture_block(const gmem_rng *rng, gmem_draw draw, int64_t index, int64_t picture, int64_t block,
@@ -78,8 +79,9 @@ static int64_t gmem__picture_integer(const gmem_rng *rng, gmem_draw draw, int64_
     return (int64_t)(((uint64_t)bits[0] << 32 | bits[1]) % (uint64_t)high);
 }
 
-/* PyTorch's CPU generator -------------------------------------------------------------------------------------------
- * MT19937 (Matsumoto and Nishimura, 1998); the distributions are those of ATen's DistributionTemplates.h. */
+/* PyTorch's CPU generator ----------------------------------------------------------------------------------------- */
+
+/* MT19937 (Matsumoto and Nishimura, 1998); the distributions are those of ATen's DistributionTemplates.h. */
 
 static void gmem__mt_seed(gmem_rng *rng, uint32_t seed) {
     rng->state[0] = seed;
@@ -226,8 +228,9 @@ static void gmem__mt_normals(gmem_rng *rng, int is_double, int64_t count, float 
     normal16(rng, out + count - 16);
 }
 
-/* PyTorch's CUDA generator ------------------------------------------------------------------------------------------
- * cuRAND's Philox4_32_10: thread i of a launch reads the stream (seed, subsequence i) from the generator's offset. A
+/* PyTorch's CUDA generator ---------------------------------------------------------------------------------------- */
+
+/* cuRAND's Philox4_32_10: thread i of a launch reads the stream (seed, subsequence i) from the generator's offset. A
  * launch has blocks of 256 threads, as many as the values need or the device holds; a thread makes 4 values (2 of 64
  * bits) that lie a whole grid apart, and again until all are made (ATen's native/cuda/DistributionTemplates.h).
  * The device is taken to be an A100: 108 processors of 2048 threads. This matters from 221,185 values on. */

@@ -35,8 +35,7 @@ typedef enum gmem__solver {
     GMEM__SOLVER_SDE_HEUN
 } gmem__solver;
 
-/* One interval of a grid: where its stages lie (c, in units of the interval) and, for Runge-Kutta, Butcher's a and b.
- */
+/* One interval of a grid: where its stages lie (c, in units of the interval); for Runge-Kutta also Butcher's a, b. */
 typedef struct gmem__method {
     const char *name;
     gmem__solver solver;

@@ -72,8 +72,7 @@ GMEM__FN float gmem__f16_to_f32(uint16_t half) {
     return gmem__bits_float(sign | gmem__float_bits(magnitude));
 }
 
-/* Drops the low `shift` bits (1 to 31), to nearest, ties to even. A carry into the exponent is what rounding up means.
- */
+/* Drops the low `shift` bits (1 to 31), to nearest, ties to even. A carry into the exponent is right: it rounds up. */
 static uint32_t gmem__round_bits(uint32_t bits, int shift) {
     uint32_t half = 1u << (shift - 1), odd = (bits >> shift) & 1u;
     return (bits + (half - 1) + odd) >> shift;

@@ -23,8 +23,7 @@ int64_t *golden_i64(const gmem_file *file, const char *name, int64_t *count);
 /* Dimension i of a tensor of a golden file. */
 int64_t golden_dim(const gmem_file *file, const char *name, int i);
 int golden_has(const gmem_file *file, const char *name);
-/* A number or text of the JSON object in metadata `key` ("args", "config"), e.g. ("args", "num_steps"). 1 where found.
- */
+/* A number or text of the JSON object in metadata `key`, such as ("args", "num_steps"). 1 where found. */
 int golden_number(const gmem_file *file, const char *key, const char *name, double *out);
 int golden_text(const gmem_file *file, const char *key, const char *name, char *out, size_t bytes);
 

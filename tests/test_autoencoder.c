@@ -119,8 +119,7 @@ static void test_cases(gmem_context *context) {
     test_case(context, "vae_diffusers.io.safetensors", "vae_diffusers.pt", GMEM_AE_SDVAE, 0.18215);
 }
 
-/* variants of a recorded one ----------------------------------------------------------------------------------------
- */
+/* variants of a recorded one -------------------------------------------------------------------------------------- */
 
 typedef struct opened {
     gmem_file *io;
@@ -373,8 +372,7 @@ static void test_logvar_clamp(gmem_context *context) {
     close_weights(&it);
 }
 
-/* refusals -----------------------------------------------------------------------------------------------------------
- */
+/* refusals -------------------------------------------------------------------------------------------------------- */
 
 static gmem_status status_of(gmem_context *context, edit_list *list, gmem_error *error) {
     gmem_autoencoder_desc desc;

@@ -238,8 +238,7 @@ static void test_zero_row(gmem_context *context) {
     edit_free(list);
 }
 
-/* refusals -----------------------------------------------------------------------------------------------------------
- */
+/* refusals -------------------------------------------------------------------------------------------------------- */
 
 static gmem_status status_of(gmem_context *context, edit_list *list, gmem_error *error) {
     gmem_bank_desc desc;
@@ -389,8 +388,7 @@ static void test_arguments(gmem_context *context) {
     remove(widths[1]);
 }
 
-/* names --------------------------------------------------------------------------------------------------------------
- */
+/* names ----------------------------------------------------------------------------------------------------------- */
 
 static gmem_status with_names(gmem_context *context, const char *text, const char *path, gmem_bank **bank,
                               gmem_file **file, edit_list **list, gmem_error *error) {
@@ -545,8 +543,7 @@ static void test_few_names(gmem_context *context) {
     close_named(bank, file, list);
 }
 
-/* mixing --------------------------------------------------------------------------------------------------------------
- */
+/* mixing ---------------------------------------------------------------------------------------------------------- */
 
 static void test_mix_recorded(gmem_context *context) {
     static const struct {
@@ -648,8 +645,7 @@ static void test_mask(void) {
     CHECK(memcmp(out, again, sizeof out) == 0);
 }
 
-/* the first version's choice of rows ---------------------------------------------------------------------------------
- */
+/* the first version's choice of rows ------------------------------------------------------------------------------ */
 
 static void test_choose_row(gmem_context *context) {
     gmem_file *io = golden_open(context, "gmem_sit.io.safetensors");
@@ -680,8 +676,7 @@ static void test_choose_row(gmem_context *context) {
     free(z);
 }
 
-/* failing allocations ------------------------------------------------------------------------------------------------
- */
+/* failing allocations --------------------------------------------------------------------------------------------- */
 
 static gmem_status open_and_use(gmem_context *context, const char *const *paths, int count, float *out) {
     gmem_bank_desc desc;

@@ -267,8 +267,7 @@ static void test_labels(gmem_context *context, int random) {
     gmem_image_free(context, &image);
 }
 
-/* refusals -----------------------------------------------------------------------------------------------------------
- */
+/* refusals -------------------------------------------------------------------------------------------------------- */
 
 static void refuse(gmem_context *context, const gmem_generate_desc *desc, gmem_status expected, const char *path) {
     gmem_image image = {1, 2, 3, NULL};

@@ -50,8 +50,7 @@ static const flag flags[] = {
 
 const char *command_words(command_id id) { return id < COMMAND_COUNT ? commands[id].words : ""; }
 
-/* values ------------------------------------------------------------------------------------------------------------
- */
+/* values ---------------------------------------------------------------------------------------------------------- */
 
 int parse_integer(const char *text, int64_t low, int64_t high, int64_t *out) {
     char *end = NULL;
@@ -166,8 +165,7 @@ static outcome store(const flag *f, void *member, int capacity, const char *text
     return misused(error, "--%s takes no value", f->name);
 }
 
-/* flags -------------------------------------------------------------------------------------------------------------
- */
+/* flags ----------------------------------------------------------------------------------------------------------- */
 
 /* How many edits lead from a to b, at most 31 letters each: enough to tell a slip from another word. */
 static int edit_distance(const char *a, const char *b) {
@@ -265,8 +263,7 @@ static outcome parse_flag(arguments *out, cursor *at, gmem_error *error) {
     return OUTCOME_DONE;
 }
 
-/* commands ----------------------------------------------------------------------------------------------------------
- */
+/* commands -------------------------------------------------------------------------------------------------------- */
 
 /* Matches the first word or two against the table. `*words` receives how many were used. */
 static outcome find_command(int argc, char **argv, command_id *out, int *words, gmem_error *error) {
@@ -336,8 +333,7 @@ void arguments_free(arguments *args) {
     }
 }
 
-/* help --------------------------------------------------------------------------------------------------------------
- */
+/* help ------------------------------------------------------------------------------------------------------------ */
 
 static void print_flags(FILE *to, unsigned mask, int all_commands) {
     for (int i = 0; i < FLAG_COUNT; i++) {

@@ -4,8 +4,7 @@
 
 #include <string.h>
 
-/* info --------------------------------------------------------------------------------------------------------------
- */
+/* info ------------------------------------------------------------------------------------------------------------ */
 
 static const char *kind_name(const gmem_bank *bank) {
     return gmem_bank_get_kind(bank) == GMEM_BANK_DECOMPOSED ? "decomposed" : "full";
@@ -52,8 +51,7 @@ outcome command_bank_info(const arguments *args, gmem_error *error) {
     return result;
 }
 
-/* get ---------------------------------------------------------------------------------------------------------------
- */
+/* get ------------------------------------------------------------------------------------------------------------- */
 
 /* The chosen rows' names in the native form: one run of UTF-8, and where each begins. */
 typedef struct names {
@@ -110,8 +108,7 @@ outcome command_bank_get(const arguments *args, gmem_error *error) {
     return result;
 }
 
-/* mix ---------------------------------------------------------------------------------------------------------------
- */
+/* mix ------------------------------------------------------------------------------------------------------------- */
 
 /* Where A and B come from: two rows, or the vectors a and b of --input. Normalised. */
 static outcome mix_ends(session *s, float **ends, int64_t *width, gmem_error *error) {

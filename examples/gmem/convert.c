@@ -31,8 +31,7 @@ typedef struct conversion {
     int64_t row_capacity;
 } conversion;
 
-/* configuration -----------------------------------------------------------------------------------------------------
- */
+/* configuration --------------------------------------------------------------------------------------------------- */
 
 /* Opens and closes objects until the writer stands where "config.model.depth" belongs; returns the last name. */
 static const char *enter(json_writer *json, char *open_path, size_t capacity, const char *key) {
@@ -174,8 +173,7 @@ static outcome make_metadata(conversion *c, const description *d, gmem_error *er
     return OUTCOME_DONE;
 }
 
-/* tensors -----------------------------------------------------------------------------------------------------------
- */
+/* tensors --------------------------------------------------------------------------------------------------------- */
 
 /* Tables, tokens and the factors of a decomposed bank are no matrices of weights: a scale a row would not fit them. */
 static int is_matrix(const gmem_tensor *tensor) {
@@ -229,8 +227,7 @@ static outcome plan(conversion *c, gmem_error *error) {
     return c->row ? OUTCOME_DONE : out_of_memory(error);
 }
 
-/* filling -----------------------------------------------------------------------------------------------------------
- */
+/* filling --------------------------------------------------------------------------------------------------------- */
 
 /* Symmetric quantisation: the largest magnitude of a row becomes 127. A row of zeros has scale 1. */
 static gmem_status read_row(conversion *c, const gmem_tensor *source, int64_t row, int64_t length, float *scale,

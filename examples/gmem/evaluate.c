@@ -92,8 +92,7 @@ outcome command_eval(const arguments *args, gmem_error *error) {
     return result;
 }
 
-/* integrate ---------------------------------------------------------------------------------------------------------
- */
+/* integrate ------------------------------------------------------------------------------------------------------- */
 
 /* The noise of one step, in the order drawn. */
 static gmem_status given_noise(void *user, int64_t index, int64_t batch, int64_t per_picture, float *out,

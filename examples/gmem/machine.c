@@ -38,8 +38,7 @@ int64_t resident_bytes_peak(void) {
 #endif
 }
 
-/* multiply-adds -----------------------------------------------------------------------------------------------------
- */
+/* multiply-adds --------------------------------------------------------------------------------------------------- */
 
 #define CHAINS 12 /* independent ones: two units times the latency of four, and some to spare */
 
@@ -117,8 +116,7 @@ double measure_peak_flops(gmem_isa isa, int threads) {
     return best;
 }
 
-/* memory ------------------------------------------------------------------------------------------------------------
- */
+/* memory ---------------------------------------------------------------------------------------------------------- */
 
 #define STREAM_BYTES ((int64_t)256 << 20) /* more than any cache holds */
 

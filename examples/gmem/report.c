@@ -1,5 +1,4 @@
-/* What the command says: the one error line, notes, progress, JSON. The only state here is what standard error is owed.
- */
+/* What the command says: the one error line, notes, progress, JSON. The only state is what standard error is owed. */
 #define _POSIX_C_SOURCE 200809L
 #include "report.h"
 
@@ -155,8 +154,7 @@ void progress_end(progress_bar *bar) {
     bar->visible = 0;
 }
 
-/* JSON --------------------------------------------------------------------------------------------------------------
- */
+/* JSON ------------------------------------------------------------------------------------------------------------ */
 
 void json_begin(json_writer *json, FILE *to) {
     json->to = to;

@@ -33,8 +33,7 @@ typedef struct drawing {
     double seconds;
 } drawing;
 
-/* settings ----------------------------------------------------------------------------------------------------------
- */
+/* settings -------------------------------------------------------------------------------------------------------- */
 
 static outcome check_flags(const arguments *args, gmem_error *error) {
     if (args->show && args->json)
@@ -51,7 +50,7 @@ static int64_t count_of(const drawing *d) {
     return args->output || args->network ? 1 : DEFAULT_COUNT;
 }
 
-/* PyTorch's generators have one stream, so a batch's size changes the pictures: the published script draws all at once.
+/* PyTorch's generators have one stream: the batch's size changes the pictures. The published script draws all at once.
  */
 static int64_t batch_of(const drawing *d) {
     int64_t batch = BATCH_TOKENS / d->s.network_info->tokens;
@@ -110,8 +109,7 @@ static outcome allocate(drawing *d, gmem_error *error) {
     return OUTCOME_DONE;
 }
 
-/* noise and conditions ----------------------------------------------------------------------------------------------
- */
+/* noise and conditions -------------------------------------------------------------------------------------------- */
 
 /* The frames of a mixture share one picture's noise, so that only what is drawn changes from one to the next. */
 static void repeat_first(float *out, int64_t count, int64_t size) {
@@ -179,8 +177,7 @@ static outcome fill_snippets(drawing *d, int64_t first, int64_t count, gmem_erro
     return OUTCOME_DONE;
 }
 
-/* a batch -----------------------------------------------------------------------------------------------------------
- */
+/* a batch --------------------------------------------------------------------------------------------------------- */
 
 static int step_done(void *user, const gmem_progress *progress) {
     drawing *d = (drawing *)user;
@@ -220,8 +217,7 @@ static void round_pixels(drawing *d) {
     gmem_pixels(d->decoded, 1, d->height, d->width, d->picture);
 }
 
-/* outputs -----------------------------------------------------------------------------------------------------------
- */
+/* outputs --------------------------------------------------------------------------------------------------------- */
 
 static outcome put_picture(drawing *d, int64_t index, gmem_error *error) {
     char item[64];
@@ -327,8 +323,7 @@ static outcome draw(drawing *d, facts *f, gmem_error *error) {
     return output_end(&d->out, error);
 }
 
-/* the report --------------------------------------------------------------------------------------------------------
- */
+/* the report ------------------------------------------------------------------------------------------------------ */
 
 static void print_items(const drawing *d, json_writer *json) {
     json_open(json, d->out.items, '[');

@@ -12,8 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* memory ------------------------------------------------------------------------------------------------------------
- */
+/* memory ---------------------------------------------------------------------------------------------------------- */
 
 struct buffer {
     struct buffer *next;
@@ -47,8 +46,7 @@ void session_end(session *s) {
     }
 }
 
-/* beginning ---------------------------------------------------------------------------------------------------------
- */
+/* beginning ------------------------------------------------------------------------------------------------------- */
 
 static void log_detail(void *user, const char *line) {
     (void)user;
@@ -101,8 +99,7 @@ outcome check_output(const char *path, gmem_error *error) {
     return OUTCOME_DONE;
 }
 
-/* models ------------------------------------------------------------------------------------------------------------
- */
+/* models ---------------------------------------------------------------------------------------------------------- */
 
 /* Opens a part's file: the one named, else the built-in. */
 static outcome open_part(session *s, model_part part, const char *path, const char *key, gmem_file **out,
@@ -185,8 +182,7 @@ outcome open_latent_stats(session *s, gmem_error *error) {
     return result;
 }
 
-/* tensors in --------------------------------------------------------------------------------------------------------
- */
+/* tensors in ------------------------------------------------------------------------------------------------------ */
 
 outcome open_input(session *s, gmem_error *error) {
     if (!s->args->input) return misused(error, "gmem %s needs --input FILE", command_words(s->args->command));
@@ -264,8 +260,7 @@ outcome input_integers(session *s, const char *name, int64_t count, int64_t **ou
     return OUTCOME_DONE;
 }
 
-/* tensors out -------------------------------------------------------------------------------------------------------
- */
+/* tensors out ----------------------------------------------------------------------------------------------------- */
 
 void say_written(const arguments *args, const char *path, const char *what) {
     char plain[1024];

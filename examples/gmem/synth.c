@@ -67,8 +67,7 @@ static void norm(plan *p, int64_t width, const char *name, int i, int j) {
     add(p, 1, width, 0, 0, 0, format, i, j);
 }
 
-/* transformers ------------------------------------------------------------------------------------------------------
- */
+/* transformers ---------------------------------------------------------------------------------------------------- */
 
 typedef struct transformer_size {
     const char *name;
@@ -178,8 +177,7 @@ static int plan_dinov2(plan *p, const char *arch) {
     return 0;
 }
 
-/* VA-VAE ------------------------------------------------------------------------------------------------------------
- */
+/* VA-VAE ---------------------------------------------------------------------------------------------------------- */
 
 #define LEVELS 5
 static const int64_t level_widths[LEVELS] = {128, 128, 256, 256, 512};
@@ -274,8 +272,7 @@ static int plan_vavae(plan *p, const char *arch) {
     return 1;
 }
 
-/* bank:ROWSxWIDTH ---------------------------------------------------------------------------------------------------
- */
+/* bank:ROWSxWIDTH ------------------------------------------------------------------------------------------------- */
 
 static int plan_bank(plan *p, const char *arch) {
     char rows_text[24];
@@ -289,8 +286,7 @@ static int plan_bank(plan *p, const char *arch) {
     return 1;
 }
 
-/* writing -----------------------------------------------------------------------------------------------------------
- */
+/* writing --------------------------------------------------------------------------------------------------------- */
 
 static gmem_status fill(void *user, int64_t index, int64_t first, int64_t count, void *out, gmem_error *error) {
     plan *p = (plan *)user;
