@@ -16,25 +16,25 @@
  * Link with libm. OpenMP is used where the compiler has it switched on (-fopenmp).
  *
  * Contents (search for ">>"):
- *     >>errors     status codes and gmem_error
- *     >>generate   one call from files to pixels
- *     >>context    backend, threads, allocator, files, log
- *     >>tensors    element types and tensors
- *     >>files      checkpoints: torch zip, torch legacy, safetensors; writing safetensors
- *     >>network    the transformer
- *     >>random     noise
- *     >>sampler    from noise to latents
- *     >>bank       the memory: rows, names, mixing
- *     >>autoencoder latents to pixels and back
- *     >>joints     raw passes, own velocity, helpers
+ *     >>errors       status codes and gmem_error
+ *     >>context      instruction set, threads, allocator, files, log
+ *     >>tensors      element types and tensors
+ *     >>files        checkpoints: torch zip, torch legacy, safetensors; writing safetensors
+ *     >>network      the transformer
+ *     >>random       noise
+ *     >>sampler      from noise to latents, with a network or with your own velocity
+ *     >>bank         the memory: rows, names, mixing
+ *     >>autoencoder  latents to pixels and back
+ *     >>joints       raw passes
+ *     >>generate     one call from files to pixels: start here; it stands last because it uses the others' types
  *
  * Conventions
  *   Tensors are row-major, innermost dimension last; shapes stand beside every pointer. Sizes count elements unless a
  *   name says bytes. Description structs are zero-initialised: zero means the documented default.
  *   Every function that can fail returns a gmem_status and fills an optional gmem_error. On failure the outputs are
  *   untouched and everything acquired is released. Nothing prints, exits, or keeps global state.
- *   Threads: a context, network, bank and autoencoder may be used by several threads at once; a sampler, a pass and a
- *   random generator belong to one thread at a time.
+ *   Threads: a context, network, bank and autoencoder may be used by several threads at once; a pass and a random
+ *   generator belong to one thread at a time.
  */
 #ifndef GMEM_H
 #define GMEM_H
@@ -362,7 +362,7 @@ typedef struct gmem_network_desc {
     const char *path;      /* a checkpoint */
     gmem_file *file;       /* or one already open, which must outlive the network (then `path` is ignored) */
     const char *key;       /* as for gmem_file_open */
-    int heads;             /* 0: from the file (design: config, RoPE table, q norm, published sizes) */
+    int heads;             /* 0: from the file (config, else RoPE table, q norm, published sizes) */
     int64_t latent_height; /* 0: from pos_embed, square */
     int64_t latent_width;
 } gmem_network_desc;
