@@ -234,3 +234,28 @@ void golden_network_close(golden_network *network) {
     network->file = NULL;
     network->memory = NULL;
 }
+
+golden_case golden_case_open(gmem_context *context, const char *name, const char *skip) {
+    golden_case recorded;
+    char file_name[128];
+    gmem_network_desc desc;
+    gmem_error error;
+    memset(&recorded, 0, sizeof recorded);
+    memset(&desc, 0, sizeof desc);
+    memset(&error, 0, sizeof error);
+    snprintf(file_name, sizeof file_name, "%s.io.safetensors", name);
+    recorded.io = golden_open(context, file_name);
+    recorded.weights = golden_procedural(context, recorded.io, skip);
+    desc.file = recorded.weights.file;
+    if (gmem_network_open(context, &desc, &recorded.network, &error) != GMEM_OK)
+        die("cannot open the network of", name, &error);
+    return recorded;
+}
+
+void golden_case_close(golden_case *recorded) {
+    gmem_network_close(recorded->network);
+    golden_network_close(&recorded->weights);
+    gmem_file_close(recorded->io);
+    recorded->network = NULL;
+    recorded->io = NULL;
+}

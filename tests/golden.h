@@ -37,4 +37,13 @@ typedef struct golden_network {
 golden_network golden_procedural(gmem_context *context, const gmem_file *io, const char *skip);
 void golden_network_close(golden_network *network);
 
+/* The recorded case NAME with its procedural weights, opened as a transformer; exits the test where that fails. */
+typedef struct golden_case {
+    gmem_file *io; /* tests/golden/NAME.io.safetensors */
+    golden_network weights;
+    gmem_network *network;
+} golden_case;
+golden_case golden_case_open(gmem_context *context, const char *name, const char *skip);
+void golden_case_close(golden_case *recorded);
+
 #endif /* GOLDEN_H */

@@ -28,33 +28,25 @@ static gmem_status status_of(gmem_context *context, edit_list *list, const char 
 
 /* passes ---------------------------------------------------------------------------------------------------------- */
 
-/* A recorded case, its procedural network open. */
+/* A recorded case with its inputs and outputs. */
 typedef struct opened {
-    gmem_file *io;
-    golden_network weights;
-    gmem_network *network;
+    golden_case recorded;
+    const gmem_file *io;
+    const gmem_file *weights;
+    const gmem_network *network;
     const gmem_network_info *info;
-    float *x, *t, *c, *y;
-    int64_t *label;
-    int64_t batch, count;
+    float *x, *t, *c, *y; /* x, y (batch, channels, height, width), t (batch), c (batch, snippet_width) or NULL */
+    int64_t *label;       /* (batch) or NULL */
+    int64_t batch, count; /* count: of x */
 } opened;
 
 static opened open_case(gmem_context *context, const char *name) {
     opened it;
-    char path[128];
-    gmem_network_desc desc;
-    gmem_error error;
     memset(&it, 0, sizeof it);
-    memset(&desc, 0, sizeof desc);
-    memset(&error, 0, sizeof error);
-    snprintf(path, sizeof path, "%s.io.safetensors", name);
-    it.io = golden_open(context, path);
-    it.weights = golden_procedural(context, it.io, NULL);
-    desc.file = it.weights.file;
-    if (!CHECK_OK(gmem_network_open(context, &desc, &it.network, &error))) {
-        printf("%s: %s\n", name, error.message);
-        exit(1);
-    }
+    it.recorded = golden_case_open(context, name, NULL);
+    it.io = it.recorded.io;
+    it.weights = it.recorded.weights.file;
+    it.network = it.recorded.network;
     it.info = gmem_network_get_info(it.network);
     it.x = golden_f32(it.io, "x", &it.count);
     it.t = golden_f32(it.io, "t", &it.batch);
@@ -65,9 +57,7 @@ static opened open_case(gmem_context *context, const char *name) {
 }
 
 static void close_case(opened *it) {
-    gmem_network_close(it->network);
-    golden_network_close(&it->weights);
-    gmem_file_close(it->io);
+    golden_case_close(&it->recorded);
     free(it->x);
     free(it->t);
     free(it->c);
@@ -286,7 +276,7 @@ static void test_arguments(gmem_context *context) {
     float infinite = HUGE_VALF;
     memset(&desc, 0, sizeof desc);
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_network_open(context, &desc, &network, NULL));
-    desc.file = it.weights.file;
+    desc.file = it.recorded.weights.file;
     desc.heads = -1;
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_network_open(context, &desc, &network, NULL));
     desc.heads = 7;
@@ -342,10 +332,10 @@ static void add_zeros(edit_list *list, const char *name, int64_t size) {
 static void test_each_tensor(gmem_context *context, const char *name) {
     opened it = open_case(context, name);
     gmem_error error;
-    for (int i = 0; i < (int)gmem_file_tensor_count(it.weights.file); i++) {
-        const gmem_tensor *tensor = gmem_file_tensor(it.weights.file, i);
+    for (int i = 0; i < (int)gmem_file_tensor_count(it.weights); i++) {
+        const gmem_tensor *tensor = gmem_file_tensor(it.weights, i);
         if (is_projector(tensor->name)) continue;
-        edit_list *list = edit_of(it.weights.file);
+        edit_list *list = edit_of(it.weights);
         edit_drop(list, tensor->name);
         int label_table = strncmp(tensor->name, "y_embedder", 10) == 0; /* without it there is no condition at all */
         CHECK_STATUS(label_table ? GMEM_E_ARCHITECTURE : GMEM_E_MISSING_TENSOR,
@@ -356,11 +346,36 @@ static void test_each_tensor(gmem_context *context, const char *name) {
         int64_t shape[GMEM_MAX_RANK];
         memcpy(shape, tensor->shape, sizeof shape);
         shape[tensor->rank - 1]++;
-        list = edit_of(it.weights.file);
+        list = edit_of(it.weights);
         edit_replace(list, tensor->name, tensor->type, tensor->rank, shape);
         if (!CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error)))
             printf("  %s: %s\n", tensor->name, error.message);
         CHECK_TEXT(error.path, "edited");
+    }
+    close_case(&it);
+}
+
+/* One tensor too many. */
+static void test_strays(gmem_context *context) {
+    static const struct {
+        const char *name;
+        int64_t size;
+        gmem_status expected;
+        const char *mentioned;
+    } strays[] = {{"blocks.0.attn.rel_pos", 4, GMEM_E_ARCHITECTURE, "blocks.0.attn.rel_pos"},
+                  {"y_embedder.embedding_table.weight", 4, GMEM_E_ARCHITECTURE, ""},
+                  {"register_tokens", 4, GMEM_E_ARCHITECTURE, ""},
+                  {"blocks.5.norm1.weight", 64, GMEM_E_MISSING_TENSOR, "blocks.3"},
+                  {"blocks.99999999999999999999.norm1.weight", 64, GMEM_E_MISSING_TENSOR, ""},
+                  {"pos_embed", 4096, GMEM_E_SHAPE, ""}};
+    opened it = open_case(context, "dit_base");
+    gmem_error error;
+    for (size_t i = 0; i < sizeof strays / sizeof strays[0]; i++) {
+        edit_list *list = edit_of(it.weights);
+        add_zeros(list, strays[i].name, strays[i].size);
+        if (!CHECK_STATUS(strays[i].expected, status_of(context, list, small_config, &error)))
+            printf("  %s\n", strays[i].name);
+        CHECK_CONTAINS(error.message, strays[i].mentioned);
     }
     close_case(&it);
 }
@@ -370,55 +385,29 @@ static void test_malformed(gmem_context *context) {
     gmem_error error;
     const int64_t narrow[] = {192, 48}, vector[] = {12288};
 
-    edit_list *list = edit_of(it.weights.file);
+    edit_list *list = edit_of(it.weights);
     edit_replace(list, "blocks.1.attn.qkv.weight", GMEM_F32, 2, narrow);
     CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error));
     CHECK_TEXT(error.message, "blocks.1.attn.qkv.weight: expected 192 x 64, found 192 x 48");
 
-    list = edit_of(it.weights.file);
+    list = edit_of(it.weights);
     edit_replace(list, "blocks.1.attn.qkv.weight", GMEM_F32, 1, vector);
     CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error));
 
-    list = edit_of(it.weights.file);
+    list = edit_of(it.weights);
     edit_find(list, "blocks.2.attn.proj.weight")->type = GMEM_I32;
     CHECK_STATUS(GMEM_E_TYPE, status_of(context, list, small_config, &error));
 
-    list = edit_of(it.weights.file);
-    add_zeros(list, "blocks.0.attn.rel_pos", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, small_config, &error));
-    CHECK_CONTAINS(error.message, "blocks.0.attn.rel_pos");
-
-    list = edit_of(it.weights.file);
-    add_zeros(list, "y_embedder.embedding_table.weight", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, small_config, &error));
-
-    list = edit_of(it.weights.file);
-    add_zeros(list, "register_tokens", 4);
-    CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, small_config, &error));
-
-    list = edit_of(it.weights.file);
-    add_zeros(list, "blocks.5.norm1.weight", 64);
-    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, list, small_config, &error));
-    CHECK_CONTAINS(error.message, "blocks.3");
-
-    list = edit_of(it.weights.file);
-    add_zeros(list, "blocks.99999999999999999999.norm1.weight", 64);
-    CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, list, small_config, &error));
-
-    list = edit_of(it.weights.file);
-    add_zeros(list, "pos_embed", 4096);
-    CHECK_STATUS(GMEM_E_SHAPE, status_of(context, list, small_config, &error));
-
     /* Nothing tells the heads, or the size of the latent. */
-    list = edit_of(it.weights.file);
+    list = edit_of(it.weights);
     CHECK_STATUS(GMEM_E_HEADS, status_of(context, list, "{\\\"input_size\\\": 8}", &error));
     CHECK_CONTAINS(error.message, "--heads");
-    list = edit_of(it.weights.file);
+    list = edit_of(it.weights);
     CHECK_STATUS(GMEM_E_MISSING_TENSOR, status_of(context, list, "{\\\"num_heads\\\": 4}", &error));
-    list = edit_of(it.weights.file);
+    list = edit_of(it.weights);
     CHECK_STATUS(GMEM_E_LIMIT, status_of(context, list, "{\\\"num_heads\\\": 4, \\\"input_size\\\": 60000}", &error));
 
-    list = edit_of(it.weights.file);
+    list = edit_of(it.weights);
     list->count = 0;
     add_zeros(list, "features", 4);
     CHECK_STATUS(GMEM_E_ARCHITECTURE, status_of(context, list, NULL, &error));
@@ -447,7 +436,7 @@ static void test_nan(gmem_context *context) {
     gmem_pass *pass = NULL;
     gmem_error error;
     float *v = zeros(it.count);
-    edit_list *list = edit_of(it.weights.file);
+    edit_list *list = edit_of(it.weights);
     gmem_tensor *tensor = edit_find(list, "blocks.1.mlp.w3.weight");
     int64_t count = gmem_tensor_count(tensor);
     float *values = (float *)edit_own(list, (size_t)count * sizeof *values);
@@ -514,7 +503,7 @@ static void test_foreign(gmem_context *context) {
 /* Weights in another type give what the same values give in f32. */
 static void test_types(gmem_context *context, gmem_type type) {
     opened it = open_case(context, "dit_base");
-    edit_list *stored = edit_of(it.weights.file), *rounded = edit_of(it.weights.file);
+    edit_list *stored = edit_of(it.weights), *rounded = edit_of(it.weights);
     for (int i = 0; i < stored->count; i++) {
         gmem_tensor *tensor = &stored->tensors[i];
         int64_t count = gmem_tensor_count(tensor);
@@ -552,7 +541,7 @@ static void quantise(float *w, int64_t rows, int64_t cols, signed char *out, flo
 /* int8 rows times their scales give what the products give in f32. */
 static void test_int8(gmem_context *context, const char *name) {
     opened it = open_case(context, name);
-    edit_list *stored = edit_of(it.weights.file), *rounded = edit_of(it.weights.file);
+    edit_list *stored = edit_of(it.weights), *rounded = edit_of(it.weights);
     int count = stored->count;
     for (int i = 0; i < count; i++) {
         gmem_tensor *tensor = &stored->tensors[i];
@@ -600,7 +589,7 @@ static void test_rules(gmem_context *context) {
                  {"{\\\"num_heads\\\": 4}", 0, 6, 10, 1, 60},
                  {"{\\\"num_heads\\\": 4, \\\"input_size\\\": 8}", 0, 12, 0, 1, 144}};
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        edit_list *list = edit_of(it.weights.file);
+        edit_list *list = edit_of(it.weights);
         gmem_network *network = NULL;
         memset(&desc, 0, sizeof desc);
         if (rules[i].position) edit_add(list, "pos_embed", GMEM_F32, 3, position, NULL);
@@ -625,7 +614,7 @@ static void test_time(gmem_context *context) {
     for (int elsewhere = 0; elsewhere < 2; elsewhere++) {
         gmem_network_desc desc;
         gmem_network *network = NULL;
-        edit_list *list = edit_of(it.weights.file);
+        edit_list *list = edit_of(it.weights);
         int64_t one = 1;
         edit_drop_all(list, "projectors.");
         edit_prefix_all(list, "ema.");
@@ -667,7 +656,7 @@ static gmem_status open_and_run(gmem_context *context, const opened *it, const e
 
 static void test_allocations(gmem_context *plain, int for_good) {
     opened it = open_case(plain, "dit_odd");
-    edit_list *list = edit_of(it.weights.file);
+    edit_list *list = edit_of(it.weights);
     failing state = {-1, for_good, 0};
     gmem_context *context = failing_context(&state);
     gmem_status status = GMEM_E_MEMORY;
@@ -720,6 +709,7 @@ int main(void) {
     test_each_tensor(context, "dit_qknorm");
     test_each_tensor(context, "sit_plain");
     test_malformed(context);
+    test_strays(context);
     test_foreign(context);
     test_nan(context);
     test_time(context);

@@ -49,21 +49,15 @@ static void sample_all(const gmem_network *network, const float *snippet, int64_
 
 int main(void) {
     gmem_context_desc context_desc;
-    gmem_network_desc network_desc;
     gmem_context *context = NULL;
-    gmem_network *network = NULL;
     memset(&context_desc, 0, sizeof context_desc);
-    memset(&network_desc, 0, sizeof network_desc);
     context_desc.threads = 1;
     if (!CHECK_OK(gmem_context_create(&context_desc, &context, NULL))) return check_report();
-    gmem_file *io = golden_open(context, "dit_base.io.safetensors");
-    golden_network weights = golden_procedural(context, io, NULL);
-    network_desc.file = weights.file;
-    if (!CHECK_OK(gmem_network_open(context, &network_desc, &network, NULL))) return check_report();
-
+    golden_case recorded = golden_case_open(context, "dit_base", NULL);
+    const gmem_network *network = recorded.network;
     const gmem_network_info *info = gmem_network_get_info(network);
     int64_t count = info->channels * info->height * info->width;
-    float *snippet = golden_f32(io, "c", NULL);
+    float *snippet = golden_f32(recorded.io, "c", NULL);
     float *alone = (float *)calloc((size_t)(MAX_THREADS * count), sizeof *alone);
     float *together = (float *)calloc((size_t)(MAX_THREADS * count), sizeof *together);
     if (!alone || !together) return 1;
@@ -78,9 +72,7 @@ int main(void) {
     free(alone);
     free(together);
     free(snippet);
-    gmem_network_close(network);
-    golden_network_close(&weights);
-    gmem_file_close(io);
+    golden_case_close(&recorded);
     gmem_context_destroy(context);
     return check_report();
 }
