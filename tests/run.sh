@@ -73,7 +73,7 @@ step_clang() {
 step_sanitizers() {
     variant build/asan-gcc "CC=gcc OPENMP= CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined'" $quick_tests
     variant build/asan-clang "CC=clang OPENMP= CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined'" \
-        test_files test_torch
+        test_files test_torch test_zip test_pickle
 }
 
 step_threads() {
