@@ -196,11 +196,16 @@ static void check_floats(const gmem_tensor *tensor, int count, float first, floa
 }
 
 static void test_keys(void) {
-    loaded o = OPEN_PICKLE("\x80\2}(" P_TEXT1("d") "}(K\7" P_TENSOR "J\xfe\xff\xff\xffK\1u" P_TEXT1(
-        "l") "](" P_TENSOR "NK\5e" P_TEXT1("t") "K\1]K\2a\x86" P_TEXT1("o") P_ORDERED P_TEXT1("k") "K\3s}b"
-                                                                                                   "K\1K\2\x86K\4"
-                                                                                                   "\x88K\5"
-                                                                                                   "u.");
+    /* clang-format off */
+    loaded o = OPEN_PICKLE("\x80\2}("
+        P_TEXT1("d") "}(K\7" P_TENSOR "J\xfe\xff\xff\xffK\1u"
+        P_TEXT1("l") "](" P_TENSOR "NK\5e"
+        P_TEXT1("t") "K\1]K\2a\x86"
+        P_TEXT1("o") P_ORDERED P_TEXT1("k") "K\3s}b"
+        "K\1K\2\x86" "K\4"
+        "\x88" "K\5"
+        "u.");
+    /* clang-format on */
     check_floats(gmem_file_find_any(o.file, "d.7"), 6, 0, 1);
     check_number(o.file, "d.-2", 1);
     check_floats(gmem_file_find_any(o.file, "l.0"), 6, 0, 1);
@@ -219,29 +224,27 @@ static void test_keys(void) {
 }
 
 static void test_values(void) {
-    loaded o =
-        OPEN_PICKLE(
-            "\x80\4}(" P_TEXT1("w") P_TENSOR
-                P_TEXT1("a") "\x8a\0" P_TEXT1("b") "\x8a\1\xff" P_TEXT1("c") "\x8a\x9\0\0\0\0\0\0\0\0\1" P_TEXT1("d") "\x8a\x9\0\0\0\0\0\0\0\0\xff" P_TEXT1("e") "\x8a\x9\1\0\0\0\0\4\0\0\1" P_TEXT1("f") "\x8a\x8\0\0\0\0\0\0\0\x80" P_TEXT1("g") "G\xbf\xf8\0\0\0\0\0\0" P_TEXT1(
-                    "h") "J\0\0\0\x80" P_TEXT1("i") "M\xff\xff" P_TEXT1("j") "ctorch\n"
-                                                                             "bfloat16"
-                                                                             "\n" P_TEXT1(
-                                                                                 "k") "ctorch\ndevice\nX\4\0\0\0cudaK\3"
-                                                                                      "\x86R" P_TEXT1(
-                                                                                          "l") "ctorch\ndevic"
-                                                                                               "e\nX\3\0\0\0c"
-                                                                                               "pu\x85"
-                                                                                               "R" P_TEXT1(
-                                                                                                   "m") "ctorch"
-                                                                                                        "\nSize"
-                                                                                                        "\nK\5"
-                                                                                                        "\x85"
-                                                                                                        "\x85"
-                                                                                                        "R" P_TEXT1("n") "C\2\xff\0" P_TEXT1(
-                                                                                                            "o") "\x8f("
-                                                                                                                 "K\1"
-                                                                                                                 "\x90" P_TEXT1(
-                                                                                                                     "p") "(K\2\x91u.");
+    /* clang-format off */
+    loaded o = OPEN_PICKLE("\x80\4}("
+        P_TEXT1("w") P_TENSOR
+        P_TEXT1("a") "\x8a\0"
+        P_TEXT1("b") "\x8a\1\xff"
+        P_TEXT1("c") "\x8a\x9\0\0\0\0\0\0\0\0\1"
+        P_TEXT1("d") "\x8a\x9\0\0\0\0\0\0\0\0\xff"
+        P_TEXT1("e") "\x8a\x9\1\0\0\0\0\4\0\0\1"
+        P_TEXT1("f") "\x8a\x8\0\0\0\0\0\0\0\x80"
+        P_TEXT1("g") "G\xbf\xf8\0\0\0\0\0\0"
+        P_TEXT1("h") "J\0\0\0\x80"
+        P_TEXT1("i") "M\xff\xff"
+        P_TEXT1("j") "ctorch\nbfloat16\n"
+        P_TEXT1("k") "ctorch\ndevice\nX\4\0\0\0cudaK\3\x86R"
+        P_TEXT1("l") "ctorch\ndevice\nX\3\0\0\0cpu\x85R"
+        P_TEXT1("m") "ctorch\nSize\nK\5\x85\x85R"
+        P_TEXT1("n") "C\2\xff\0"
+        P_TEXT1("o") "\x8f(K\1\x90"
+        P_TEXT1("p") "(K\2\x91"
+        "u.");
+    /* clang-format on */
     check_number(o.file, "a", 0);
     check_number(o.file, "b", -1);
     check_number(o.file, "c", 18446744073709551616.0);
@@ -263,13 +266,16 @@ static void test_values(void) {
 }
 
 static void test_tensors(void) {
-    loaded o = OPEN_PICKLE("\x80\2}(" P_TEXT1("t") P_REBUILD P_STORAGE "K\0K\3K\2\x86K\1K\3\x86" P_REST "R" P_TEXT1("o")
-                               P_REBUILD P_STORAGE "K\4K\2\x85K\1\x85" P_REST "R" P_TEXT1("s") P_REBUILD P_STORAGE
-                           "K\5))" P_REST "R" P_TEXT1("e") P_REBUILD P_STORAGE
-                           "K\6K\0K\x63\x86K\1K\1\x86" P_REST
-                           "R" P_TEXT1("p") "ctorch._utils\n_rebuild_parameter\n" P_TENSOR "\x88" P_ORDERED
-                                            "\x87R" P_TEXT1("1") "ctorch._utils\n_rebuild_tensor\n(" P_STORAGE
-                                                                 "K\1K\2\x85K\2\x85tRu.");
+    /* clang-format off */
+    loaded o = OPEN_PICKLE("\x80\2}("
+        P_TEXT1("t") P_REBUILD P_STORAGE "K\0K\3K\2\x86K\1K\3\x86" P_REST "R"
+        P_TEXT1("o") P_REBUILD P_STORAGE "K\4K\2\x85K\1\x85" P_REST "R"
+        P_TEXT1("s") P_REBUILD P_STORAGE "K\5))" P_REST "R"
+        P_TEXT1("e") P_REBUILD P_STORAGE "K\6K\0K\x63\x86K\1K\1\x86" P_REST "R"
+        P_TEXT1("p") "ctorch._utils\n_rebuild_parameter\n" P_TENSOR "\x88" P_ORDERED "\x87R"
+        P_TEXT1("1") "ctorch._utils\n_rebuild_tensor\n(" P_STORAGE "K\1K\2\x85K\2\x85tR"
+        "u.");
+    /* clang-format on */
     float transposed[6];
     const gmem_tensor *t = gmem_file_find(o.file, "t");
     if (CHECK(t)) {
@@ -286,10 +292,17 @@ static void test_tensors(void) {
 
 /* Foreign objects: what is applied to them vanishes, their names are told, nothing happens. */
 static void test_foreign(void) {
-    loaded o = OPEN_PICKLE("\x80\2}(" P_TEXT1("w") P_TENSOR P_TEXT1("x") "cposix\nsystem\nX\6\0\0\0reboot\x85R" P_TEXT1("n") "cargparse\nNamespace\n)\x81}(" P_TEXT1(
-        "a") "K\1ub" P_TEXT1("s") "cposix\nsystem\n)R](K\1ea" P_TEXT1("d") "cmy\nDict\n)R" P_TEXT1("k") "K\1s(" P_TEXT1("q") "K\2u" P_TEXT1("c")
-                               P_REBUILD P_ID("ComplexFloat", "9", "K\1") "K\0K\1\x85K\1\x85" P_REST "R" P_TEXT1("i")
-                                   P_REBUILD P_STORAGE "K\0cnumpy\nint64\n\x85K\1\x85" P_REST "Ru.");
+    /* clang-format off */
+    loaded o = OPEN_PICKLE("\x80\2}("
+        P_TEXT1("w") P_TENSOR
+        P_TEXT1("x") "cposix\nsystem\nX\6\0\0\0reboot\x85R"
+        P_TEXT1("n") "cargparse\nNamespace\n)\x81}(" P_TEXT1("a") "K\1ub"
+        P_TEXT1("s") "cposix\nsystem\n)R](K\1ea"
+        P_TEXT1("d") "cmy\nDict\n)R" P_TEXT1("k") "K\1s(" P_TEXT1("q") "K\2u"
+        P_TEXT1("c") P_REBUILD P_ID("ComplexFloat", "9", "K\1") "K\0K\1\x85K\1\x85" P_REST "R"
+        P_TEXT1("i") P_REBUILD P_STORAGE "K\0cnumpy\nint64\n\x85K\1\x85" P_REST "R"
+        "u.");
+    /* clang-format on */
     static const char *const names[] = {"posix.system", "argparse.Namespace", "my.Dict", "torch.ComplexFloatStorage",
                                         "numpy.int64"};
     double number;
