@@ -5,19 +5,14 @@
  *     gemm [THREADS [RUNS [COLUMNS [f32|f16|bf16|i8]]]] */
 #define _POSIX_C_SOURCE 200112L
 #include "../backends/cpu/cpu.h"
+#include "../examples/gmem/machine.h"
+#include "../examples/gmem/report.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #define BLOCKS 4 /* different weights, so that they come from memory as in a whole pass */
-
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static void *need(int64_t count, size_t bytes) {
     void *memory;
@@ -26,58 +21,6 @@ static void *need(int64_t count, size_t bytes) {
         exit(1);
     }
     return memory;
-}
-
-/* the peak -------------------------------------------------------------------------------------------------------- */
-
-#ifdef GMEM__X86
-#include <immintrin.h>
-
-/* Twelve chains of multiply-adds: two ports times a latency of four, and some to spare. */
-#define PEAK(name, isa, vector, set1, fma)                                                                           \
-    __attribute__((target(isa))) static double name(int64_t count) {                                                 \
-        const vector b = set1(0.999f), c = set1(0.001f);                                                             \
-        vector a0 = set1(0.0f), a1 = set1(0.1f), a2 = set1(0.2f), a3 = set1(0.3f), a4 = set1(0.4f), a5 = set1(0.5f); \
-        vector a6 = set1(0.6f), a7 = set1(0.7f), a8 = set1(0.8f), a9 = set1(0.9f), a10 = c, a11 = b;                 \
-        float out[sizeof(vector) / sizeof(float)];                                                                   \
-        for (int64_t i = 0; i < count; i++) {                                                                        \
-            a0 = fma(a0, b, c), a1 = fma(a1, b, c), a2 = fma(a2, b, c);                                              \
-            a3 = fma(a3, b, c), a4 = fma(a4, b, c), a5 = fma(a5, b, c);                                              \
-            a6 = fma(a6, b, c), a7 = fma(a7, b, c), a8 = fma(a8, b, c);                                              \
-            a9 = fma(a9, b, c), a10 = fma(a10, b, c), a11 = fma(a11, b, c);                                          \
-        }                                                                                                            \
-        a0 = fma(a0, a1, a2), a3 = fma(a3, a4, a5), a6 = fma(a6, a7, a8);                                            \
-        a0 = fma(a0, a3, fma(a6, a9, fma(a10, a11, c)));                                                             \
-        memcpy(out, &a0, sizeof out);                                                                                \
-        return (double)out[0];                                                                                       \
-    }
-PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps)
-PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps)
-#endif
-
-/* GFLOP/s of all threads together; 0 where it isn't known. */
-static double peak(gmem_isa isa, int threads) {
-    double best = 0;
-#ifdef GMEM__X86
-    const int64_t count = 3000000, lanes = isa == GMEM_ISA_AVX512 ? 16 : 8;
-    if (isa != GMEM_ISA_AVX2 && isa != GMEM_ISA_AVX512) return 0;
-    for (int run = 0; run < 5; run++) {
-        const double start = seconds();
-        double sum = 0;
-        int t;
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
-#endif
-        for (t = 0; t < threads; t++)
-            sum += isa == GMEM_ISA_AVX512 ? peak_avx512(count) : peak_avx2(count);
-        const double rate = (double)(count * 12 * lanes * 2 * threads) / (seconds() - start) * 1e-9;
-        if (sum > 0 && rate > best) best = rate; /* uses the sum, so that it is computed */
-    }
-#else
-    (void)isa;
-    (void)threads;
-#endif
-    return best;
 }
 
 /* the layers ------------------------------------------------------------------------------------------------------ */
@@ -183,9 +126,9 @@ static void time_layers(const bench *b, const gmem__engine *engine, double limit
     for (int run = 0; run < b->runs; run++) {
         double sum = 0;
         for (int l = 0; l < LAYERS; l++) {
-            const double start = seconds();
+            const double start = seconds_now();
             run_layer(b, engine, run % BLOCKS, l, b->y);
-            const double time = seconds() - start;
+            const double time = seconds_now() - start;
             if (time < best[l]) best[l] = time;
             sum += time;
         }
@@ -228,7 +171,7 @@ int main(int argc, char **argv) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
         if (!ops) continue;
         const gmem__engine engine = engine_make(ops, threads);
-        const double limit = peak(isas[i], threads);
+        const double limit = isas[i] == GMEM_ISA_SCALAR ? 0 : 1e-9 * measure_peak_flops(isas[i], threads);
         printf("%s", ops->name);
         if (limit > 0) printf(": peak %.1f GFLOP/s", limit);
         printf("\n");

@@ -1,4 +1,5 @@
-/* What this machine can do at most: multiply-adds from registers, and reads from memory, on all threads. */
+/* What this machine can do at most: multiply-adds from registers, and reads from memory, on all threads. bench/gemm.c
+ * takes its peak from here too. */
 #define _DEFAULT_SOURCE
 #include "machine.h"
 
@@ -45,8 +46,8 @@ int64_t resident_bytes_peak(void) {
 /* The loop of one instruction set, in registers: what it computes is returned, so that it is computed. */
 typedef float (*peak_loop)(int64_t rounds);
 
-#define PEAK_LOOP(name, vector, set, fma)                                                                \
-    static float name(int64_t rounds) {                                                                  \
+#define PEAK_LOOP(linkage, name, vector, set, fma)                                                       \
+    linkage float name(int64_t rounds) {                                                                 \
         const vector f = set(0.999f);                                                                    \
         vector a = set(0.0f), b = set(0.1f), c = set(0.2f), d = set(0.3f), e = set(0.4f), g = set(0.5f); \
         vector h = set(0.6f), i = set(0.7f), j = set(0.8f), k = set(0.9f), l = set(1.0f), m = set(1.1f); \
@@ -63,18 +64,20 @@ typedef float (*peak_loop)(int64_t rounds);
 
 #define SCALAR_SET(x)    (x)
 #define SCALAR_FMA(x, y) ((x) * (y) + (y))
-PEAK_LOOP(peak_scalar, float, SCALAR_SET, SCALAR_FMA)
+PEAK_LOOP(static, peak_scalar, float, SCALAR_SET, SCALAR_FMA)
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
 #define VECTOR_PEAKS
-#define AVX2_FMA(a, b)   _mm256_fmadd_ps(a, b, b)
+#define AVX2_LINKAGE     static __attribute__((target("avx2,fma")))
+#define AVX2_FMA(x, y)   _mm256_fmadd_ps(x, y, y)
+#define AVX512_LINKAGE   static __attribute__((target("avx512f")))
 #define AVX512_FMA(x, y) _mm512_fmadd_ps(x, y, y)
-__attribute__((target("avx2,fma"))) PEAK_LOOP(peak_avx2, __m256, _mm256_set1_ps, AVX2_FMA)
-    __attribute__((target("avx512f"))) PEAK_LOOP(peak_avx512, __m512, _mm512_set1_ps, AVX512_FMA)
+PEAK_LOOP(AVX2_LINKAGE, peak_avx2, __m256, _mm256_set1_ps, AVX2_FMA)
+PEAK_LOOP(AVX512_LINKAGE, peak_avx512, __m512, _mm512_set1_ps, AVX512_FMA)
 #endif
 
-        static peak_loop loop_of(gmem_isa isa, int *lanes) {
+static peak_loop loop_of(gmem_isa isa, int *lanes) {
 #ifdef VECTOR_PEAKS
     if (isa == GMEM_ISA_AVX2) {
         *lanes = 8;
