@@ -173,7 +173,9 @@ test_refusals() {
     refuses 1 'has no image encoder' sample --like picture.png
     refuses 1 'no row 1362: the bank' sample --memory 1362
     refuses 1 'no row 4000: the bank' sample --rows 3,4000
-    refuses 1 'cat face' sample --memory 'cat fase'
+    refuses 1 'bank.safetensors: no name .*cat face' sample --memory 'cat fase'
+    mkfifo "$work/pipe"
+    refuses 1 'no name' sample --memory "$work/pipe"
     refuses 1 'a picture needs an image encoder' sample --memory "$golden/manifest.json"
     refuses 1 '/nowhere/x.png: cannot write' sample -o /nowhere/x.png
     refuses 1 "run: cannot write: it is a folder" sample -o "$work/run"

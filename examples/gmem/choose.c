@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,12 +33,10 @@ outcome choose_check(const arguments *args, gmem_error *error) {
     return OUTCOME_DONE;
 }
 
-static int is_readable(const char *path) {
-    FILE *file = fopen(path, "rb");
-    if (!file) return 0;
-    int first = fgetc(file); /* a folder opens, but does not read */
-    fclose(file);
-    return first != EOF;
+/* A pipe would block whoever opens it. */
+static int is_file(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
 
 static char lower(char c) { return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c; }
@@ -83,8 +82,9 @@ outcome find_row(session *s, const char *what, int64_t *row, gmem_error *error) 
     }
     if (gmem_bank_find(s->bank, what, row, error) == GMEM_OK) return OUTCOME_DONE;
     if (find_by_words(s->bank, what, row)) return OUTCOME_DONE;
-    if (is_readable(what))
+    if (is_file(what))
         return failed(error, what, "a picture needs an image encoder, which gmem %s does not have", gmem_version());
+    if (!error->path[0]) snprintf(error->path, sizeof error->path, "%s", gmem_bank_file_path(s->bank, 0));
     return OUTCOME_FAILED;
 }
 
