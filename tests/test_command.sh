@@ -272,6 +272,9 @@ test_convert() {
         check "convert carries the configuration" json '.metadata.config | fromjson | .model.num_heads == 4'
         good eval -m $type --input "$golden/dit_base.io.safetensors" -o v_$type # the heads are in the configuration
     done
+    cp "$work/run/f32" "$work/nan"
+    printf '\000\000\300\177' | dd of="$work/nan" bs=1 conv=notrunc status=none seek=$(($(wc -c <"$work/nan") - 4))
+    refuses 1 'nan: .* is not finite and has no int8 form' convert "$work/nan" --dtype int8 -o x
     check "convert to f32" close_to v_f32 v "$golden/dit_base.io.safetensors" y_checkpoint 1e-5
     check "convert to f16" close_to v_f16 v "$golden/dit_base.io.safetensors" y_checkpoint 2e-3
     check "convert to bf16" close_to v_bf16 v "$golden/dit_base.io.safetensors" y_checkpoint 2e-2

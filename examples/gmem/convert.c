@@ -237,7 +237,8 @@ static gmem_status read_row(conversion *c, const gmem_tensor *source, int64_t ro
     for (int64_t i = 0; i < length; i++) {
         float magnitude = fabsf(c->row[i]);
         if (!isfinite(magnitude)) {
-            failed(error, NULL, "%s: row %lld is not finite and has no int8 form", source->name, (long long)row);
+            failed(error, gmem_file_path(c->file), "%s: row %lld is not finite and has no int8 form", source->name,
+                   (long long)row);
             return error->code = GMEM_E_NONFINITE;
         }
         if (magnitude > largest) largest = magnitude;
