@@ -829,13 +829,17 @@ GMEM__FN void gmem__free(const gmem_context *context, void *memory, int64_t coun
 /* The same without the zeroing, for large buffers. */
 GMEM__FN void *gmem__alloc_raw(const gmem_context *context, int64_t count, size_t bytes);
 
-/* Activations live in one block sized beforehand: run the same takes on an arena without memory, then allocate
- * `used` bytes and run them again. A take from a full arena gives NULL and makes `used` exceed `bytes`. */
+/* Activations live in one block sized beforehand: run the same takes on an arena without memory, reserve, and run them
+ * again. A take from a full arena gives NULL and makes `used` exceed `bytes`. */
 typedef struct gmem__arena {
     char *memory;
     int64_t bytes, used;
 } gmem__arena;
 GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
+/* Allocates what was taken so far and starts anew; 0 without memory, where `bytes` tells how much it would have been.
+ */
+GMEM__FN int gmem__arena_reserve(const gmem_context *context, gmem__arena *arena);
+GMEM__FN void gmem__arena_release(const gmem_context *context, gmem__arena *arena);
 #define GMEM__TAKE_F32(arena, count) ((float *)gmem__take((arena), (count), sizeof(float)))
 
 /* Allocations that are freed together; small ones share a block. Zero-filled, `align` a power of two up to 64. */
@@ -1216,6 +1220,18 @@ GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes) {
     if (!gmem__mul(count, (int64_t)bytes, &size) || !gmem__add(start, size, &end)) end = INT64_MAX - GMEM__ALIGNMENT;
     arena->used = end;
     return arena->memory && end <= arena->bytes ? arena->memory + start : NULL;
+}
+
+GMEM__FN int gmem__arena_reserve(const gmem_context *context, gmem__arena *arena) {
+    arena->bytes = arena->used;
+    arena->used = 0;
+    arena->memory = (char *)gmem__alloc_raw(context, arena->bytes, 1);
+    return arena->memory != NULL;
+}
+
+GMEM__FN void gmem__arena_release(const gmem_context *context, gmem__arena *arena) {
+    gmem__free(context, arena->memory, arena->bytes, 1);
+    arena->memory = NULL;
 }
 
 typedef struct gmem__block {
@@ -8967,10 +8983,7 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
     pass->prepared.capacity =
         gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column_bytes), max_batch + 1);
     gmem__layout_pass(pass, &pass->arena);
-    pass->arena.bytes = pass->arena.used;
-    pass->arena.used = 0;
-    pass->arena.memory = (char *)gmem__alloc_raw(context, pass->arena.bytes, 1);
-    if (!pass->arena.memory) {
+    if (!gmem__arena_reserve(context, &pass->arena)) {
         int64_t bytes = pass->arena.bytes;
         gmem_pass_destroy(pass);
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for the activations of a batch of %lld: %lld bytes",
@@ -8985,7 +8998,7 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
 GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     if (!pass) return;
     const gmem_context *context = pass->network->context;
-    gmem__free(context, pass->arena.memory, pass->arena.bytes, 1);
+    gmem__arena_release(context, &pass->arena);
     gmem__free(context, pass, 1, sizeof *pass);
 }
 
@@ -10039,7 +10052,6 @@ static int64_t gmem__ae_result_size(const gmem__ae_plan *plan) {
 
 static void gmem__ae_take(gmem__ae_job *job) {
     const gmem_context *context = job->context;
-    job->arena.used = 0;
     job->a = GMEM__TAKE_F32(&job->arena, job->plan.state);
     job->b = GMEM__TAKE_F32(&job->arena, job->plan.state);
     job->work = GMEM__TAKE_F32(&job->arena, job->plan.work);
@@ -10047,7 +10059,7 @@ static void gmem__ae_take(gmem__ae_job *job) {
     job->results = GMEM__TAKE_F32(&job->arena, job->count * gmem__ae_result_size(&job->plan));
 }
 
-static void gmem__ae_job_end(gmem__ae_job *job) { gmem__free(job->context, job->arena.memory, job->arena.bytes, 1); }
+static void gmem__ae_job_end(gmem__ae_job *job) { gmem__arena_release(job->context, &job->arena); }
 
 static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
     int64_t size = 0;
@@ -10056,9 +10068,7 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld images of %lld x %lld are too large", (long long)job->count,
                           (long long)job->height, (long long)job->width);
     gmem__ae_take(job);
-    job->arena.bytes = job->arena.used;
-    job->arena.memory = (char *)gmem__alloc_raw(job->context, job->arena.bytes, 1);
-    if (!job->arena.memory)
+    if (!gmem__arena_reserve(job->context, &job->arena))
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for the autoencoder: %lld bytes",
                           (long long)job->arena.bytes);
     gmem__ae_take(job);
@@ -12280,12 +12290,8 @@ GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_int
     run.steps = plan.intervals + plan.last_step;
 
     gmem__run_layout(&run, &arena);
-    const int64_t bytes = arena.used;
-    arena.bytes = bytes;
-    arena.used = 0;
-    arena.memory = (char *)gmem__alloc_raw(context, bytes, 1);
-    if (!arena.memory)
-        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)bytes);
+    if (!gmem__arena_reserve(context, &arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)arena.bytes);
     gmem__run_layout(&run, &arena);
     memcpy(run.x, x, (size_t)run.count * sizeof(float));
     gmem_status status = gmem__run_solver(&run, error);
@@ -12293,7 +12299,7 @@ GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_int
         memcpy(x, run.x, (size_t)run.count * sizeof(float));
         if (desc->passes) *desc->passes = run.passes;
     }
-    gmem__free(context, arena.memory, bytes, 1);
+    gmem__arena_release(context, &arena);
     return status;
 }
 
@@ -12492,15 +12498,11 @@ GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_
 
     const int64_t time_count = gmem__plan_passes(&plan);
     gmem__sampling_layout(&sampling, &arena, time_count);
-    const int64_t bytes = arena.used;
-    arena.bytes = bytes;
-    arena.used = 0;
-    arena.memory = (char *)gmem__alloc_raw(network->context, bytes, 1);
-    if (!arena.memory)
-        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)bytes);
+    if (!gmem__arena_reserve(network->context, &arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)arena.bytes);
     gmem__sampling_layout(&sampling, &arena, time_count);
     gmem_status status = gmem__sample_run(network, &sampling, &plan, x, error);
-    gmem__free(network->context, arena.memory, bytes, 1);
+    gmem__arena_release(network->context, &arena);
     return status;
 }
 /* ---- src/generate.c ---- */
@@ -12531,7 +12533,6 @@ typedef struct gmem__generation {
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
 static void gmem__generation_take(gmem__generation *g) {
-    g->arena.used = 0;
     g->z = GMEM__TAKE_F32(&g->arena, g->count * g->per_picture);
     g->snippets = GMEM__TAKE_F32(&g->arena, g->count * g->info->snippet_width);
     g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
@@ -12551,17 +12552,15 @@ static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error
     g->image.height = info->height * factor;
     g->image.width = info->width * factor;
     gmem__generation_take(g);
-    g->arena.bytes = g->arena.used;
-    g->arena.memory = (char *)gmem__alloc_raw(g->context, g->arena.bytes, 1);
     g->image.pixels = (uint8_t *)gmem__alloc_raw(g->context, gmem__image_bytes(&g->image), 1);
-    if (!g->arena.memory || !g->image.pixels)
+    if (!gmem__arena_reserve(g->context, &g->arena) || !g->image.pixels)
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for %lld pictures", (long long)g->count);
     gmem__generation_take(g);
     return GMEM_OK;
 }
 
 static void gmem__generation_free(gmem__generation *g) {
-    gmem__free(g->context, g->arena.memory, g->arena.bytes, 1);
+    gmem__arena_release(g->context, &g->arena);
     gmem_image_free(g->context, &g->image);
     gmem_autoencoder_close(g->autoencoder);
     gmem_bank_close(g->bank);

@@ -182,7 +182,6 @@ static int64_t gmem__ae_result_size(const gmem__ae_plan *plan) {
 
 static void gmem__ae_take(gmem__ae_job *job) {
     const gmem_context *context = job->context;
-    job->arena.used = 0;
     job->a = GMEM__TAKE_F32(&job->arena, job->plan.state);
     job->b = GMEM__TAKE_F32(&job->arena, job->plan.state);
     job->work = GMEM__TAKE_F32(&job->arena, job->plan.work);
@@ -190,7 +189,7 @@ static void gmem__ae_take(gmem__ae_job *job) {
     job->results = GMEM__TAKE_F32(&job->arena, job->count * gmem__ae_result_size(&job->plan));
 }
 
-static void gmem__ae_job_end(gmem__ae_job *job) { gmem__free(job->context, job->arena.memory, job->arena.bytes, 1); }
+static void gmem__ae_job_end(gmem__ae_job *job) { gmem__arena_release(job->context, &job->arena); }
 
 static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
     int64_t size = 0;
@@ -199,9 +198,7 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld images of %lld x %lld are too large", (long long)job->count,
                           (long long)job->height, (long long)job->width);
     gmem__ae_take(job);
-    job->arena.bytes = job->arena.used;
-    job->arena.memory = (char *)gmem__alloc_raw(job->context, job->arena.bytes, 1);
-    if (!job->arena.memory)
+    if (!gmem__arena_reserve(job->context, &job->arena))
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for the autoencoder: %lld bytes",
                           (long long)job->arena.bytes);
     gmem__ae_take(job);

@@ -26,7 +26,6 @@ typedef struct gmem__generation {
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
 static void gmem__generation_take(gmem__generation *g) {
-    g->arena.used = 0;
     g->z = GMEM__TAKE_F32(&g->arena, g->count * g->per_picture);
     g->snippets = GMEM__TAKE_F32(&g->arena, g->count * g->info->snippet_width);
     g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
@@ -46,17 +45,15 @@ static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error
     g->image.height = info->height * factor;
     g->image.width = info->width * factor;
     gmem__generation_take(g);
-    g->arena.bytes = g->arena.used;
-    g->arena.memory = (char *)gmem__alloc_raw(g->context, g->arena.bytes, 1);
     g->image.pixels = (uint8_t *)gmem__alloc_raw(g->context, gmem__image_bytes(&g->image), 1);
-    if (!g->arena.memory || !g->image.pixels)
+    if (!gmem__arena_reserve(g->context, &g->arena) || !g->image.pixels)
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for %lld pictures", (long long)g->count);
     gmem__generation_take(g);
     return GMEM_OK;
 }
 
 static void gmem__generation_free(gmem__generation *g) {
-    gmem__free(g->context, g->arena.memory, g->arena.bytes, 1);
+    gmem__arena_release(g->context, &g->arena);
     gmem_image_free(g->context, &g->image);
     gmem_autoencoder_close(g->autoencoder);
     gmem_bank_close(g->bank);

@@ -144,12 +144,8 @@ GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_int
     run.steps = plan.intervals + plan.last_step;
 
     gmem__run_layout(&run, &arena);
-    const int64_t bytes = arena.used;
-    arena.bytes = bytes;
-    arena.used = 0;
-    arena.memory = (char *)gmem__alloc_raw(context, bytes, 1);
-    if (!arena.memory)
-        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)bytes);
+    if (!gmem__arena_reserve(context, &arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)arena.bytes);
     gmem__run_layout(&run, &arena);
     memcpy(run.x, x, (size_t)run.count * sizeof(float));
     gmem_status status = gmem__run_solver(&run, error);
@@ -157,7 +153,7 @@ GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_int
         memcpy(x, run.x, (size_t)run.count * sizeof(float));
         if (desc->passes) *desc->passes = run.passes;
     }
-    gmem__free(context, arena.memory, bytes, 1);
+    gmem__arena_release(context, &arena);
     return status;
 }
 

@@ -102,13 +102,17 @@ GMEM__FN void gmem__free(const gmem_context *context, void *memory, int64_t coun
 /* The same without the zeroing, for large buffers. */
 GMEM__FN void *gmem__alloc_raw(const gmem_context *context, int64_t count, size_t bytes);
 
-/* Activations live in one block sized beforehand: run the same takes on an arena without memory, then allocate
- * `used` bytes and run them again. A take from a full arena gives NULL and makes `used` exceed `bytes`. */
+/* Activations live in one block sized beforehand: run the same takes on an arena without memory, reserve, and run them
+ * again. A take from a full arena gives NULL and makes `used` exceed `bytes`. */
 typedef struct gmem__arena {
     char *memory;
     int64_t bytes, used;
 } gmem__arena;
 GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
+/* Allocates what was taken so far and starts anew; 0 without memory, where `bytes` tells how much it would have been.
+ */
+GMEM__FN int gmem__arena_reserve(const gmem_context *context, gmem__arena *arena);
+GMEM__FN void gmem__arena_release(const gmem_context *context, gmem__arena *arena);
 #define GMEM__TAKE_F32(arena, count) ((float *)gmem__take((arena), (count), sizeof(float)))
 
 /* Allocations that are freed together; small ones share a block. Zero-filled, `align` a power of two up to 64. */

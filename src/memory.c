@@ -56,6 +56,18 @@ GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes) {
     return arena->memory && end <= arena->bytes ? arena->memory + start : NULL;
 }
 
+GMEM__FN int gmem__arena_reserve(const gmem_context *context, gmem__arena *arena) {
+    arena->bytes = arena->used;
+    arena->used = 0;
+    arena->memory = (char *)gmem__alloc_raw(context, arena->bytes, 1);
+    return arena->memory != NULL;
+}
+
+GMEM__FN void gmem__arena_release(const gmem_context *context, gmem__arena *arena) {
+    gmem__free(context, arena->memory, arena->bytes, 1);
+    arena->memory = NULL;
+}
+
 typedef struct gmem__block {
     struct gmem__block *next;
     int64_t bytes, used; /* of the whole allocation, this header included */

@@ -115,10 +115,7 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
     pass->prepared.capacity =
         gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column_bytes), max_batch + 1);
     gmem__layout_pass(pass, &pass->arena);
-    pass->arena.bytes = pass->arena.used;
-    pass->arena.used = 0;
-    pass->arena.memory = (char *)gmem__alloc_raw(context, pass->arena.bytes, 1);
-    if (!pass->arena.memory) {
+    if (!gmem__arena_reserve(context, &pass->arena)) {
         int64_t bytes = pass->arena.bytes;
         gmem_pass_destroy(pass);
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for the activations of a batch of %lld: %lld bytes",
@@ -133,7 +130,7 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
 GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     if (!pass) return;
     const gmem_context *context = pass->network->context;
-    gmem__free(context, pass->arena.memory, pass->arena.bytes, 1);
+    gmem__arena_release(context, &pass->arena);
     gmem__free(context, pass, 1, sizeof *pass);
 }
 

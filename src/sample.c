@@ -190,14 +190,10 @@ GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_
 
     const int64_t time_count = gmem__plan_passes(&plan);
     gmem__sampling_layout(&sampling, &arena, time_count);
-    const int64_t bytes = arena.used;
-    arena.bytes = bytes;
-    arena.used = 0;
-    arena.memory = (char *)gmem__alloc_raw(network->context, bytes, 1);
-    if (!arena.memory)
-        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)bytes);
+    if (!gmem__arena_reserve(network->context, &arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)arena.bytes);
     gmem__sampling_layout(&sampling, &arena, time_count);
     gmem_status status = gmem__sample_run(network, &sampling, &plan, x, error);
-    gmem__free(network->context, arena.memory, bytes, 1);
+    gmem__arena_release(network->context, &arena);
     return status;
 }
