@@ -30,6 +30,7 @@
  *   name says bytes. Description structs are zero-initialised: zero means the documented default.
  *   Every function that can fail returns a gmem_status and fills an optional gmem_error. On failure the outputs are
  *   untouched and everything acquired is released. Nothing prints, exits, or keeps global state.
+ *   Callbacks that return a gmem_status may fill the error they are given, which is never NULL, and need not.
  *   Threads: a context, network, bank and autoencoder may be used by several threads at once; a pass and a random
  *   generator belong to one thread at a time.
  */

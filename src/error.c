@@ -62,6 +62,22 @@ GMEM__FN gmem_status gmem__fail_in(gmem_error *error, gmem_status code, const ch
     return code;
 }
 
+GMEM__FN gmem_error gmem__callback_error(void) {
+    gmem_error error;
+    memset(&error, 0, sizeof error);
+    error.offset = -1;
+    return error;
+}
+
+GMEM__FN gmem_status gmem__fail_callback(gmem_error *error, gmem_status status, const gmem_error *from,
+                                         const char *who) {
+    if (status == GMEM_OK || !error) return status;
+    if (!from->message[0]) return gmem__fail(error, status, "%s failed: %s", who, gmem_status_text(status));
+    *error = *from;
+    error->code = status;
+    return status;
+}
+
 GMEM_API const char *gmem_escape(const char *text, char *out, size_t bytes) {
     static const char digits[] = "0123456789abcdef";
     size_t used = 0;

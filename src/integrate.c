@@ -46,7 +46,9 @@ GMEM__FN gmem_status gmem__run_model(gmem__run *run, double t, double guide_t, c
     call.unconditional = halves == GMEM__HALF_CONDITIONAL     ? NULL
                          : halves == GMEM__HALF_UNCONDITIONAL ? out
                                                               : run->unconditional;
-    GMEM__TRY(run->desc->velocity(run->desc->velocity_user, &call, error));
+    gmem_error own = gmem__callback_error();
+    gmem_status status = run->desc->velocity(run->desc->velocity_user, &call, &own);
+    if (status != GMEM_OK) return gmem__fail_callback(error, status, &own, "the velocity function");
     run->passes++;
     if ((call.conditional && !gmem__all_finite(call.conditional, run->count)) ||
         (call.unconditional && !gmem__all_finite(call.unconditional, run->count)))

@@ -40,6 +40,11 @@ GMEM__FN gmem_status gmem__fail_at(gmem_error *error, gmem_status code, const ch
                                    const char *format, ...) GMEM__PRINTF(5, 6);
 /* Adds the path to an error that was raised without one; returns the error's code. */
 GMEM__FN gmem_status gmem__fail_in(gmem_error *error, gmem_status code, const char *path);
+/* What a callback is given to fill, and what becomes of it: its own error, or where it filled in none, one that says
+ * who failed. Returns `status`. */
+GMEM__FN gmem_error gmem__callback_error(void);
+GMEM__FN gmem_status gmem__fail_callback(gmem_error *error, gmem_status status, const gmem_error *from,
+                                         const char *who);
 
 #define GMEM__TRY(call)                                     \
     do {                                                    \

@@ -311,6 +311,12 @@ static gmem_status gmem__save_header(const gmem__saver *saver, gmem__output *out
     return status;
 }
 
+static gmem_status gmem__save_fill(const gmem__saver *saver, int64_t index, int64_t first, int64_t count, void *out) {
+    gmem_error own = gmem__callback_error();
+    gmem_status status = saver->desc->fill(saver->desc->fill_user, index, first, count, out, &own);
+    return gmem__fail_callback(saver->error, status, &own, "the function that fills tensors");
+}
+
 static gmem_status gmem__save_data(const gmem__saver *saver, int64_t index, unsigned char *chunk,
                                    gmem__output *output) {
     const gmem_tensor *tensor = saver->desc->tensors + index;
@@ -322,7 +328,7 @@ static gmem_status gmem__save_data(const gmem__saver *saver, int64_t index, unsi
         if (tensor->data)
             gmem_tensor_read(tensor, first, count, chunk);
         else
-            GMEM__TRY(saver->desc->fill(saver->desc->fill_user, index, first, count, chunk, saver->error));
+            GMEM__TRY(gmem__save_fill(saver, index, first, count, chunk));
         GMEM__TRY(gmem__output_write(output, chunk, count * width));
         first += count;
     }

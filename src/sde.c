@@ -36,13 +36,21 @@ static gmem_status gmem__sde_drift(gmem__run *run, const gmem__sde_terms *terms,
     return GMEM_OK;
 }
 
+/* run->noise = the caller's noise for interval i. */
+static gmem_status gmem__sde_noise(gmem__run *run, int64_t i, gmem_error *error) {
+    const gmem_integrate_desc *desc = run->desc;
+    gmem_error own = gmem__callback_error();
+    gmem_status status = desc->noise(desc->noise_user, i, desc->batch, desc->per_picture, run->noise, &own);
+    return gmem__fail_callback(error, status, &own, "the noise function");
+}
+
 static gmem_status gmem__sde_interval(gmem__run *run, int64_t i, double dt, gmem_error *error) {
     const gmem__plan *plan = run->plan;
     const double t = gmem__plan_time(plan, i), next_t = gmem__plan_time(plan, i + 1);
     const gmem__sde_terms terms = gmem__sde_at(plan, t);
     const double noise = terms.noise * sqrt(fabs(dt));
     const float *const draw = run->noise;
-    GMEM__TRY(run->desc->noise(run->desc->noise_user, i, run->desc->batch, run->desc->per_picture, run->noise, error));
+    GMEM__TRY(gmem__sde_noise(run, i, error));
     if (plan->method->solver == GMEM__SOLVER_SDE_EULER) {
         const double weight[2] = {dt, noise};
         GMEM__TRY(gmem__sde_drift(run, &terms, t, run->x, run->k[0], error));

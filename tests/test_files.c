@@ -502,6 +502,17 @@ static gmem_status count_up(void *user, int64_t index, int64_t first, int64_t co
     return gmem__fail(error, GMEM_E_CANCELLED, "stopped");
 }
 
+/* Fails without a word. */
+static gmem_status break_off(void *user, int64_t index, int64_t first, int64_t count, void *out, gmem_error *error) {
+    (void)user;
+    (void)index;
+    (void)first;
+    (void)count;
+    (void)out;
+    (void)error;
+    return GMEM_E_LIMIT;
+}
+
 static void test_fill(gmem_context *context) {
     static const int64_t shape[2] = {300, 301};
     gmem_tensor tensors[3];
@@ -529,6 +540,13 @@ static void test_fill(gmem_context *context) {
     desc.fill_user = &error; /* not NULL: it stops */
     CHECK_STATUS(GMEM_E_CANCELLED, gmem_save(context, target, &desc, &error));
     CHECK_TEXT(error.message, "stopped");
+    CHECK_TEXT(error.path, target);
+    desc.fill = break_off;
+    memset(&error, 0x55, sizeof error); /* nobody has set it */
+    CHECK_STATUS(GMEM_E_LIMIT, gmem_save(context, target, &desc, &error));
+    CHECK_TEXT(error.message, "the function that fills tensors failed: the file exceeds a limit of the reader");
+    CHECK_TEXT(error.path, target);
+    CHECK_INT(error.offset, -1);
     CHECK(fopen(target, "rb") == NULL);
 }
 

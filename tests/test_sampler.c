@@ -474,6 +474,35 @@ static void check_failure(gmem_context *context, gmem_status expected, gmem_inte
     CHECK_INT(passes, -7);
 }
 
+static gmem_status broken_velocity(void *user, const gmem_velocity_call *call, gmem_error *error) {
+    (void)user;
+    (void)call;
+    error->message[0] = 0; /* there, and left empty */
+    return GMEM_E_OPEN;
+}
+
+/* Callbacks that fail without a word. */
+static void test_silent_failures(gmem_context *context) {
+    asked log;
+    gmem_error error;
+    float x[FIELD_COUNT];
+    field_start(x);
+    gmem_integrate_desc desc = field_desc(GMEM_SDE_HEUN, 0, &log);
+    desc.noise = broken_noise;
+    memset(&error, 0x55, sizeof error); /* nobody has set it */
+    CHECK_STATUS(GMEM_E_READ, gmem_integrate(context, &desc, x, &error));
+    CHECK_INT(error.code, GMEM_E_READ);
+    CHECK_INT(error.offset, -1);
+    CHECK_TEXT(error.path, "");
+    CHECK_TEXT(error.message, "the noise function failed: cannot read the file");
+    desc.velocity = broken_velocity;
+    desc.noise = no_noise;
+    memset(&error, 0x55, sizeof error);
+    CHECK_STATUS(GMEM_E_OPEN, gmem_integrate(context, &desc, x, &error));
+    CHECK_TEXT(error.message, "the velocity function failed: cannot open the file");
+    CHECK_STATUS(GMEM_E_OPEN, gmem_integrate(context, &desc, x, NULL));
+}
+
 static void test_failures(gmem_context *context) {
     static const gmem_method methods[] = {GMEM_EULER,     GMEM_RK4,      GMEM_DOPRI5,
                                           GMEM_SDE_EULER, GMEM_SDE_HEUN, GMEM_REPA_SDE};
@@ -542,6 +571,7 @@ int main(void) {
     test_guidance_values(scalar);
     test_failures(scalar);
     test_failed_allocation();
+    test_silent_failures(scalar);
     gmem_context_destroy(scalar);
     return check_report();
 }
