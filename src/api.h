@@ -155,7 +155,7 @@ GMEM_API const char *gmem_status_text(gmem_status status);
 /* >>context ------------------------------------------------------------------------------------------------------ */
 
 /* Memory. Both functions may be called from several threads at once. `alloc` returns at least 64-byte aligned memory or
- * NULL; `release` gets what `alloc` returned and the same size. Default: the C library. */
+ * NULL; `release` gets what `alloc` returned and the same size. Both are needed. Default: the C library. */
 typedef struct gmem_allocator {
     void *user;
     void *(*alloc)(void *user, size_t bytes);
@@ -163,7 +163,8 @@ typedef struct gmem_allocator {
 } gmem_allocator;
 
 /* Files. Every function may fail; none is called twice at once for the same file. Default: POSIX, or the C library.
- * Failures of each can be injected, which is how the tests prove the error paths. */
+ * All are needed, but for `map` and `unmap`, which come together. Failures of each can be injected, which is how the
+ * tests prove the error paths. */
 typedef struct gmem_io {
     void *user;
     /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure. */

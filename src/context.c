@@ -18,12 +18,22 @@ static const char *gmem__isa_name(gmem_isa isa) {
     return names[isa];
 }
 
+/* Hooks come together: a part of them would be called with the other part's data, or not be there when it is due. */
+static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io *io) {
+    const int given = (io->open != NULL) + (io->size != NULL) + (io->read != NULL) + (io->write != NULL) +
+                      (io->sync != NULL) + (io->close != NULL) + (io->rename != NULL) + (io->remove != NULL);
+    return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map)) &&
+           !io->map == !io->unmap;
+}
+
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error) {
     gmem_context_desc defaults;
     memset(&defaults, 0, sizeof defaults);
     if (!desc) desc = &defaults;
     if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || desc->threads < 0 || desc->threads > 4096)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the context's description is out of range");
+    if (!gmem__hooks_are_whole(&desc->allocator, &desc->io))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a function of the allocator or of the files is missing");
     gmem_isa isa = desc->isa;
     const gmem__ops *ops = gmem__cpu_ops(desc->isa, &isa);
     if (!ops)

@@ -275,6 +275,42 @@ static void test_allocation_failures(void) {
     remove(target);
 }
 
+static const void *never_map(void *user, void *file, int64_t bytes) {
+    (void)user;
+    (void)file;
+    (void)bytes;
+    return NULL;
+}
+
+/* Hooks of which one is missing would be found out in the middle of a call. */
+static void test_missing_hooks(void) {
+    gmem_context_desc desc;
+    gmem_context *context = NULL;
+    failing memory = {-1, 0, 0};
+    memset(&desc, 0, sizeof desc);
+    desc.allocator.user = &memory;
+    desc.allocator.alloc = failing_alloc;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
+    desc.allocator.alloc = NULL;
+    desc.allocator.release = failing_release;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
+    memset(&desc, 0, sizeof desc);
+    desc.io = gmem__system_io();
+    desc.io.write = NULL;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
+    desc.io = gmem__system_io();
+    desc.io.open = NULL;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
+    desc.io = gmem__system_io();
+    desc.io.map = never_map;
+    desc.io.unmap = NULL;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
+    CHECK(context == NULL);
+    desc.io.map = NULL;
+    CHECK_OK(gmem_context_create(&desc, &context, NULL));
+    gmem_context_destroy(context);
+}
+
 int main(int count, char **arguments) {
     gmem_context *context = NULL;
     const char *slash = count > 0 ? strrchr(arguments[0], '/') : NULL;
@@ -282,6 +318,7 @@ int main(int count, char **arguments) {
     snprintf(target, sizeof target, "%.500s/test_io.out", folder);
     snprintf(missing_folder, sizeof missing_folder, "%.500s/no such folder/x", folder);
     if (gmem_context_create(NULL, &context, NULL) != GMEM_OK) return 1;
+    test_missing_hooks();
     test_refusals(context);
     test_shrunk();
     test_ways_of_reading();
