@@ -54,7 +54,7 @@ static gmem_status gmem__bank_take_rows(gmem__bank_part *part, const char *name,
     part->rows_tensor = tensor;
     part->rows = tensor->shape[0];
     *width = tensor->shape[1];
-    if (tensor->type != GMEM_I8 || (strcmp(name, "features") != 0 && !gmem_file_find(part->file, scale)))
+    if (tensor->type != GMEM_I8 || (strcmp(name, "features") != 0 && !gmem_file_find_any(part->file, scale)))
         return gmem__bank_need_float(tensor, name, error);
     GMEM__TRY(gmem__bank_need(part->file, scale, 1, part->rows, 0, &part->scale, error));
     return gmem__bank_need_float(part->scale, scale, error);

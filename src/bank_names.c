@@ -269,6 +269,7 @@ static gmem_status gmem__name_unknown(const gmem_bank *bank, const char *query, 
 
 /* A scan: names have their lengths at hand, so that a bank of a million rows takes milliseconds and no index. */
 GMEM_API gmem_status gmem_bank_find(const gmem_bank *bank, const char *name, int64_t *row, gmem_error *error) {
+    if (!bank || !name || !row) return gmem__fail(error, GMEM_E_ARGUMENT, "finding a row needs a bank and a name");
     int64_t length = (int64_t)strlen(name);
     for (int64_t i = 0; bank->names.start && length > 0 && i < bank->rows; i++) {
         if (gmem__name_length(bank, i) == length && gmem__same_name(gmem_bank_name(bank, i), name, length)) {

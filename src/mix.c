@@ -71,10 +71,12 @@ static gmem_status gmem__mix_weights(gmem__mixture *mixture, int64_t width, doub
     return GMEM_OK;
 }
 
-/* A masked mixture surely has an element left where one is nonzero in both. */
+#define GMEM__MIX_LEAST 1e-12 /* norm of a mixture that has not vanished */
+
+/* A masked mixture surely does not vanish where one element alone suffices in both: told before `out` is drawn into. */
 static int gmem__share_an_element(const float *a, const float *b, int64_t width) {
     for (int64_t i = 0; i < width; i++) {
-        if (a[i] != 0 && b[i] != 0) return 1;
+        if (fabs((double)a[i]) > GMEM__MIX_LEAST && fabs((double)b[i]) > GMEM__MIX_LEAST) return 1;
     }
     return 0;
 }
@@ -102,7 +104,7 @@ GMEM_API gmem_status gmem_mix(gmem_mix_method method, const float *a, const floa
         sum += gmem__mixed(&mixture, i) * gmem__mixed(&mixture, i);
     }
     double norm = sqrt(sum);
-    if (!(norm > 1e-12)) return gmem__fail(error, GMEM_E_ROW_ZERO, "the mixture of the two vectors vanishes");
+    if (!(norm > GMEM__MIX_LEAST)) return gmem__fail(error, GMEM_E_ROW_ZERO, "the mixture of the two vectors vanishes");
     for (int64_t i = 0; i < width; i++) {
         out[i] = (float)(gmem__mixed(&mixture, i) / norm);
     }
@@ -137,3 +139,5 @@ GMEM_API gmem_status gmem_choose_row(const int64_t *memoryfreq, int64_t rows, co
     *row = gmem__min(chosen, last); /* u rounds to 1 beyond 8 sigma */
     return GMEM_OK;
 }
+
+#undef GMEM__MIX_LEAST

@@ -198,6 +198,32 @@ static void test_native(gmem_context *context) {
 }
 
 /* A checkpoint of the first version, with its bank beside its network. */
+/* A bank of int8 in a file of which another dictionary is selected, as the network's loader selects it. */
+static void test_memorybank_int8(gmem_context *context) {
+    static const char path[] = "build/test_bank.safetensors";
+    edit_list *list = native_bank(GMEM_I8, 0);
+    int64_t shape[1] = {1};
+    float one = 1, out[WIDTH];
+    gmem_file *file = NULL;
+    gmem_bank_desc desc;
+    gmem_bank *bank = NULL;
+    edit_find(list, "features.scale")->name = "memorybank.scale";
+    edit_find(list, "features")->name = "memorybank";
+    edit_add(list, "ema.pos_embed", GMEM_F32, 1, shape, &one);
+    edit_save(list, path);
+    edit_free(list);
+    memset(&desc, 0, sizeof desc);
+    CHECK_OK(gmem_file_open(context, path, "ema", &file, NULL));
+    desc.file = file;
+    if (CHECK_OK(gmem_bank_open(context, &desc, &bank, NULL))) {
+        CHECK_OK(gmem_bank_row(bank, 4, out, NULL));
+        CHECK(fabs((double)(out[5] - feature(4, 5))) <= 0.25);
+    }
+    gmem_bank_close(bank);
+    gmem_file_close(file);
+    remove(path);
+}
+
 static void test_memorybank(gmem_context *context) {
     edit_list *list = native_bank(GMEM_F16, 0);
     gmem_file *file = NULL;
@@ -385,6 +411,12 @@ static void test_arguments(gmem_context *context) {
     CHECK_STATUS(GMEM_E_MISSING_TENSOR, gmem_bank_open(context, &desc, &bank, &error));
     CHECK(bank == NULL);
     gmem_bank_close(NULL);
+    int64_t row = -7;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_find(NULL, "x", &row, NULL));
+    bank = open_path(context, "tests/golden/bank_full.pth");
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_find(bank, NULL, &row, NULL));
+    CHECK_INT(row, -7);
+    gmem_bank_close(bank);
     remove(widths[1]);
 }
 
@@ -638,9 +670,17 @@ static void test_mask(void) {
     CHECK_CLOSE("mask at 1", again, b, COUNT, 1e-6);
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_mix(GMEM_MIX_MASK, a, b, COUNT, 0.5, &rng, 0, a, NULL));
     memset(a, 0, sizeof a);
-    a[0] = 1;
-    b[0] = 0;
+    memset(b, 0, sizeof b);
+    a[0] = b[1] = 1;
+    a[2] = b[2] = 1e-13f; /* shared, but nothing were left if the mask hid the others */
     memcpy(again, out, sizeof out);
+    for (int picture = 0; picture < 16; picture++) {
+        CHECK_STATUS(GMEM_E_ROW_ZERO, gmem_mix(GMEM_MIX_MASK, a, b, COUNT, 0.5, &rng, picture, out, NULL));
+        CHECK(memcmp(out, again, sizeof out) == 0);
+    }
+    memset(b, 0, sizeof b);
+    for (int i = 1; i < COUNT; i++)
+        b[i] = -1 / sqrtf(COUNT);
     CHECK_STATUS(GMEM_E_ROW_ZERO, gmem_mix(GMEM_MIX_MASK, a, b, COUNT, 0.5, &rng, 0, out, NULL));
     CHECK(memcmp(out, again, sizeof out) == 0);
 }
@@ -730,6 +770,7 @@ int main(void) {
     test_files(context);
     test_native(context);
     test_memorybank(context);
+    test_memorybank_int8(context);
     test_zero_row(context);
     test_malformed(context);
     test_malformed_names(context);
