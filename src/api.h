@@ -529,7 +529,8 @@ GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_
 GMEM_API gmem_status gmem_sampler_check(const gmem_sampler_desc *desc, int time_reversed, gmem_sampler_desc *resolved,
                                         gmem_error *error);
 /* The times, in order, at which the velocity will be asked for: at most `capacity` are written, the count is
- * returned; 0 where they are not known beforehand (DOPRI5). `desc` must be resolved. */
+ * returned; 0 where they are not known beforehand (DOPRI5) or the settings cannot be combined. `desc` as resolved for
+ * the network; otherwise its defaults are those of t = 0 being noise. */
 GMEM_API int64_t gmem_sampler_times(const gmem_sampler_desc *desc, double *out, int64_t capacity);
 
 /* Sampling with a network. `x` as in gmem_integrate, (batch, channels, height, width). */

@@ -227,7 +227,9 @@ GMEM__FN int gmem__schedule_next(gmem__schedule *schedule, double *t) {
 }
 
 GMEM_API int64_t gmem_sampler_times(const gmem_sampler_desc *desc, double *out, int64_t capacity) {
-    const gmem__plan plan = gmem__plan_make(desc);
+    gmem_sampler_desc resolved;
+    if (gmem_sampler_check(desc, 0, &resolved, NULL) != GMEM_OK) return 0;
+    const gmem__plan plan = gmem__plan_make(&resolved);
     gmem__schedule schedule = gmem__schedule_start(&plan);
     int64_t count = 0;
     for (double t; gmem__schedule_next(&schedule, &t); count++) {

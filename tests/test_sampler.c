@@ -439,6 +439,12 @@ static void test_defaults(void) {
     desc.method = GMEM_DOPRI5;
     CHECK_OK(gmem_sampler_check(&desc, 0, &resolved, NULL));
     CHECK(resolved.atol == 1e-6 && resolved.rtol == 1e-3);
+    memset(&desc, 0, sizeof desc); /* the times of settings that nobody has resolved */
+    desc.steps = 10;
+    CHECK_INT(gmem_sampler_times(&desc, NULL, 0), 19);
+    desc.diffusion_form = GMEM_DIFFUSION_SBDM;
+    CHECK_INT(gmem_sampler_times(&desc, NULL, 0), 0);
+    CHECK_INT(gmem_sampler_times(NULL, NULL, 0), 0);
 }
 
 /* Nothing until t = 0.5, then a different value at every call: no step is ever small enough. */
