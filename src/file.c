@@ -516,8 +516,9 @@ GMEM_API const char *gmem_file_metadata(const gmem_file *file, const char *key) 
 GMEM_API int64_t gmem_file_metadata_count(const gmem_file *file) { return file->metadata_count; }
 
 GMEM_API void gmem_file_metadata_at(const gmem_file *file, int64_t index, const char **key, const char **value) {
-    *key = file->metadata[2 * index];
-    *value = file->metadata[2 * index + 1];
+    const int there = index >= 0 && index < file->metadata_count;
+    *key = there ? file->metadata[2 * index] : NULL;
+    *value = there ? file->metadata[2 * index + 1] : NULL;
 }
 
 GMEM_API int gmem_file_next_value(const gmem_file *file, int64_t *cursor, const char **key, double *number,

@@ -247,8 +247,10 @@ static gmem_status gmem__generate_check(const gmem_context *context, const gmem_
     if (!context || !desc || !out || !desc->network || !desc->autoencoder)
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_generate needs a network, an autoencoder and an output");
     if (desc->count < 0 || desc->memory_count < 0 || desc->label_count < 0 || (desc->memory_count && !desc->memory) ||
-        (desc->label_count && !desc->labels) || !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
-        return gmem__fail(error, GMEM_E_ARGUMENT, "a count, a list or the multiplier of gmem_generate is wrong");
+        (desc->label_count && !desc->labels) || (int)desc->rng < 0 || desc->rng > GMEM_RNG_TORCH_CUDA ||
+        !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
+        return gmem__fail(error, GMEM_E_ARGUMENT,
+                          "a count, a list, the generator or the multiplier of gmem_generate is wrong");
     return GMEM_OK;
 }
 

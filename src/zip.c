@@ -70,7 +70,7 @@ static gmem_status gmem__zip_read_end64(const gmem__zip *zip, gmem__zip_end *end
 
 static gmem_status gmem__zip_read_end(const gmem__zip *zip, gmem__zip_end *end, gmem_error *error) {
     const int64_t at = zip->size - GMEM__ZIP_END_BYTES;
-    const unsigned char *record = zip->bytes + at;
+    const unsigned char *record = zip->bytes + gmem__max(at, 0);
     if (at < 0 || gmem__zip_u32(record) != GMEM__ZIP_END_SIGNATURE || gmem__zip_u16(record + 20) != 0) {
         return gmem__zip_fail(zip, GMEM_E_ZIP_END, gmem__max(at, 0), "no zip end record at the end: cut short?", error);
     }

@@ -116,6 +116,10 @@ static void test_metadata(gmem_context *context) {
     CHECK_INT(gmem_file_metadata_count(file), 3);
     gmem_file_metadata_at(file, 1, &key, &text);
     CHECK_TEXT(key, "empty");
+    for (int64_t beyond = -1; beyond <= 3; beyond += 4) {
+        gmem_file_metadata_at(file, beyond, &key, &text);
+        CHECK(key == NULL && text == NULL);
+    }
     int64_t cursor = 0, numbers = 0, strings = 0;
     while (gmem_file_next_value(file, &cursor, &key, &number, &text)) {
         numbers += text == NULL;

@@ -306,6 +306,9 @@ static void test_refusals(gmem_context *context) {
     desc.count = (int64_t)1 << 40;
     refuse(context, &desc, GMEM_E_MEMORY, NULL);
     desc = usual();
+    desc.rng = (gmem_rng_kind)7;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
+    desc = usual();
     desc.multiplier = -1;
     refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
     desc = usual();
