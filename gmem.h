@@ -33,6 +33,7 @@
  *   name says bytes. Description structs are zero-initialised: zero means the documented default.
  *   Every function that can fail returns a gmem_status and fills an optional gmem_error. On failure the outputs are
  *   untouched and everything acquired is released. Nothing prints, exits, or keeps global state.
+ *   Callbacks that return a gmem_status may fill the error they are given, which is never NULL, and need not.
  *   Threads: a context, network, bank and autoencoder may be used by several threads at once; a pass and a random
  *   generator belong to one thread at a time.
  */
@@ -157,7 +158,7 @@ GMEM_API const char *gmem_status_text(gmem_status status);
 /* >>context ------------------------------------------------------------------------------------------------------ */
 
 /* Memory. Both functions may be called from several threads at once. `alloc` returns at least 64-byte aligned memory or
- * NULL; `release` gets what `alloc` returned and the same size. Default: the C library. */
+ * NULL; `release` gets what `alloc` returned and the same size. Both are needed. Default: the C library. */
 typedef struct gmem_allocator {
     void *user;
     void *(*alloc)(void *user, size_t bytes);
@@ -165,7 +166,8 @@ typedef struct gmem_allocator {
 } gmem_allocator;
 
 /* Files. Every function may fail; none is called twice at once for the same file. Default: POSIX, or the C library.
- * Failures of each can be injected, which is how the tests prove the error paths. */
+ * All are needed, but for `map` and `unmap`, which come together. Failures of each can be injected, which is how the
+ * tests prove the error paths. */
 typedef struct gmem_io {
     void *user;
     /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure. */
@@ -530,7 +532,8 @@ GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_
 GMEM_API gmem_status gmem_sampler_check(const gmem_sampler_desc *desc, int time_reversed, gmem_sampler_desc *resolved,
                                         gmem_error *error);
 /* The times, in order, at which the velocity will be asked for: at most `capacity` are written, the count is
- * returned; 0 where they are not known beforehand (DOPRI5). `desc` must be resolved. */
+ * returned; 0 where they are not known beforehand (DOPRI5) or the settings cannot be combined. `desc` as resolved for
+ * the network; otherwise its defaults are those of t = 0 being noise. */
 GMEM_API int64_t gmem_sampler_times(const gmem_sampler_desc *desc, double *out, int64_t capacity);
 
 /* Sampling with a network. `x` as in gmem_integrate, (batch, channels, height, width). */
@@ -767,6 +770,11 @@ GMEM__FN gmem_status gmem__fail_at(gmem_error *error, gmem_status code, const ch
                                    const char *format, ...) GMEM__PRINTF(5, 6);
 /* Adds the path to an error that was raised without one; returns the error's code. */
 GMEM__FN gmem_status gmem__fail_in(gmem_error *error, gmem_status code, const char *path);
+/* What a callback is given to fill, and what becomes of it: its own error, or where it filled in none, one that says
+ * who failed. Returns `status`. */
+GMEM__FN gmem_error gmem__callback_error(void);
+GMEM__FN gmem_status gmem__fail_callback(gmem_error *error, gmem_status status, const gmem_error *from,
+                                         const char *who);
 
 #define GMEM__TRY(call)                                     \
     do {                                                    \
@@ -1086,6 +1094,22 @@ GMEM__FN gmem_status gmem__fail_at(gmem_error *error, gmem_status code, const ch
 GMEM__FN gmem_status gmem__fail_in(gmem_error *error, gmem_status code, const char *path) {
     if (error && code != GMEM_OK && !error->path[0]) gmem__copy_text(error->path, sizeof error->path, path);
     return code;
+}
+
+GMEM__FN gmem_error gmem__callback_error(void) {
+    gmem_error error;
+    memset(&error, 0, sizeof error);
+    error.offset = -1;
+    return error;
+}
+
+GMEM__FN gmem_status gmem__fail_callback(gmem_error *error, gmem_status status, const gmem_error *from,
+                                         const char *who) {
+    if (status == GMEM_OK || !error) return status;
+    if (!from->message[0]) return gmem__fail(error, status, "%s failed: %s", who, gmem_status_text(status));
+    *error = *from;
+    error->code = status;
+    return status;
 }
 
 GMEM_API const char *gmem_escape(const char *text, char *out, size_t bytes) {
@@ -4151,7 +4175,7 @@ static gmem_status gmem__zip_read_end64(const gmem__zip *zip, gmem__zip_end *end
 
 static gmem_status gmem__zip_read_end(const gmem__zip *zip, gmem__zip_end *end, gmem_error *error) {
     const int64_t at = zip->size - GMEM__ZIP_END_BYTES;
-    const unsigned char *record = zip->bytes + at;
+    const unsigned char *record = zip->bytes + gmem__max(at, 0);
     if (at < 0 || gmem__zip_u32(record) != GMEM__ZIP_END_SIGNATURE || gmem__zip_u16(record + 20) != 0) {
         return gmem__zip_fail(zip, GMEM_E_ZIP_END, gmem__max(at, 0), "no zip end record at the end: cut short?", error);
     }
@@ -5361,8 +5385,9 @@ GMEM_API const char *gmem_file_metadata(const gmem_file *file, const char *key) 
 GMEM_API int64_t gmem_file_metadata_count(const gmem_file *file) { return file->metadata_count; }
 
 GMEM_API void gmem_file_metadata_at(const gmem_file *file, int64_t index, const char **key, const char **value) {
-    *key = file->metadata[2 * index];
-    *value = file->metadata[2 * index + 1];
+    const int there = index >= 0 && index < file->metadata_count;
+    *key = there ? file->metadata[2 * index] : NULL;
+    *value = there ? file->metadata[2 * index + 1] : NULL;
 }
 
 GMEM_API int gmem_file_next_value(const gmem_file *file, int64_t *cursor, const char **key, double *number,
@@ -5709,6 +5734,12 @@ static gmem_status gmem__save_header(const gmem__saver *saver, gmem__output *out
     return status;
 }
 
+static gmem_status gmem__save_fill(const gmem__saver *saver, int64_t index, int64_t first, int64_t count, void *out) {
+    gmem_error own = gmem__callback_error();
+    gmem_status status = saver->desc->fill(saver->desc->fill_user, index, first, count, out, &own);
+    return gmem__fail_callback(saver->error, status, &own, "the function that fills tensors");
+}
+
 static gmem_status gmem__save_data(const gmem__saver *saver, int64_t index, unsigned char *chunk,
                                    gmem__output *output) {
     const gmem_tensor *tensor = saver->desc->tensors + index;
@@ -5720,7 +5751,7 @@ static gmem_status gmem__save_data(const gmem__saver *saver, int64_t index, unsi
         if (tensor->data)
             gmem_tensor_read(tensor, first, count, chunk);
         else
-            GMEM__TRY(saver->desc->fill(saver->desc->fill_user, index, first, count, chunk, saver->error));
+            GMEM__TRY(gmem__save_fill(saver, index, first, count, chunk));
         GMEM__TRY(gmem__output_write(output, chunk, count * width));
         first += count;
     }
@@ -8115,12 +8146,22 @@ static const char *gmem__isa_name(gmem_isa isa) {
     return names[isa];
 }
 
+/* Hooks come together: a part of them would be called with the other part's data, or not be there when it is due. */
+static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io *io) {
+    const int given = (io->open != NULL) + (io->size != NULL) + (io->read != NULL) + (io->write != NULL) +
+                      (io->sync != NULL) + (io->close != NULL) + (io->rename != NULL) + (io->remove != NULL);
+    return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map)) &&
+           !io->map == !io->unmap;
+}
+
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error) {
     gmem_context_desc defaults;
     memset(&defaults, 0, sizeof defaults);
     if (!desc) desc = &defaults;
     if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || desc->threads < 0 || desc->threads > 4096)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the context's description is out of range");
+    if (!gmem__hooks_are_whole(&desc->allocator, &desc->io))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a function of the allocator or of the files is missing");
     gmem_isa isa = desc->isa;
     const gmem__ops *ops = gmem__cpu_ops(desc->isa, &isa);
     if (!ops)
@@ -10311,7 +10352,7 @@ static gmem_status gmem__bank_take_rows(gmem__bank_part *part, const char *name,
     part->rows_tensor = tensor;
     part->rows = tensor->shape[0];
     *width = tensor->shape[1];
-    if (tensor->type != GMEM_I8 || (strcmp(name, "features") != 0 && !gmem_file_find(part->file, scale)))
+    if (tensor->type != GMEM_I8 || (strcmp(name, "features") != 0 && !gmem_file_find_any(part->file, scale)))
         return gmem__bank_need_float(tensor, name, error);
     GMEM__TRY(gmem__bank_need(part->file, scale, 1, part->rows, 0, &part->scale, error));
     return gmem__bank_need_float(part->scale, scale, error);
@@ -10842,6 +10883,7 @@ static gmem_status gmem__name_unknown(const gmem_bank *bank, const char *query, 
 
 /* A scan: names have their lengths at hand, so that a bank of a million rows takes milliseconds and no index. */
 GMEM_API gmem_status gmem_bank_find(const gmem_bank *bank, const char *name, int64_t *row, gmem_error *error) {
+    if (!bank || !name || !row) return gmem__fail(error, GMEM_E_ARGUMENT, "finding a row needs a bank and a name");
     int64_t length = (int64_t)strlen(name);
     for (int64_t i = 0; bank->names.start && length > 0 && i < bank->rows; i++) {
         if (gmem__name_length(bank, i) == length && gmem__same_name(gmem_bank_name(bank, i), name, length)) {
@@ -10924,10 +10966,12 @@ static gmem_status gmem__mix_weights(gmem__mixture *mixture, int64_t width, doub
     return GMEM_OK;
 }
 
-/* A masked mixture surely has an element left where one is nonzero in both. */
+#define GMEM__MIX_LEAST 1e-12 /* norm of a mixture that has not vanished */
+
+/* A masked mixture surely does not vanish where one element alone suffices in both: told before `out` is drawn into. */
 static int gmem__share_an_element(const float *a, const float *b, int64_t width) {
     for (int64_t i = 0; i < width; i++) {
-        if (a[i] != 0 && b[i] != 0) return 1;
+        if (fabs((double)a[i]) > GMEM__MIX_LEAST && fabs((double)b[i]) > GMEM__MIX_LEAST) return 1;
     }
     return 0;
 }
@@ -10955,7 +10999,7 @@ GMEM_API gmem_status gmem_mix(gmem_mix_method method, const float *a, const floa
         sum += gmem__mixed(&mixture, i) * gmem__mixed(&mixture, i);
     }
     double norm = sqrt(sum);
-    if (!(norm > 1e-12)) return gmem__fail(error, GMEM_E_ROW_ZERO, "the mixture of the two vectors vanishes");
+    if (!(norm > GMEM__MIX_LEAST)) return gmem__fail(error, GMEM_E_ROW_ZERO, "the mixture of the two vectors vanishes");
     for (int64_t i = 0; i < width; i++) {
         out[i] = (float)(gmem__mixed(&mixture, i) / norm);
     }
@@ -10990,6 +11034,8 @@ GMEM_API gmem_status gmem_choose_row(const int64_t *memoryfreq, int64_t rows, co
     *row = gmem__min(chosen, last); /* u rounds to 1 beyond 8 sigma */
     return GMEM_OK;
 }
+
+#undef GMEM__MIX_LEAST
 
 /* ... and the samplers, to the picture. */
 /* ---- src/random.c ---- */
@@ -11847,13 +11893,21 @@ static gmem_status gmem__sde_drift(gmem__run *run, const gmem__sde_terms *terms,
     return GMEM_OK;
 }
 
+/* run->noise = the caller's noise for interval i. */
+static gmem_status gmem__sde_noise(gmem__run *run, int64_t i, gmem_error *error) {
+    const gmem_integrate_desc *desc = run->desc;
+    gmem_error own = gmem__callback_error();
+    gmem_status status = desc->noise(desc->noise_user, i, desc->batch, desc->per_picture, run->noise, &own);
+    return gmem__fail_callback(error, status, &own, "the noise function");
+}
+
 static gmem_status gmem__sde_interval(gmem__run *run, int64_t i, double dt, gmem_error *error) {
     const gmem__plan *plan = run->plan;
     const double t = gmem__plan_time(plan, i), next_t = gmem__plan_time(plan, i + 1);
     const gmem__sde_terms terms = gmem__sde_at(plan, t);
     const double noise = terms.noise * sqrt(fabs(dt));
     const float *const draw = run->noise;
-    GMEM__TRY(run->desc->noise(run->desc->noise_user, i, run->desc->batch, run->desc->per_picture, run->noise, error));
+    GMEM__TRY(gmem__sde_noise(run, i, error));
     if (plan->method->solver == GMEM__SOLVER_SDE_EULER) {
         const double weight[2] = {dt, noise};
         GMEM__TRY(gmem__sde_drift(run, &terms, t, run->x, run->k[0], error));
@@ -12136,7 +12190,9 @@ GMEM__FN int gmem__schedule_next(gmem__schedule *schedule, double *t) {
 }
 
 GMEM_API int64_t gmem_sampler_times(const gmem_sampler_desc *desc, double *out, int64_t capacity) {
-    const gmem__plan plan = gmem__plan_make(desc);
+    gmem_sampler_desc resolved;
+    if (gmem_sampler_check(desc, 0, &resolved, NULL) != GMEM_OK) return 0;
+    const gmem__plan plan = gmem__plan_make(&resolved);
     gmem__schedule schedule = gmem__schedule_start(&plan);
     int64_t count = 0;
     for (double t; gmem__schedule_next(&schedule, &t); count++) {
@@ -12192,7 +12248,9 @@ GMEM__FN gmem_status gmem__run_model(gmem__run *run, double t, double guide_t, c
     call.unconditional = halves == GMEM__HALF_CONDITIONAL     ? NULL
                          : halves == GMEM__HALF_UNCONDITIONAL ? out
                                                               : run->unconditional;
-    GMEM__TRY(run->desc->velocity(run->desc->velocity_user, &call, error));
+    gmem_error own = gmem__callback_error();
+    gmem_status status = run->desc->velocity(run->desc->velocity_user, &call, &own);
+    if (status != GMEM_OK) return gmem__fail_callback(error, status, &own, "the velocity function");
     run->passes++;
     if ((call.conditional && !gmem__all_finite(call.conditional, run->count)) ||
         (call.unconditional && !gmem__all_finite(call.unconditional, run->count)))
@@ -12754,8 +12812,10 @@ static gmem_status gmem__generate_check(const gmem_context *context, const gmem_
     if (!context || !desc || !out || !desc->network || !desc->autoencoder)
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_generate needs a network, an autoencoder and an output");
     if (desc->count < 0 || desc->memory_count < 0 || desc->label_count < 0 || (desc->memory_count && !desc->memory) ||
-        (desc->label_count && !desc->labels) || !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
-        return gmem__fail(error, GMEM_E_ARGUMENT, "a count, a list or the multiplier of gmem_generate is wrong");
+        (desc->label_count && !desc->labels) || (int)desc->rng < 0 || desc->rng > GMEM_RNG_TORCH_CUDA ||
+        !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
+        return gmem__fail(error, GMEM_E_ARGUMENT,
+                          "a count, a list, the generator or the multiplier of gmem_generate is wrong");
     return GMEM_OK;
 }
 
