@@ -83,19 +83,21 @@ static int parse_seed(const char *text, uint64_t *out) {
     return 1;
 }
 
-static int same_ignoring_case(const char *a, const char *b, size_t bytes) {
+static int same_bytes(const char *a, const char *b, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) {
         if (tolower((unsigned char)a[i]) != tolower((unsigned char)b[i])) return 0;
     }
     return 1;
 }
 
+int same_ignoring_case(const char *a, const char *b) { return strlen(a) == strlen(b) && same_bytes(a, b, strlen(a)); }
+
 /* The place of `text` among "a|b|c", from 1; 0 where it is none. */
 static int parse_choice(const char *text, const char *allowed) {
     size_t bytes = strlen(text);
     for (int place = 1;; place++) {
         size_t length = strcspn(allowed, "|");
-        if (length == bytes && same_ignoring_case(text, allowed, bytes)) return place;
+        if (length == bytes && same_bytes(text, allowed, bytes)) return place;
         if (!allowed[length]) return 0;
         allowed += length + 1;
     }
@@ -223,7 +225,8 @@ static outcome find_flag(command_id id, const char *word, const flag **out, cons
                        command_words(id));
     }
     if (is_long) return unknown_flag(id, name, error);
-    return misused(error, "unknown flag -%s: gmem %s -h lists the flags", name, command_words(id));
+    return misused(error, "unknown flag -%s: gmem%s%s -h lists the flags", name, id < COMMAND_COUNT ? " " : "",
+                   command_words(id));
 }
 
 /* A word that begins another flag; a negative number is a value. */
@@ -279,6 +282,10 @@ static outcome find_command(int argc, char **argv, command_id *out, int *words, 
     }
     *out = COMMAND_COUNT;
     if (!is_group) return misused(error, "unknown command '%s': gmem -h lists the commands", argv[1]);
+    if (argc == 3 && (!strcmp(argv[2], "-h") || !strcmp(argv[2], "--help"))) { /* "bank -h" lists all */
+        *words = 1;
+        return OUTCOME_DONE;
+    }
     if (argc > 2 && !is_flag(argv[2]))
         return misused(error, "unknown command '%s %s': gmem -h lists the commands", argv[1], argv[2]);
     return misused(error, "gmem %s needs to know what to do: gmem -h lists the commands", argv[1]);
@@ -291,6 +298,9 @@ static outcome check_operands(const arguments *out, gmem_error *error) {
     if (c->most >= 0 && out->operands.count > c->most)
         return misused(error, "gmem %s: unexpected '%s'%s", c->words, out->operands.items[c->most],
                        c->most == 0 ? "; values stand behind their flags" : "");
+    for (int i = 0; i < out->operands.count; i++) {
+        if (!out->operands.items[i][0]) return misused(error, "gmem %s: an operand is empty: %s", c->words, c->example);
+    }
     return OUTCOME_DONE;
 }
 

@@ -166,6 +166,9 @@ void print_help(FILE *to, command_id command);
 /* The name of a flag's chosen value: choice_name(FLAG_rng, 2) is "torch-cpu"; 0 gives the first. */
 const char *choice_name(flag_id flag, int choice, char *out, size_t bytes);
 
+/* ASCII letters only. */
+int same_ignoring_case(const char *a, const char *b);
+
 /* Whole texts only; 0 where the text is no number of that kind. Never depend on the locale. */
 int parse_integer(const char *text, int64_t low, int64_t high, int64_t *out);
 int parse_number(const char *text, double *out);

@@ -64,7 +64,7 @@ static outcome parse_interval(const char *text, double *start, double *end, gmem
 
 static outcome parse_channels(const char *text, int64_t channels, int *out, gmem_error *error) {
     int64_t count = 0;
-    if (!strcmp(text, "all") || !strcmp(text, "ALL") || !strcmp(text, "All")) {
+    if (same_ignoring_case(text, "all")) {
         *out = 0;
         return OUTCOME_DONE;
     }

@@ -3,6 +3,7 @@
 #include "session.h"
 
 #include "interrupt.h"
+#include "machine.h"
 #include "model.h"
 
 #include <errno.h>
@@ -54,10 +55,13 @@ static void log_detail(void *user, const char *line) {
 }
 
 static outcome check_device(const arguments *args, gmem_error *error) {
+    char model[256];
     if (args->backend == 3) /* opencl */
         return failed(error, NULL, "the backend opencl is not available: gmem %s computes on the CPU only",
                       gmem_version());
-    if (args->device && strcmp(args->device, "0") != 0 && strcmp(args->device, "cpu") != 0)
+    cpu_model(model, sizeof model);
+    if (args->device && strcmp(args->device, "0") != 0 && !same_ignoring_case(args->device, "cpu") &&
+        !same_ignoring_case(args->device, model))
         return failed(error, NULL, "no device '%s': gmem devices lists what there is", args->device);
     return OUTCOME_DONE;
 }
