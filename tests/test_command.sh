@@ -92,12 +92,19 @@ test_general() {
     refuses 2 "unknown command 'smaple'" smaple
     refuses 2 "needs to know" bank
     refuses 2 "unknown command 'bank fetch'" bank fetch
+    refuses 2 'unknown flag -z: gmem -h' -z
+    refuses 2 'an operand is empty' info ''
+    good bank -h
+    good bench --help
     refuses 1 "does not have 'bank search' yet" bank search --bank x
     refuses 1 "does not have 'features' yet" features picture.png -o x
     run info /dev/null/x
     run devices --json
     check "devices --json" json '.[0].isa | index("scalar")'
     good devices
+    good sample $quick --device CPU -o device.png
+    good sample $quick --device "$("$gmem" devices --json | jq -r '.[0].name')" -o device.png
+    good sample $quick --cfg-scale 2 --cfg-channels aLL -o device.png
 }
 
 test_usage() {
@@ -226,6 +233,8 @@ test_networks() {
     check "integrate repa-heun" close_to o out "$io" ode_heun10_cfg 1e-5
     good integrate -m "$golden/sit_plain.pt" --heads 4 --input "$io" --steps 12 $guided -o o
     check "integrate, REPA's default" close_to o out "$io" sde_em12_cfg 1e-5
+    good integrate -m "$golden/sit_plain.pt" --heads 4 --input "$io" --steps 12 $guided -b 1 -t 1 --isa Scalar -o o
+    check "integrate, one picture at a time" close_to o out "$io" sde_em12_cfg 1e-5
     # the default model is the f16 copy of the one that was recorded
     good integrate --input "$golden/emoji_golden.safetensors" -o o
     check "integrate, the default model" close_to o out "$golden/emoji_golden.safetensors" sde_latent 5e-2
@@ -242,7 +251,7 @@ test_autoencoders() {
     good encode --autoencoder "$golden/vae_f8.pt" --input "$io" -o e
     check "encode: mean" close_to e mean "$io" mean 1e-5
     check "encode: logvar" close_to e logvar "$io" logvar 1e-5
-    good decode --autoencoder "$golden/vae_f8.pt" --input e -o d
+    good decode --autoencoder "$golden/vae_f8.pt" --input e -b 1 -o d
     check "decode" close_to d decoded "$io" decoded 1e-5
     check "decode: pixels" close_to d decoded_u8 "$io" decoded_u8 1e-3
     refuses 1 'z: expected any x 8' decode --autoencoder "$golden/vae_f8.pt" --input "$golden/sit_plain.io.safetensors" -o x
@@ -272,7 +281,7 @@ test_convert() {
         check "convert carries the configuration" json '.metadata.config | fromjson | .model.num_heads == 4'
         good eval -m $type --input "$golden/dit_base.io.safetensors" -o v_$type # the heads are in the configuration
     done
-    cp "$work/run/f32" "$work/nan"
+    run convert "$golden/bank_full.pth" -o "$work/nan"
     printf '\000\000\300\177' | dd of="$work/nan" bs=1 conv=notrunc status=none seek=$(($(wc -c <"$work/nan") - 4))
     refuses 1 'nan: .* is not finite and has no int8 form' convert "$work/nan" --dtype int8 -o x
     check "convert to f32" close_to v_f32 v "$golden/dit_base.io.safetensors" y_checkpoint 1e-5
@@ -280,7 +289,7 @@ test_convert() {
     check "convert to bf16" close_to v_bf16 v "$golden/dit_base.io.safetensors" y_checkpoint 2e-2
     check "convert to int8" close_to v_int8 v "$golden/dit_base.io.safetensors" y_checkpoint 3e-2
     good convert "$golden/dit_base.pth" --key model -o decoy
-    good convert f16 -o again
+    good convert f16 -t 1 --backend cpu -o again
     check "converting again changes nothing" cmp "$work/run/f16" "$work/run/again"
     for form in zip legacy proto4; do
         good convert "$golden/container_$form.pth" --key . -o c

@@ -52,11 +52,12 @@ typedef enum command_id {
 #define SAMPLERS     (IN(SAMPLE) | IN(INTEGRATE))
 #define NETWORKS     (SAMPLERS | IN(EVAL) | IN(BENCH_NETWORK))
 #define BANKS        (IN(SAMPLE) | IN(BANK_INFO) | IN(BANK_GET) | IN(BANK_MIX))
-#define AUTOENCODERS (IN(SAMPLE) | IN(DECODE) | IN(ENCODE))
-#define INPUTS       (IN(EVAL) | IN(INTEGRATE) | IN(DECODE) | IN(ENCODE) | IN(BANK_MIX))
+#define CODERS       (IN(DECODE) | IN(ENCODE))
+#define AUTOENCODERS (IN(SAMPLE) | CODERS)
+#define INPUTS       (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(BANK_MIX))
 #define OUTPUTS      (INPUTS | IN(SAMPLE) | IN(BANK_GET) | IN(CONVERT) | IN(SYNTH))
 #define RANDOM       (IN(SAMPLE) | IN(BANK_MIX))
-#define COMPUTES     (NETWORKS | AUTOENCODERS | BANKS)
+#define COMPUTES     (NETWORKS | AUTOENCODERS | BANKS | IN(INFO) | IN(CONVERT) | IN(SYNTH))
 
 /* X(kind, name, letter, member, allowed, value, default, commands, help)
  * `allowed` constrains the value: names joined by | for CHOICE (the member gets 1 for the first; 0: not given),
@@ -84,8 +85,8 @@ typedef enum command_id {
     X(INTEGER, "count", 'n', count, "1..1000000", "N", "what is chosen; 16 without -o", IN(SAMPLE), "pictures")       \
     X(SEED, "seed", 's', seed, "", "N", "from the clock", RANDOM, "of the random numbers")                            \
     X(CHOICE, "rng", 0, rng, "philox|torch-cpu|torch-cuda", "KIND", "philox", RANDOM, "whose random numbers")         \
-    X(INTEGER, "batch", 'b', batch, "1..65536", "N", "what fits the caches", IN(SAMPLE) | IN(EVAL),                   \
-      "pictures at a time")                                                                                           \
+    X(INTEGER, "batch", 'b', batch, "1..65536", "N", "what fits the caches", SAMPLERS | IN(EVAL) | CODERS,            \
+      "most pictures at a time")                                                                                      \
     X(SWITCH, "show", 0, show, "", "", "", IN(SAMPLE), "print the picture in the terminal")                           \
     X(CHOICE, "method", 0, method,                                                                                    \
       "euler|midpoint|heun2|heun3|rk4|dopri5|sde-euler|sde-heun|repa-euler|repa-heun|repa-sde", "METHOD", "sde-heun", \
@@ -111,8 +112,8 @@ typedef enum command_id {
     X(CHOICE, "backend", 0, backend, "auto|cpu|opencl", "NAME", "auto", COMPUTES, "what computes")                    \
     X(TEXT, "device", 0, device, "", "N|NAME", "the first", COMPUTES, "one of gmem devices")                          \
     X(CHOICE, "isa", 0, isa, "auto|scalar|avx2|avx512|amx", "NAME", "auto", COMPUTES, "the instruction set")          \
-    X(CHOICE, "dtype", 0, dtype, "f32|bf16|f16|int8", "TYPE", "f32; convert: each tensor's own",                      \
-      COMPUTES | IN(CONVERT), "of the arithmetic; convert: of the file")                                              \
+    X(CHOICE, "dtype", 0, dtype, "f32|bf16|f16|int8", "TYPE", "f32; convert: each tensor's own", COMPUTES,            \
+      "of the arithmetic; convert: of the file")                                                                      \
     X(INTEGER, "heads", 0, heads, "1..4096", "N", "from the file", NETWORKS | IN(INFO) | IN(CONVERT),                 \
       "attention heads")                                                                                              \
     X(TEXT, "key", 0, key, "", "NAME", "ema, model, state_dict, network", NETWORKS | IN(INFO) | IN(CONVERT),          \

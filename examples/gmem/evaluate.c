@@ -8,7 +8,7 @@
 
 typedef struct evaluation {
     session s;
-    int64_t batch;
+    int64_t batch, most, first;  /* pictures; at most at a time; the first of those at work */
     const gmem_tensor *x_tensor; /* (batch, channels, height, width) */
     float *x, *t, *snippets;     /* snippets (batch, snippet_width) */
     int64_t *labels;             /* (batch) */
@@ -103,7 +103,7 @@ static gmem_status given_noise(void *user, int64_t index, int64_t batch, int64_t
                (long long)(e->noise ? e->noise->shape[0] : 0));
         return error->code;
     }
-    gmem_tensor_read_f32(e->noise, index * batch * per_picture, batch * per_picture, out);
+    gmem_tensor_read_f32(e->noise, (index * e->batch + e->first) * per_picture, batch * per_picture, out);
     return GMEM_OK;
 }
 
@@ -116,8 +116,26 @@ static outcome find_noise(evaluation *e, gmem_error *error) {
 
 static int show_passes(void *user, const gmem_progress *progress) {
     evaluation *e = (evaluation *)user;
-    progress_show(&e->bar, progress->passes, progress->total_passes, "passes");
+    int64_t runs = (e->batch + e->most - 1) / e->most, done = e->first / e->most;
+    progress_show(&e->bar, done * progress->total_passes + progress->passes, runs * progress->total_passes, "passes");
     return interrupt_pending();
+}
+
+/* All pictures at once, as dopri5 controls its steps by all of them, unless --batch says otherwise. */
+static gmem_status run_sampler(evaluation *e, gmem_sample_desc *desc, gmem_error *error) {
+    const gmem_network_info *info = e->s.network_info;
+    gmem_status status = GMEM_OK;
+    e->most = e->s.args->batch ? e->s.args->batch : e->batch;
+    desc->noise = given_noise;
+    desc->progress = show_passes;
+    desc->noise_user = desc->progress_user = e;
+    for (e->first = 0; e->first < e->batch && status == GMEM_OK; e->first += e->most) {
+        desc->batch = e->batch - e->first < e->most ? e->batch - e->first : e->most;
+        desc->snippets = e->snippets ? e->snippets + e->first * info->snippet_width : NULL;
+        desc->labels = e->labels ? e->labels + e->first : NULL;
+        status = gmem_sample(e->s.network, desc, e->x + e->first * latent_size(info), error);
+    }
+    return status;
 }
 
 static outcome integrate(evaluation *e, gmem_error *error) {
@@ -130,15 +148,8 @@ static outcome integrate(evaluation *e, gmem_error *error) {
     TRY(read_latents(e, "z", error));
     TRY(read_condition(e, gmem_file_find(e->s.input, "sample_label") ? "sample_label" : "label", error));
     if (sampler_draws_noise(&desc.sampler)) TRY(find_noise(e, error));
-    desc.batch = e->batch;
-    desc.snippets = e->snippets;
-    desc.labels = e->labels;
-    desc.noise = given_noise;
-    desc.noise_user = e;
-    desc.progress = show_passes;
-    desc.progress_user = e;
     progress_begin(&e->bar);
-    gmem_status status = gmem_sample(e->s.network, &desc, e->x, error);
+    gmem_status status = run_sampler(e, &desc, error);
     progress_end(&e->bar);
     if (status == GMEM_E_CANCELLED) return interrupt_check(error);
     TRY(in_network(&e->s, status, error));
