@@ -312,6 +312,9 @@ GMEM_API int gmem_file_next_value(const gmem_file *file, int64_t *cursor, const 
 /* Globals in the pickle that Python would have imported and called ("posix.system"); here they stay inert names. */
 GMEM_API int64_t gmem_file_foreign_count(const gmem_file *file);
 GMEM_API const char *gmem_file_foreign(const gmem_file *file, int64_t index);
+/* The entries of the selected dictionary that only such a global could build: start with *cursor = 0; 1 while there is
+ * another. `key` is the full one. */
+GMEM_API int gmem_file_next_foreign(const gmem_file *file, int64_t *cursor, const char **key, const char **global);
 
 typedef struct gmem_save_desc {
     const gmem_tensor *tensors; /* (count); any strides; `data` may be NULL where `fill` is given */
@@ -5207,8 +5210,16 @@ static gmem_status gmem__fail_inert(const gmem_file *file, gmem_error *error) {
                          gmem__quote(&key, file->key), gmem__quote(&culprit, global));
 }
 
+static gmem_status gmem__fail_empty(const gmem_file *file, gmem_error *error) {
+    gmem__quoted culprit;
+    if (file->foreign_count == 0) return gmem__fail_at(error, GMEM_E_NO_TENSORS, file->path, -1, "it holds no tensor");
+    return gmem__fail_at(error, GMEM_E_NO_TENSORS, file->path, -1,
+                         "it holds no tensor, only what the file's own code would have to build (%s), and none is run",
+                         gmem__quote(&culprit, file->foreign[0]));
+}
+
 static gmem_status gmem__select(gmem_file *file, const char *key, gmem_error *error) {
-    if (file->leaf_count == 0) return gmem__fail_at(error, GMEM_E_NO_TENSORS, file->path, -1, "it holds no tensor");
+    if (file->leaf_count == 0) return gmem__fail_empty(file, error);
     if (key)
         GMEM__TRY(gmem__check_key(file, key, error));
     else
@@ -5407,6 +5418,17 @@ GMEM_API int64_t gmem_file_foreign_count(const gmem_file *file) { return file->f
 
 GMEM_API const char *gmem_file_foreign(const gmem_file *file, int64_t index) {
     return index >= 0 && index < file->foreign_count ? file->foreign[index] : NULL;
+}
+
+GMEM_API int gmem_file_next_foreign(const gmem_file *file, int64_t *cursor, const char **key, const char **global) {
+    while (*cursor >= 0 && *cursor < file->value_count) {
+        const gmem__value *value = file->values + (*cursor)++;
+        if (value->kind != GMEM__ENTRY_FOREIGN || !gmem__name_within(value->key, file->key)) continue;
+        *key = value->key;
+        *global = value->as.string;
+        return 1;
+    }
+    return 0;
 }
 
 GMEM__FN const char *gmem__file_foreign_at(const gmem_file *file, const char *name) {

@@ -309,6 +309,9 @@ GMEM_API int gmem_file_next_value(const gmem_file *file, int64_t *cursor, const 
 /* Globals in the pickle that Python would have imported and called ("posix.system"); here they stay inert names. */
 GMEM_API int64_t gmem_file_foreign_count(const gmem_file *file);
 GMEM_API const char *gmem_file_foreign(const gmem_file *file, int64_t index);
+/* The entries of the selected dictionary that only such a global could build: start with *cursor = 0; 1 while there is
+ * another. `key` is the full one. */
+GMEM_API int gmem_file_next_foreign(const gmem_file *file, int64_t *cursor, const char **key, const char **global);
 
 typedef struct gmem_save_desc {
     const gmem_tensor *tensors; /* (count); any strides; `data` may be NULL where `fill` is given */

@@ -297,6 +297,9 @@ test_convert() {
             check "convert container_$form: $name" close_to c $name "$golden/container.expect.safetensors" $name 0
         done
     done
+    sed 's/BFloat16Storage/QUInt4x2Storage/g' "$golden/container_zip.pth" >"$work/quantised.pth"
+    refuses 1 'quantised.pth: bf16: a tensor of a type that gmem does not read .torch.QUInt4x2Storage' \
+        convert "$work/quantised.pth" -o x
     good convert "$golden/bank_full.pth" --dtype int8 -o bank8
     run info bank8 --json
     check "an int8 bank" json '[.tensors[].name] == ["tensor", "tensor.scale"]'

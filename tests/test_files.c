@@ -407,9 +407,11 @@ static void test_foreign(gmem_context *context) {
     static const char inside[] = "\x80\2" P_DICT(P_EMA P_DICT(P_TEXT1("a") P_TENSOR P_TEXT1("f") P_FOREIGN)) ".";
     static const int64_t shape[2] = {2, 3};
     const gmem_tensor *tensor = NULL;
+    const char *key, *global;
     gmem_file *file = NULL;
     gmem_error error;
     zip_image zip;
+    int64_t cursor = 0;
     torch_zip(&zip, ema_itself, sizeof ema_itself - 1);
     CHECK_STATUS(GMEM_E_FOREIGN,
                  gmem_file_open_memory(context, "x", zip.file.data, zip.file.size, NULL, &file, &error));
@@ -422,6 +424,10 @@ static void test_foreign(gmem_context *context) {
     CHECK_TEXT(error.message, "f: only the file's own code could build it (my.Thing), and none is run");
     CHECK_STATUS(GMEM_E_FOREIGN, gmem__need(file, "f.weight", 2, shape, &tensor, &error));
     CHECK_STATUS(GMEM_E_MISSING_TENSOR, gmem__need(file, "fa", 2, shape, &tensor, &error));
+    CHECK(gmem_file_next_foreign(file, &cursor, &key, &global));
+    CHECK_TEXT(key, "ema.f");
+    CHECK_TEXT(global, "my.Thing");
+    CHECK(!gmem_file_next_foreign(file, &cursor, &key, &global));
     gmem_file_close(file);
     bytes_free(&zip.file);
 }

@@ -304,6 +304,25 @@ static gmem_status fill(void *user, int64_t index, int64_t first, int64_t count,
     return GMEM_OK;
 }
 
+/* Whether PyTorch's own code builds tensors of some other type or layout by this global. */
+static int builds_tensors(const char *global) {
+    const char *end = strstr(global, "Storage");
+    return !strncmp(global, "torch._utils._rebuild_", 22) || (!strncmp(global, "torch.", 6) && end && !end[7]);
+}
+
+/* A converted file that lacks a tensor in silence would be worse than none. */
+static outcome check_complete(const conversion *c, gmem_error *error) {
+    int64_t cursor = 0;
+    const char *key, *global;
+    char plain[256];
+    while (gmem_file_next_foreign(c->file, &cursor, &key, &global)) {
+        if (!builds_tensors(global)) continue;
+        return failed(error, gmem_file_path(c->file), "%s: a tensor of a type that gmem does not read (%s)",
+                      gmem_escape(key, plain, sizeof plain), global);
+    }
+    return OUTCOME_DONE;
+}
+
 static outcome convert(conversion *c, const arguments *args, gmem_error *error) {
     description d;
     gmem_save_desc desc;
@@ -315,6 +334,7 @@ static outcome convert(conversion *c, const arguments *args, gmem_error *error) 
     TRY(session_begin(&c->s, args, error));
     TRY(from_status(gmem_file_open(c->s.context, path, args->key, &c->file, error)));
     if (gmem_file_tensor_count(c->file) == 0) return failed(error, path, "the file holds no tensor");
+    TRY(check_complete(c, error));
     describe(c->s.context, c->file, (int)args->heads, &d);
     TRY(make_metadata(c, &d, error));
     TRY(plan(c, error));
