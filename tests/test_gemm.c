@@ -1,26 +1,13 @@
 /* linear and conv of every instruction set against loops in double: every weight type at odd addresses, every epilogue,
  * shapes around the blocks' and vectors' edges, several thread counts; nothing outside the output is written. */
 #include "../backends/cpu/cpu.h"
-#include "check.h"
 
-#define BAR    1e-6
-#define CANARY -7.0625e11f
-#define GUARD  64 /* floats around a buffer, and more behind each row */
-#define SLACK  5
+#include "kernel.h"
 
-static const gmem_isa isas[] = {GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_AVX512, GMEM_ISA_AMX};
+#define BAR   1e-6
+#define SLACK 5 /* floats behind each row */
+
 static const gmem_type types[] = {GMEM_F32, GMEM_F16, GMEM_BF16, GMEM_I8};
-
-#define LENGTH(a) ((int)(sizeof(a) / sizeof *(a)))
-
-static void *need(int64_t count, size_t bytes) {
-    void *memory = malloc((size_t)count * bytes + 64);
-    if (!memory) {
-        printf("out of memory\n");
-        exit(1);
-    }
-    return memory;
-}
 
 static uint32_t random_state;
 
@@ -34,54 +21,12 @@ static float random_float(void) {
     return (float)sum / 9.7e6f;
 }
 
-/* A matrix with the canary on all sides; the data is off the 64-byte grid. */
-typedef struct matrix {
-    float *memory, *data;
-    int64_t rows, columns, stride, count;
-} matrix;
-
-static matrix matrix_make(int64_t rows, int64_t columns, int64_t slack) {
-    matrix m;
-    m.rows = rows;
-    m.columns = columns;
-    m.stride = columns + slack;
-    m.count = rows * m.stride + 2 * GUARD;
-    m.memory = (float *)need(m.count, sizeof(float));
-    m.data = m.memory + GUARD;
-    for (int64_t i = 0; i < m.count; i++)
-        m.memory[i] = CANARY;
+static matrix matrix_random(int64_t rows, int64_t columns, int64_t slack) {
+    matrix m = matrix_make(rows, columns, columns + slack);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c++)
             m.data[r * m.stride + c] = random_float();
     return m;
-}
-
-static matrix matrix_copy(const matrix *from) {
-    matrix m = *from;
-    m.memory = (float *)need(m.count, sizeof(float));
-    m.data = m.memory + GUARD;
-    memcpy(m.memory, from->memory, (size_t)m.count * sizeof(float));
-    return m;
-}
-
-static int matrix_guards_hold(const matrix *m) {
-    for (int64_t i = 0; i < m->count; i++) {
-        const int64_t at = i - GUARD;
-        const int inside = at >= 0 && at < m->rows * m->stride && at % m->stride < m->columns;
-        if (!inside && m->memory[i] != CANARY) return 0;
-    }
-    return 1;
-}
-
-static double matrix_error(const matrix *m, const double *expected) {
-    double difference = 0, norm = 0;
-    for (int64_t r = 0; r < m->rows; r++)
-        for (int64_t c = 0; c < m->columns; c++) {
-            const double e = expected[r * m->columns + c], d = (double)m->data[r * m->stride + c] - e;
-            difference += d * d;
-            norm += e * e;
-        }
-    return sqrt(difference / (norm > 0 ? norm : 1));
 }
 
 /* A weight of random numbers in its type, one byte off the grid, and what they stand for, in double. */
@@ -137,7 +82,7 @@ static void weights_free(weights *w) {
 static gmem__engine engine_make(const gmem__ops *ops, int threads, void **memory) {
     gmem__engine engine;
     const int64_t bytes = ops->scratch_bytes(threads);
-    *memory = need(bytes, 1);
+    *memory = need(bytes + 64, 1);
     memset(*memory, 0xff, (size_t)bytes + 64); /* NaN: nothing may be taken from what was there */
     engine.ops = ops;
     engine.threads = threads;
@@ -215,8 +160,8 @@ static void check_linear(const linear_case *test, gmem_type type, const char *la
     const int64_t out_rows = test->activation == GMEM__ACT_SWIGLU ? test->rows / 2 : test->rows;
     const int64_t samples = test->tokens ? test->columns / test->tokens : 1;
     weights w = weights_make(type, test->rows, test->depth);
-    matrix x = matrix_make(test->depth, test->columns, SLACK), before = matrix_make(out_rows, test->columns, SLACK);
-    matrix bias = matrix_make(1, test->rows, 0), gate = matrix_make(samples, test->rows, SLACK);
+    matrix x = matrix_random(test->depth, test->columns, SLACK), before = matrix_random(out_rows, test->columns, SLACK);
+    matrix bias = matrix_random(1, test->rows, 0), gate = matrix_random(samples, test->rows, SLACK);
     double *expected = (double *)need(out_rows * test->columns, sizeof(double));
     gmem__linear op;
     memset(&op, 0, sizeof op);
@@ -248,19 +193,19 @@ static void check_linear(const linear_case *test, gmem_type type, const char *la
             const double error = matrix_error(&y, expected);
             if (!CHECK(error < BAR) || !CHECK(matrix_guards_hold(&y))) printf("    %s: error %g\n", text, error);
             if (threads == 1)
-                memcpy(first.memory, y.memory, (size_t)y.count * sizeof(float));
+                memcpy(first.memory, y.memory, (size_t)matrix_floats(&y) * sizeof(float));
             else
-                CHECK(memcmp(first.memory, y.memory, (size_t)y.count * sizeof(float)) == 0);
-            free(y.memory);
+                CHECK(matrix_equal(&first, &y));
+            matrix_free(&y);
             free(scratch);
         }
-        free(first.memory);
+        matrix_free(&first);
     }
     CHECK(matrix_guards_hold(&x));
-    free(x.memory);
-    free(before.memory);
-    free(bias.memory);
-    free(gate.memory);
+    matrix_free(&x);
+    matrix_free(&before);
+    matrix_free(&bias);
+    matrix_free(&gate);
     free(expected);
     weights_free(&w);
 }
@@ -360,7 +305,7 @@ static void test_nan(void) {
             void *scratch;
             const gmem__engine engine = engine_make(ops, 2, &scratch);
             weights w = weights_make(GMEM_F32, 14, 20);
-            matrix x = matrix_make(20, 41, 0), y = matrix_make(14, 41, 0);
+            matrix x = matrix_random(20, 41, 0), y = matrix_random(14, 41, 0);
             gmem__linear op;
             memset(&op, 0, sizeof op);
             op.weight = &w.weight;
@@ -373,8 +318,8 @@ static void test_nan(void) {
             for (int64_t r = 0; r < (a == GMEM__ACT_SWIGLU ? 7 : 14); r++)
                 for (int64_t c = 0; c < 41; c++)
                     CHECK(c == 37 ? isnan(y.data[r * 41 + c]) : isfinite(y.data[r * 41 + c]));
-            free(x.memory);
-            free(y.memory);
+            matrix_free(&x);
+            matrix_free(&y);
             free(scratch);
             weights_free(&w);
         }
@@ -394,8 +339,9 @@ static void check_conv(const conv_case *test, gmem_type type, int variant) {
     const int64_t height = (test->height << test->upsample) / test->stride;
     const int64_t width = (test->width << test->upsample) / test->stride;
     weights w = weights_make(type, test->out_channels, test->in_channels * test->kernel * test->kernel);
-    matrix x = matrix_make(test->in_channels, test->height * test->width, 0);
-    matrix before = matrix_make(test->out_channels, height * width, 0), bias = matrix_make(1, test->out_channels, 0);
+    matrix x = matrix_random(test->in_channels, test->height * test->width, 0);
+    matrix before = matrix_random(test->out_channels, height * width, 0),
+           bias = matrix_random(1, test->out_channels, 0);
     double *expected = (double *)need(test->out_channels * height * width, sizeof(double));
     gmem__conv op;
     memset(&op, 0, sizeof op);
@@ -425,14 +371,14 @@ static void check_conv(const conv_case *test, gmem_type type, int variant) {
                 printf("    %s: conv (%d, %d, %d, %d) to %d, stride %d, upsample %d, type %d: error %g\n", ops->name,
                        (int)test->in_channels, test->kernel, (int)test->height, (int)test->width,
                        (int)test->out_channels, test->stride, test->upsample, (int)type, error);
-            free(y.memory);
+            matrix_free(&y);
             free(scratch);
         }
     }
     CHECK(matrix_guards_hold(&x));
-    free(x.memory);
-    free(before.memory);
-    free(bias.memory);
+    matrix_free(&x);
+    matrix_free(&before);
+    matrix_free(&bias);
     free(expected);
     weights_free(&w);
 }

@@ -1,80 +1,10 @@
 /* The row operations of every instruction set (norm, rotate, attention, group_norm) against loops in double, on
  * shapes around the vector widths, with guard zones around the outputs, hostile values, and several thread counts. */
-#include "../src/internal.h"
-#include "check.h"
+#include "kernel.h"
 
-#define BAR       1e-6
-#define GUARD     64
-#define CANARY    -7.0625e11f
-#define LENGTH(a) ((int)(sizeof(a) / sizeof *(a)))
+#define BAR 1e-6
 
-static const gmem_isa isas[] = {GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_AVX512, GMEM_ISA_AMX};
-
-/* buffers ---------------------------------------------------------------------------------------------------------- */
-
-static void *need(size_t bytes) {
-    void *memory = malloc(bytes ? bytes : 1);
-    if (!memory) {
-        printf("out of memory\n");
-        exit(1);
-    }
-    return memory;
-}
-
-/* (rows, columns) in rows `stride` apart; everything else holds the canary. `data` is off the 64-byte grid on purpose,
- * as the network's are not promised to be on it. */
-typedef struct matrix {
-    float *data, *memory;
-    int64_t rows, columns, stride;
-} matrix;
-
-static int64_t matrix_floats(const matrix *m) { return GUARD + m->rows * m->stride + GUARD; }
-
-static matrix matrix_make(int64_t rows, int64_t columns, int64_t stride) {
-    matrix m = {NULL, NULL, 0, 0, 0};
-    m.rows = rows;
-    m.columns = columns;
-    m.stride = stride;
-    m.memory = (float *)need((size_t)matrix_floats(&m) * sizeof(float));
-    m.data = m.memory + GUARD;
-    for (int64_t i = 0; i < matrix_floats(&m); i++)
-        m.memory[i] = CANARY;
-    return m;
-}
-
-static matrix matrix_copy(const matrix *from) {
-    matrix m = matrix_make(from->rows, from->columns, from->stride);
-    memcpy(m.memory, from->memory, (size_t)matrix_floats(from) * sizeof(float));
-    return m;
-}
-
-static void matrix_free(matrix *m) { free(m->memory); }
-
-static int matrix_guards_hold(const matrix *m) {
-    for (int64_t i = 0; i < matrix_floats(m); i++) {
-        int64_t at = i - GUARD;
-        int inside = at >= 0 && at < m->rows * m->stride && at % m->stride < m->columns;
-        if (!inside && m->memory[i] != CANARY) return 0;
-    }
-    return 1;
-}
-
-static double matrix_error(const matrix *m, const double *expected) {
-    double difference = 0, norm = 0;
-    for (int64_t r = 0; r < m->rows; r++)
-        for (int64_t c = 0; c < m->columns; c++) {
-            double e = expected[r * m->columns + c], d = (double)m->data[r * m->stride + c] - e;
-            difference += d * d;
-            norm += e * e;
-        }
-    return sqrt(difference / (norm > 0 ? norm : 1));
-}
-
-static int matrix_equal(const matrix *a, const matrix *b) {
-    return memcmp(a->memory, b->memory, (size_t)matrix_floats(a) * sizeof(float)) == 0;
-}
-
-/* How many of column c's entries are NaN. */
+/* How many of these entries are NaN. */
 static int64_t matrix_nans(const matrix *m, int64_t row, int64_t rows, int64_t column, int64_t columns) {
     int64_t count = 0;
     for (int64_t r = row; r < row + rows; r++)
@@ -105,7 +35,7 @@ static void matrix_fill(matrix *m, float mean, float deviation) {
 }
 
 static float *vector_make(int64_t count, float mean, float deviation) {
-    float *x = (float *)need((size_t)count * sizeof(float));
+    float *x = (float *)need(count, sizeof(float));
     fill(x, count, mean, deviation);
     return x;
 }
@@ -133,7 +63,7 @@ static char *scratch_memory;
 
 static void scratch_make(const gmem__ops *ops) {
     const size_t floats = (size_t)ops->scratch_bytes(MOST_THREADS) / sizeof(float) + GUARD;
-    scratch_memory = (char *)need(floats * sizeof(float) + 64);
+    scratch_memory = (char *)need((int64_t)(floats * sizeof(float)) + 64, 1);
     scratch = (float *)(void *)(scratch_memory + (64 - (uintptr_t)scratch_memory % 64) % 64);
     for (size_t i = 0; i < floats; i++)
         scratch[i] = NAN;
@@ -197,7 +127,7 @@ static void reference_normalise(double *x, int64_t count, int64_t step, int rms,
 }
 
 static double *reference_copy(const float *x, int64_t rows, int64_t columns, int64_t stride) {
-    double *copy = (double *)need((size_t)(rows * columns) * sizeof(double));
+    double *copy = (double *)need(rows * columns, sizeof(double));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c++)
             copy[r * columns + c] = (double)x[r * stride + c];
@@ -243,8 +173,8 @@ static double *reference_rotate(const gmem__rotate *op) {
 
 static double *reference_attention(const gmem__attention *op) {
     const int64_t columns = op->samples * op->tokens;
-    double *y = (double *)need((size_t)(op->heads * op->head_dim * columns) * sizeof(double));
-    double *p = (double *)need((size_t)op->tokens * sizeof(double));
+    double *y = (double *)need(op->heads * op->head_dim * columns, sizeof(double));
+    double *p = (double *)need(op->tokens, sizeof(double));
     for (int64_t head = 0; head < op->heads; head++)
         for (int64_t column = 0; column < columns; column++) {
             const int64_t row = head * op->head_dim, sample = column / op->tokens * op->tokens;
