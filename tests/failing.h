@@ -4,9 +4,7 @@
 
 #include "../src/api.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "check.h"
 
 typedef struct failing {
     int64_t countdown; /* allocations until the one that fails; negative: none does */
@@ -48,6 +46,28 @@ static inline gmem_context *failing_context(failing *state) {
     state->countdown = -1;
     if (gmem_context_create(&desc, &context, NULL) != GMEM_OK) exit(1);
     return context;
+}
+
+/* Makes the first allocation of `attempt` fail, then the second and so on, once and then for good, until it succeeds.
+ * Every failed attempt must end with E_MEMORY and each must give all back. Expects more than `least` failures. */
+static inline void check_failing_allocations(gmem_status (*attempt)(gmem_context *context, void *user), void *user,
+                                             int64_t least) {
+    for (int for_good = 0; for_good < 2; for_good++) {
+        failing state = {-1, for_good, 0};
+        gmem_context *context = failing_context(&state);
+        const int64_t before = state.live;
+        gmem_status status = GMEM_E_MEMORY;
+        int64_t failures = 0;
+        for (; failures < 10000; failures++) {
+            state.countdown = failures;
+            status = attempt(context, user);
+            if (!CHECK_INT(state.live, before) || status == GMEM_OK) break;
+            if (!CHECK_STATUS(GMEM_E_MEMORY, status)) break;
+        }
+        CHECK(status == GMEM_OK && failures > least);
+        gmem_context_destroy(context);
+        CHECK_INT(state.live, 0);
+    }
 }
 
 #endif /* FAILING_H */

@@ -718,12 +718,19 @@ static void test_choose_row(gmem_context *context) {
 
 /* failing allocations --------------------------------------------------------------------------------------------- */
 
-static gmem_status open_and_use(gmem_context *context, const char *const *paths, int count, float *out) {
+typedef struct bank_files {
+    const char *const *paths;
+    int count;
+} bank_files;
+
+static gmem_status open_and_use(gmem_context *context, void *user) {
+    const bank_files *files = (const bank_files *)user;
     gmem_bank_desc desc;
     gmem_bank *bank = NULL;
+    float out[48];
     memset(&desc, 0, sizeof desc);
-    desc.paths = paths;
-    desc.path_count = count;
+    desc.paths = files->paths;
+    desc.path_count = files->count;
     gmem_status status = gmem_bank_open(context, &desc, &bank, NULL);
     if (status == GMEM_OK) status = gmem_bank_snippet(bank, 3, out, NULL);
     if (status == GMEM_OK) status = gmem_bank_interpolate(bank, 0, 1, 0.5, out, NULL);
@@ -733,33 +740,15 @@ static gmem_status open_and_use(gmem_context *context, const char *const *paths,
     return status;
 }
 
-static void test_allocations(const char *const *paths, int count, int for_good) {
-    failing state = {-1, for_good, 0};
-    gmem_context *context = failing_context(&state);
-    gmem_status status = GMEM_E_MEMORY;
-    int64_t before = state.live, tried = 0;
-    float out[48];
-    for (; tried < 10000; tried++) {
-        state.countdown = tried;
-        status = open_and_use(context, paths, count, out);
-        if (!CHECK_INT(state.live, before) || status == GMEM_OK) break;
-        if (!CHECK_STATUS(GMEM_E_MEMORY, status)) break;
-    }
-    CHECK(tried > 5 && status == GMEM_OK);
-    gmem_context_destroy(context);
-    CHECK_INT(state.live, 0);
-}
-
-static void test_all_allocations(void) {
+static void test_allocations(void) {
     static const char *const recorded[2] = {"tests/golden/bank_dmd16.pth", "tests/golden/bank_full.pth"};
     static const char *const made[2] = {"build/test_bank.safetensors", "build/test_bank.safetensors"};
+    bank_files recorded_files = {recorded, 2}, made_files = {made, 2};
     edit_list *list = native_bank(GMEM_I8, 1);
     edit_save(list, made[0]);
     edit_free(list);
-    for (int for_good = 0; for_good < 2; for_good++) {
-        test_allocations(recorded, 2, for_good);
-        test_allocations(made, 2, for_good);
-    }
+    check_failing_allocations(open_and_use, &recorded_files, 5);
+    check_failing_allocations(open_and_use, &made_files, 5);
     remove(made[0]);
 }
 
@@ -785,7 +774,7 @@ int main(void) {
     test_mix_edges();
     test_mask();
     test_choose_row(context);
-    test_all_allocations();
+    test_allocations();
     gmem_context_destroy(context);
     return check_report();
 }

@@ -635,46 +635,41 @@ static void test_time(gmem_context *context) {
 
 /* failing allocations --------------------------------------------------------------------------------------------- */
 
-/* Everything from a context whose allocations fail; what it ends with. */
-static gmem_status open_and_run(gmem_context *context, const opened *it, const edit_list *list, float *v) {
+typedef struct attempt {
+    const opened *it;
+    const edit_list *list; /* written */
+    float *v;
+} attempt;
+
+static gmem_status open_and_run(gmem_context *context, void *user) {
+    const attempt *a = (const attempt *)user;
+    const opened *it = a->it;
     gmem_network_desc desc;
     gmem_network *network = NULL;
     gmem_pass *pass = NULL;
-    gmem_file *file = NULL;
     memset(&desc, 0, sizeof desc);
-    gmem_status status = gmem_file_open_memory(context, "edited", list->memory, list->bytes, NULL, &file, NULL);
-    desc.file = file;
+    gmem_status status =
+        gmem_file_open_memory(context, "edited", a->list->memory, a->list->bytes, NULL, &desc.file, NULL);
     if (status == GMEM_OK) status = gmem_network_open(context, &desc, &network, NULL);
     if (status == GMEM_OK) status = gmem_pass_create(network, it->batch, &pass, NULL);
     if (status == GMEM_OK) status = gmem_pass_prepare(pass, 1, it->t, it->batch, it->c, NULL, 1, NULL);
-    if (status == GMEM_OK) status = gmem_pass_run(pass, it->batch, it->x, it->t, it->c, NULL, v, NULL);
+    if (status == GMEM_OK) status = gmem_pass_run(pass, it->batch, it->x, it->t, it->c, NULL, a->v, NULL);
     gmem_pass_destroy(pass);
     gmem_network_close(network);
-    gmem_file_close(file);
+    gmem_file_close(desc.file);
     return status;
 }
 
-static void test_allocations(gmem_context *plain, int for_good) {
-    opened it = open_case(plain, "dit_odd");
+static void test_allocations(gmem_context *context) {
+    opened it = open_case(context, "dit_odd");
     edit_list *list = edit_of(it.weights);
-    failing state = {-1, for_good, 0};
-    gmem_context *context = failing_context(&state);
-    gmem_status status = GMEM_E_MEMORY;
-    float *v = zeros(it.count);
-    int64_t tried = 0, before = state.live;
+    attempt a = {&it, list, zeros(it.count)};
     edit_metadata(list, "config", "{\\\"num_heads\\\": 3, \\\"input_size\\\": 6}");
     edit_write(list);
-    for (; status != GMEM_OK && tried < 10000; tried++) {
-        state.countdown = tried;
-        status = open_and_run(context, &it, list, v);
-        if (status != GMEM_OK && !CHECK_STATUS(GMEM_E_MEMORY, status)) break;
-        if (!CHECK_INT(state.live, before)) break;
-    }
-    CHECK(tried > 10);
-    CHECK_CLOSE("after failed allocations", v, it.y, it.count, BAR);
-    gmem_context_destroy(context);
+    check_failing_allocations(open_and_run, &a, 10);
+    CHECK_CLOSE("after failed allocations", a.v, it.y, it.count, BAR);
     edit_free(list);
-    free(v);
+    free(a.v);
     close_case(&it);
 }
 
@@ -714,8 +709,7 @@ int main(void) {
     test_nan(context);
     test_time(context);
     test_rules(context);
-    test_allocations(context, 0);
-    test_allocations(context, 1);
+    test_allocations(context);
     gmem_context_destroy(context);
     return check_report();
 }

@@ -220,35 +220,26 @@ static void test_prefixes(const unsigned char *data, size_t size) {
     CHECK(refused);
 }
 
+typedef struct file_bytes {
+    const unsigned char *data;
+    size_t size;
+} file_bytes;
+
+static gmem_status open_bytes(gmem_context *context, void *user) {
+    const file_bytes *from = (const file_bytes *)user;
+    gmem_file *file = NULL;
+    gmem_error error;
+    memset(&error, 0, sizeof error);
+    const gmem_status status = gmem_file_open_memory(context, "x", from->data, from->size, ".", &file, &error);
+    CHECK_INT(error.code, status);
+    CHECK((status == GMEM_OK) == (file != NULL));
+    gmem_file_close(file);
+    return status;
+}
+
 static void test_failing_allocations(const unsigned char *data, size_t size) {
-    for (int for_good = 0; for_good < 2; for_good++) {
-        failing state = {-1, 0, 0};
-        gmem_context *context = failing_context(&state);
-        const int64_t before = state.live;
-        int64_t failures = 0;
-        for (;; failures++) {
-            gmem_file *file = NULL;
-            gmem_error error;
-            memset(&error, 0, sizeof error);
-            state.countdown = failures;
-            state.for_good = for_good;
-            const gmem_status status = gmem_file_open_memory(context, "x", data, size, ".", &file, &error);
-            const int failed = state.countdown <= 0 && status != GMEM_OK;
-            state.countdown = -1;
-            if (!failed) {
-                CHECK_INT(status, GMEM_OK);
-                gmem_file_close(file);
-                break;
-            }
-            CHECK_INT(status, GMEM_E_MEMORY);
-            CHECK_INT(error.code, GMEM_E_MEMORY);
-            CHECK(file == NULL);
-            CHECK_INT(state.live, before);
-        }
-        CHECK(failures > 5);
-        CHECK_INT(state.live, before);
-        gmem_context_destroy(context);
-    }
+    file_bytes from = {data, size};
+    check_failing_allocations(open_bytes, &from, 5);
 }
 
 static void test_robustness(void) {
