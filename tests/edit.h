@@ -4,6 +4,7 @@
 
 #include "../src/api.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,6 +87,48 @@ static inline void edit_replace(edit_list *list, const char *name, gmem_type typ
     gmem_tensor *tensor = edit_find(list, name);
     *tensor = gmem_tensor_make(tensor->name, type, rank, shape, NULL);
     tensor->data = edit_own(list, (size_t)gmem_tensor_count(tensor) * gmem_type_bytes(type));
+}
+
+/* A tensor's values in memory of the list. */
+static inline float *edit_values(edit_list *list, const gmem_tensor *tensor) {
+    int64_t count = gmem_tensor_count(tensor);
+    float *values = (float *)edit_own(list, (size_t)count * sizeof *values);
+    gmem_tensor_read_f32(tensor, 0, count, values);
+    return values;
+}
+
+/* Tensor i of `stored` in another type; tensor i of `rounded` in f32 with the values that are left. Both hold the same
+ * tensors. */
+static inline void edit_round(edit_list *stored, edit_list *rounded, int i, gmem_type type) {
+    gmem_tensor *narrow = &stored->tensors[i], *wide = &rounded->tensors[i];
+    int64_t count = gmem_tensor_count(narrow);
+    void *converted = edit_own(stored, (size_t)count * gmem_type_bytes(type));
+    gmem_convert_f32(edit_values(stored, narrow), count, type, converted);
+    *narrow = gmem_tensor_make(narrow->name, type, narrow->rank, narrow->shape, converted);
+    *wide = gmem_tensor_make(wide->name, GMEM_F32, wide->rank, wide->shape, edit_values(rounded, narrow));
+}
+
+/* The same for int8 with a scale for each row, `NAME.scale`, which takes the row's largest value to 127. */
+static inline void edit_quantise(edit_list *stored, edit_list *rounded, int i) {
+    gmem_tensor *narrow = &stored->tensors[i], *wide = &rounded->tensors[i];
+    int64_t rows = narrow->shape[0], columns = gmem_tensor_count(narrow) / rows;
+    float *values = edit_values(rounded, narrow), *scales = (float *)edit_own(stored, (size_t)rows * sizeof *scales);
+    signed char *levels = (signed char *)edit_own(stored, (size_t)(rows * columns));
+    size_t room = strlen(narrow->name) + sizeof ".scale";
+    char *scale_name = (char *)edit_own(stored, room);
+    snprintf(scale_name, room, "%s.scale", narrow->name);
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t at = row * columns; at < (row + 1) * columns; at++) {
+            scales[row] = fmaxf(scales[row], fabsf(values[at]) / 127);
+        }
+        for (int64_t at = row * columns; at < (row + 1) * columns; at++) {
+            levels[at] = (signed char)(scales[row] > 0 ? lrintf(values[at] / scales[row]) : 0);
+            values[at] = (float)levels[at] * scales[row];
+        }
+    }
+    *narrow = gmem_tensor_make(narrow->name, GMEM_I8, narrow->rank, narrow->shape, levels);
+    *wide = gmem_tensor_make(wide->name, GMEM_F32, wide->rank, wide->shape, values);
+    edit_add(stored, scale_name, GMEM_F32, 1, &rows, scales);
 }
 
 static inline void edit_prefix_all(edit_list *list, const char *prefix) {

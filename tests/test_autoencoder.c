@@ -234,24 +234,13 @@ static void test_transposed(gmem_context *context) {
     free(logvar);
 }
 
-static void store(edit_list *list, gmem_tensor *tensor, gmem_type type) {
-    int64_t count = gmem_tensor_count(tensor);
-    float *values = (float *)edit_own(list, (size_t)count * sizeof *values);
-    void *stored = edit_own(list, (size_t)count * gmem_type_bytes(type));
-    gmem_tensor_read_f32(tensor, 0, count, values);
-    gmem_convert_f32(values, count, type, stored);
-    *tensor = gmem_tensor_make(tensor->name, type, tensor->rank, tensor->shape, stored);
-}
-
 /* Weights of another type decode to what the same values in f32 do. */
 static void test_type(gmem_context *context, const char *name, gmem_type type) {
     opened it = open_weights(context, name);
     edit_list *narrow = edit_of(it.weights.file), *wide = edit_of(it.weights.file);
     int64_t count = 0;
     for (int i = 0; i < narrow->count; i++) {
-        store(narrow, &narrow->tensors[i], type);
-        wide->tensors[i] = narrow->tensors[i];
-        store(wide, &wide->tensors[i], GMEM_F32);
+        edit_round(narrow, wide, i, type);
     }
     float *out = decode_with(context, narrow, &count), *expected = decode_with(context, wide, &count);
     CHECK_CLOSE(gmem_type_name(type), out, expected, count, BAR);
@@ -266,29 +255,9 @@ static void test_type(gmem_context *context, const char *name, gmem_type type) {
 static void test_int8(gmem_context *context, const char *name) {
     opened it = open_weights(context, name);
     edit_list *narrow = edit_of(it.weights.file), *wide = edit_of(it.weights.file);
-    int tensors = narrow->count;
     int64_t count = 0;
-    for (int i = 0; i < tensors; i++) {
-        gmem_tensor *tensor = &narrow->tensors[i];
-        if (tensor->rank < 2) continue;
-        int64_t rows = tensor->shape[0], columns = gmem_tensor_count(tensor) / rows;
-        int8_t *stored = (int8_t *)edit_own(narrow, (size_t)(rows * columns));
-        float *scale = (float *)edit_own(narrow, (size_t)rows * sizeof *scale);
-        float *values = (float *)edit_own(wide, (size_t)(rows * columns) * sizeof *values);
-        gmem_tensor_read_f32(tensor, 0, rows * columns, values);
-        for (int64_t r = 0; r < rows; r++) {
-            scale[r] = (float)(0.01 + 0.001 * (double)(r % 7));
-            for (int64_t c = 0; c < columns; c++) {
-                double steps = floor((double)values[r * columns + c] / (double)scale[r] + 0.5);
-                stored[r * columns + c] = (int8_t)(steps < -127 ? -127 : steps > 127 ? 127 : steps);
-                values[r * columns + c] = (float)stored[r * columns + c] * scale[r];
-            }
-        }
-        char *scale_name = (char *)edit_own(narrow, strlen(tensor->name) + 8);
-        sprintf(scale_name, "%s.scale", tensor->name);
-        wide->tensors[i].data = values;
-        *tensor = gmem_tensor_make(tensor->name, GMEM_I8, tensor->rank, tensor->shape, stored);
-        edit_add(narrow, scale_name, GMEM_F32, 1, &rows, scale);
+    for (int i = 0, tensors = narrow->count; i < tensors; i++) {
+        if (narrow->tensors[i].rank >= 2) edit_quantise(narrow, wide, i);
     }
     float *out = decode_with(context, narrow, &count), *expected = decode_with(context, wide, &count);
     CHECK_CLOSE("int8", out, expected, count, BAR);

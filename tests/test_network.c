@@ -505,15 +505,7 @@ static void test_types(gmem_context *context, gmem_type type) {
     opened it = open_case(context, "dit_base");
     edit_list *stored = edit_of(it.weights), *rounded = edit_of(it.weights);
     for (int i = 0; i < stored->count; i++) {
-        gmem_tensor *tensor = &stored->tensors[i];
-        int64_t count = gmem_tensor_count(tensor);
-        float *values = (float *)edit_own(rounded, (size_t)count * sizeof *values);
-        void *converted = edit_own(stored, (size_t)count * gmem_type_bytes(type));
-        gmem_tensor_read_f32(tensor, 0, count, values);
-        gmem_convert_f32(values, count, type, converted);
-        *tensor = gmem_tensor_make(tensor->name, type, tensor->rank, tensor->shape, converted);
-        gmem_tensor_read_f32(tensor, 0, count, values);
-        rounded->tensors[i].data = values;
+        edit_round(stored, rounded, i, type);
     }
     float *v = run_edited(context, &it, stored), *expected = run_edited(context, &it, rounded);
     CHECK_CLOSE(gmem_type_name(type), v, expected, it.count, BAR);
@@ -525,39 +517,12 @@ static void test_types(gmem_context *context, gmem_type type) {
     close_case(&it);
 }
 
-/* Rounds w (rows, cols) to int8 times a scale for each row. */
-static void quantise(float *w, int64_t rows, int64_t cols, signed char *out, float *scales) {
-    for (int64_t row = 0; row < rows; row++) {
-        for (int64_t i = row * cols; i < (row + 1) * cols; i++) {
-            scales[row] = fmaxf(scales[row], fabsf(w[i]) / 127);
-        }
-        for (int64_t i = row * cols; i < (row + 1) * cols; i++) {
-            out[i] = (signed char)lrintf(w[i] / scales[row]);
-            w[i] = (float)out[i] * scales[row];
-        }
-    }
-}
-
 /* int8 rows times their scales give what the products give in f32. */
 static void test_int8(gmem_context *context, const char *name) {
     opened it = open_case(context, name);
     edit_list *stored = edit_of(it.weights), *rounded = edit_of(it.weights);
-    int count = stored->count;
-    for (int i = 0; i < count; i++) {
-        gmem_tensor *tensor = &stored->tensors[i];
-        if (tensor->rank < 2) continue;
-        int64_t elements = gmem_tensor_count(tensor), rows = tensor->shape[0];
-        float *values = (float *)edit_own(rounded, (size_t)elements * sizeof *values);
-        float *scales = (float *)edit_own(stored, (size_t)rows * sizeof *scales);
-        signed char *quantised = (signed char *)edit_own(stored, (size_t)elements);
-        size_t room = strlen(tensor->name) + sizeof ".scale";
-        char *scale_name = (char *)edit_own(stored, room);
-        snprintf(scale_name, room, "%s.scale", tensor->name);
-        gmem_tensor_read_f32(tensor, 0, elements, values);
-        quantise(values, rows, elements / rows, quantised, scales);
-        *tensor = gmem_tensor_make(tensor->name, GMEM_I8, tensor->rank, tensor->shape, quantised);
-        edit_add(stored, scale_name, GMEM_F32, 1, &rows, scales);
-        rounded->tensors[i].data = values;
+    for (int i = 0, count = stored->count; i < count; i++) {
+        if (stored->tensors[i].rank >= 2) edit_quantise(stored, rounded, i);
     }
     float *v = run_edited(context, &it, stored), *expected = run_edited(context, &it, rounded);
     CHECK_CLOSE(name, v, expected, it.count, BAR);
