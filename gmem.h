@@ -198,7 +198,7 @@ typedef struct gmem_context_desc {
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
-    void (*log)(void *user, const char *line);
+    void (*log)(void *user, const char *line); /* reserved: nothing is logged so far */
     void *log_user;
 } gmem_context_desc;
 
@@ -8513,7 +8513,8 @@ static gmem_status gmem__recognise_output(const gmem_file *file, gmem_network_in
     return GMEM_OK;
 }
 
-/* design.md: the flag, the configuration, the RoPE table, the q norm, the published sizes. */
+/* The attention's weights don't tell the heads: from the caller, else the configuration, else the width of a head as
+ * the RoPE table, the q norm or the published size has it. */
 static gmem_status gmem__recognise_heads(const gmem_file *file, const gmem_network_desc *desc, gmem_network_info *info,
                                          gmem_error *error) {
     const gmem_tensor *rope = gmem_file_find(file, "feat_rope.freqs_cos");

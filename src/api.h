@@ -195,7 +195,7 @@ typedef struct gmem_context_desc {
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
-    void (*log)(void *user, const char *line);
+    void (*log)(void *user, const char *line); /* reserved: nothing is logged so far */
     void *log_user;
 } gmem_context_desc;
 
