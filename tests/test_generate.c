@@ -283,13 +283,8 @@ static int cancel_at_2(void *user, const gmem_progress *progress) {
     return progress->step == 2;
 }
 
-static void test_refusals(gmem_context *context) {
-    static const char *const unknown[1] = {"zebra"}, *const beyond[1] = {"11"},
-                             *const huge[1] = {"99999999999999999999"};
-    static const char *const absent[1] = {NULL}, missing[] = "tests/golden/no_such_file.pth";
-    static const int64_t label = 10;
+static void test_settings(gmem_context *context) {
     gmem_generate_desc desc = usual();
-    int steps = 0;
     desc.network = NULL;
     refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
     desc = usual();
@@ -311,7 +306,13 @@ static void test_refusals(gmem_context *context) {
     desc = usual();
     desc.multiplier = -1;
     refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
-    desc = usual();
+}
+
+static void test_conditions(gmem_context *context) {
+    static const char *const unknown[1] = {"zebra"}, *const beyond[1] = {"11"},
+                             *const huge[1] = {"99999999999999999999"}, *const absent[1] = {NULL};
+    static const int64_t label = 10;
+    gmem_generate_desc desc = usual();
     desc.memory_count = 1;
     refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
     desc.memory = absent;
@@ -331,7 +332,11 @@ static void test_refusals(gmem_context *context) {
     desc.network = class_path;
     desc.bank = NULL;
     refuse(context, &desc, GMEM_E_LABEL, NULL);
-    desc = usual();
+}
+
+static void test_wrong_files(gmem_context *context) {
+    static const char missing[] = "tests/golden/no_such_file.pth";
+    gmem_generate_desc desc = usual();
     desc.autoencoder = other_ae_path;
     refuse(context, &desc, GMEM_E_LATENT, other_ae_path);
     desc = usual();
@@ -346,7 +351,11 @@ static void test_refusals(gmem_context *context) {
     desc = usual();
     desc.names = missing;
     refuse(context, &desc, GMEM_E_OPEN, missing);
-    desc = usual();
+}
+
+static void test_cancelling(gmem_context *context) {
+    gmem_generate_desc desc = usual();
+    int steps = 0;
     desc.progress = cancel_at_2;
     desc.progress_user = &steps;
     refuse(context, &desc, GMEM_E_CANCELLED, NULL);
@@ -385,7 +394,10 @@ int main(void) {
     test_first_version(context);
     test_labels(context, 0);
     test_labels(context, 1);
-    test_refusals(context);
+    test_settings(context);
+    test_conditions(context);
+    test_wrong_files(context);
+    test_cancelling(context);
     test_allocations();
     gmem_context_destroy(context);
     remove(network_path);
