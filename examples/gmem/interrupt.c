@@ -15,13 +15,17 @@ static void remember(int signal_number) {
 /* Also where the parent ignores SIGINT, as shells do for what they start in the background: a signal that is sent on
  * purpose should end the run. */
 void interrupt_install(void) {
-    struct sigaction action;
+    struct sigaction action, before;
     memset(&action, 0, sizeof action);
     action.sa_handler = remember;
     action.sa_flags = SA_RESTART; /* system calls go on: no file operation fails half-way */
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    if (sigaction(SIGHUP, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        sigaction(SIGHUP, &action, NULL); /* nohup */
+    action.sa_handler = SIG_IGN;          /* a file beyond the limit is a write that fails, not an end half-way */
+    sigaction(SIGXFSZ, &action, NULL);
 }
 
 int interrupt_pending(void) { return pending != 0; }
