@@ -197,6 +197,15 @@ test_refusals() {
         --autoencoder "$golden/vae_f8.pt"
     refuses 1 'noise: the method draws more' integrate -m "$golden/sit_plain.pt" --heads 4 --steps 40 \
         --input "$golden/sit_plain.io.safetensors" -o x
+    (cd "$work/run" && ulimit -f 1 && "$gmem" convert "$golden/dit_base.pth" -o large >"$work/out" 2>"$work/err")
+    check "a file beyond the limit" equal $? 1
+    check "a file beyond the limit: the error" matches '^gmem: error: large: cannot write' "$work/err"
+    check "a file beyond the limit: none is left" equal "$(files | grep -c large)" 0
+    # numbers that are none name the file they come from
+    run convert "$golden/bank_full.pth" -o nan_bank
+    printf '\000\000\300\177' | dd of="$work/run/nan_bank" bs=1 conv=notrunc status=none \
+        seek=$(($(wc -c <"$work/run/nan_bank") - 4))
+    refuses 1 'nan_bank: row 513 is zero or not finite' bank mix 0 513 --bank "$golden/bank_full.pth" --bank nan_bank -o x
     # a weight that is no number shows in the first pass
     run convert "$golden/dit_base.pth" -o nan.safetensors
     printf '\000\000\300\177' | dd of="$work/run/nan.safetensors" bs=1 conv=notrunc status=none \

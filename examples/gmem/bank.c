@@ -137,7 +137,7 @@ static outcome mix_ends(session *s, float **ends, int64_t *width, gmem_error *er
                 return failed(error, args->input, "%s: it is zero or not finite", vectors[i]);
         } else {
             TRY(find_row(s, args->operands.items[i], &row, error));
-            TRY(from_status(gmem_bank_snippet(s->bank, row, end, error)));
+            TRY(read_snippet(s, row, end, error));
         }
     }
     return OUTCOME_DONE;
@@ -167,7 +167,9 @@ static outcome mix_rows(session *s, const float *ends, int64_t width, const doub
     for (int64_t i = 0; i < count; i++) {
         gmem_rng rng; /* the same mask for every alpha: elements go over one after the other */
         gmem_rng_init(&rng, rng_of(s->args), seed);
-        TRY(from_status(gmem_mix(method, ends, ends + width, width, alphas[i], &rng, 0, features + i * width, error)));
+        gmem_status status =
+            gmem_mix(method, ends, ends + width, width, alphas[i], &rng, 0, features + i * width, error);
+        TRY(in_file(s->args->input ? s->args->input : gmem_bank_file_path(s->bank, 0), status, error));
     }
     int64_t shape[2] = {count, width};
     gmem_tensor tensor = gmem_tensor_make("features", GMEM_F32, 2, shape, features);

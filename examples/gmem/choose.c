@@ -142,7 +142,7 @@ static outcome choose_mix(session *s, choice *out, gmem_error *error) {
     if (!out->ends) return out_of_memory(error);
     for (int i = 0; i < 2; i++) {
         TRY(find_row(s, s->args->mix.items[i], &out->mixed[i], error));
-        TRY(from_status(gmem_bank_snippet(s->bank, out->mixed[i], out->ends + i * width, error)));
+        TRY(read_snippet(s, out->mixed[i], out->ends + i * width, error));
     }
     return OUTCOME_DONE;
 }

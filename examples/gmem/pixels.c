@@ -32,8 +32,9 @@ static outcome decode_all(coding *c, float *decoded, uint8_t *pixels, gmem_error
     progress_begin(&c->bar);
     for (int64_t i = 0; i < c->count; i++) {
         TRY(interrupt_check(error));
-        TRY(from_status(
-            gmem_decode(c->s.autoencoder, 1, c->height, c->width, c->in + i * in_size, decoded + i * out_size, error)));
+        gmem_status status =
+            gmem_decode(c->s.autoencoder, 1, c->height, c->width, c->in + i * in_size, decoded + i * out_size, error);
+        TRY(in_autoencoder(&c->s, status, error));
         progress_show(&c->bar, i + 1, c->count, "pictures");
     }
     gmem_pixels(decoded, c->count, height, width, pixels);
@@ -78,8 +79,9 @@ static outcome encode_all(coding *c, float *mean, float *logvar, gmem_error *err
     progress_begin(&c->bar);
     for (int64_t i = 0; i < c->count; i++) {
         TRY(interrupt_check(error));
-        TRY(from_status(gmem_encode(c->s.autoencoder, 1, c->height, c->width, c->in + i * in_size, mean + i * out_size,
-                                    logvar + i * out_size, error)));
+        gmem_status status = gmem_encode(c->s.autoencoder, 1, c->height, c->width, c->in + i * in_size,
+                                         mean + i * out_size, logvar + i * out_size, error);
+        TRY(in_autoencoder(&c->s, status, error));
         progress_show(&c->bar, i + 1, c->count, "pictures");
     }
     return OUTCOME_DONE;

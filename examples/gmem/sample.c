@@ -147,8 +147,9 @@ static outcome draw_noise(drawing *d, int64_t first, int64_t count, gmem_error *
         return OUTCOME_DONE;
     }
     for (int64_t i = 0; i < count; i++) {
-        TRY(from_status(gmem_choose_row(d->memoryfreq, gmem_bank_rows(d->s.bank), d->z + i * d->latent_size,
-                                        d->latent_size, &d->items[first + i], error)));
+        gmem_status status = gmem_choose_row(d->memoryfreq, gmem_bank_rows(d->s.bank), d->z + i * d->latent_size,
+                                             d->latent_size, &d->items[first + i], error);
+        TRY(in_network(&d->s, status, error));
     }
     return OUTCOME_DONE;
 }
@@ -161,8 +162,9 @@ static outcome mix_snippet(drawing *d, int64_t frame, float *out, gmem_error *er
     int64_t width = gmem_bank_width(d->s.bank);
     gmem_rng masks; /* the same mask for every frame: elements go over one after the other */
     gmem_rng_init(&masks, rng_of(d->s.args), d->seed);
-    return from_status(gmem_mix(mix_method_of(d->s.args), d->chosen.ends, d->chosen.ends + width, width,
-                                alpha_of(d, frame), &masks, 0, out, error));
+    gmem_status status = gmem_mix(mix_method_of(d->s.args), d->chosen.ends, d->chosen.ends + width, width,
+                                  alpha_of(d, frame), &masks, 0, out, error);
+    return in_file(gmem_bank_file_path(d->s.bank, 0), status, error);
 }
 
 static outcome fill_snippets(drawing *d, int64_t first, int64_t count, gmem_error *error) {
@@ -171,7 +173,7 @@ static outcome fill_snippets(drawing *d, int64_t first, int64_t count, gmem_erro
         if (d->chosen.kind == CHOICE_MIX) {
             TRY(mix_snippet(d, first + i, snippet, error));
         } else {
-            TRY(from_status(gmem_bank_snippet(d->s.bank, d->items[first + i], snippet, error)));
+            TRY(read_snippet(&d->s, d->items[first + i], snippet, error));
         }
     }
     return OUTCOME_DONE;
@@ -238,8 +240,9 @@ static outcome decode_batch(drawing *d, int64_t first, int64_t count, gmem_error
     gmem_denormalize(d->z, count, info->channels, info->height * info->width, d->s.mean, d->s.std, d->s.multiplier);
     for (int64_t i = 0; i < count; i++) {
         TRY(interrupt_check(error));
-        TRY(from_status(
-            gmem_decode(d->s.autoencoder, 1, info->height, info->width, d->z + i * d->latent_size, d->decoded, error)));
+        gmem_status status =
+            gmem_decode(d->s.autoencoder, 1, info->height, info->width, d->z + i * d->latent_size, d->decoded, error);
+        TRY(in_autoencoder(&d->s, status, error));
         round_pixels(d);
         TRY(put_picture(d, first + i, error));
     }

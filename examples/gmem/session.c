@@ -194,10 +194,27 @@ outcome open_input(session *s, gmem_error *error) {
     return from_status(gmem_file_open(s->context, s->args->input, ".", &s->input, error));
 }
 
-outcome in_network(session *s, gmem_status status, gmem_error *error) {
+outcome in_file(const char *path, gmem_status status, gmem_error *error) {
     if (status != GMEM_OK && status != GMEM_E_CANCELLED && !error->path[0])
-        snprintf(error->path, sizeof error->path, "%s", gmem_file_path(s->network_file));
+        snprintf(error->path, sizeof error->path, "%s", path);
     return from_status(status);
+}
+
+outcome in_network(session *s, gmem_status status, gmem_error *error) {
+    return in_file(gmem_file_path(s->network_file), status, error);
+}
+
+outcome in_autoencoder(session *s, gmem_status status, gmem_error *error) {
+    return in_file(gmem_file_path(s->autoencoder_file), status, error);
+}
+
+outcome read_snippet(session *s, int64_t row, float *out, gmem_error *error) {
+    int file = 0;
+    int64_t rows = 0;
+    while (file + 1 < gmem_bank_file_count(s->bank) && row >= rows + gmem_bank_file_rows(s->bank, file)) {
+        rows += gmem_bank_file_rows(s->bank, file++);
+    }
+    return in_file(gmem_bank_file_path(s->bank, file), gmem_bank_snippet(s->bank, row, out, error), error);
 }
 
 void json_tensor(json_writer *json, const gmem_tensor *tensor) {

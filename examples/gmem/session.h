@@ -54,8 +54,13 @@ void json_tensor(json_writer *json, const gmem_tensor *tensor);
 /* Says what was written on standard output, where it is not kept for JSON or silenced. */
 void say_written(const arguments *args, const char *path, const char *what);
 
-/* The outcome of a pass or a run: an error that names no file is the network's. */
+/* The outcome of work on what a file holds: an error that names no file is that one's. */
+outcome in_file(const char *path, gmem_status status, gmem_error *error);
 outcome in_network(session *s, gmem_status status, gmem_error *error);
+outcome in_autoencoder(session *s, gmem_status status, gmem_error *error);
+
+/* A row of the bank, normalised; a failure names the file that the row is in. */
+outcome read_snippet(session *s, int64_t row, float *out, gmem_error *error);
 
 /* "3 x 8 x 8 x 8", any dimension that is negative as "any". */
 const char *shape_text(const int64_t *shape, int rank, char *out, size_t bytes);
