@@ -4,6 +4,7 @@
 set -u
 cd "$(dirname "$0")/.."
 export LC_ALL=C ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export MSAN_OPTIONS=allocator_may_return_null=1
 
 # The default model as it was trained is too large for the tree; where its folder is at hand it is tested too.
 [ -d ../shared/emoji ] && export GMEM_EMOJI=${GMEM_EMOJI:-../shared/emoji}
@@ -74,6 +75,9 @@ step_sanitizers() {
     variant build/asan-gcc "CC=gcc OPENMP= CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined'" $quick_tests
     variant build/asan-clang "CC=clang OPENMP= CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined'" \
         test_files test_torch test_zip test_pickle
+    # What reads untrusted bytes, for uninitialised memory too; whole models take minutes there.
+    variant build/msan "CC=clang OPENMP= CFLAGS='-O1 -g -fsanitize=memory'" \
+        test_files test_io test_bank test_tensor test_zip test_pickle
 }
 
 step_threads() {
