@@ -9,7 +9,7 @@
  * aligned_alloc. */
 static void *gmem__system_alloc(void *user, size_t bytes) {
     (void)user;
-    if (bytes > SIZE_MAX - GMEM__ALIGNMENT - sizeof(void *)) return NULL;
+    if (bytes > SIZE_MAX / 2 - GMEM__ALIGNMENT - sizeof(void *)) return NULL; /* no object may be larger */
     char *raw = (char *)malloc(bytes + GMEM__ALIGNMENT + sizeof(void *));
     if (!raw) return NULL;
     uintptr_t start = (uintptr_t)raw + sizeof(void *);
