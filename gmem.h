@@ -198,7 +198,8 @@ typedef struct gmem_context_desc {
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
-    void (*log)(void *user, const char *line); /* reserved: nothing is logged so far */
+    /* What was chosen and opened, a line without its end at a time, on the calling thread; NULL: nobody is told. */
+    void (*log)(void *user, const char *line);
     void *log_user;
 } gmem_context_desc;
 
@@ -5264,6 +5265,13 @@ static gmem_status gmem__parse(gmem_file *file, gmem_error *error) {
 }
 
 /* Either way of opening: `bytes` belongs to the file from here on. */
+static void gmem__log_opened(const gmem_file *file) {
+    gmem__quoted path, key;
+    gmem__log(file->context, "%s: %lld bytes, %s; %lld tensors%s%s", gmem__quote(&path, file->path),
+              (long long)file->bytes.size, file->bytes.mapped ? "mapped" : "in memory", (long long)file->selected_count,
+              file->key[0] ? " in " : "", gmem__quote(&key, file->key));
+}
+
 static gmem_status gmem__file_create(gmem_context *context, const char *path, gmem__bytes bytes, const char *key,
                                      gmem_file **out, gmem_error *error) {
     gmem_file *file = (gmem_file *)gmem__alloc(context, 1, sizeof *file);
@@ -5290,6 +5298,7 @@ static gmem_status gmem__file_create(gmem_context *context, const char *path, gm
         gmem_file_close(file);
         return status;
     }
+    gmem__log_opened(file);
     *out = file;
     return GMEM_OK;
 }
@@ -8205,6 +8214,7 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->threads = 1;
 #endif
     snprintf(context->backend, sizeof context->backend, "%s", ops->name);
+    gmem__log(context, "%s, %d threads", context->backend, context->threads);
     *out = context;
     return GMEM_OK;
 }
@@ -8912,6 +8922,11 @@ GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network
         gmem_network_close(network);
         return status;
     }
+    gmem__quoted path;
+    const gmem_network_info *info = &network->info;
+    gmem__log(context, "%s: %s, %lld parameters, %lld blocks of width %lld, %lld heads",
+              gmem__quote(&path, gmem_file_path(network->file)), info->name, (long long)info->parameters,
+              (long long)info->depth, (long long)info->hidden, (long long)info->heads);
     *out = network;
     return GMEM_OK;
 }
@@ -9918,6 +9933,10 @@ GMEM_API gmem_status gmem_autoencoder_open(gmem_context *context, const gmem_aut
         gmem_autoencoder_close(ae);
         return status;
     }
+    gmem__quoted path;
+    gmem__log(context, "%s: autoencoder, %lld latent channels, %lld pixels a latent",
+              gmem__quote(&path, gmem_file_path(ae->file)), (long long)ae->info.latent_channels,
+              (long long)ae->info.factor);
     *out = ae;
     return GMEM_OK;
 }
@@ -10499,6 +10518,8 @@ GMEM_API gmem_status gmem_bank_open(gmem_context *context, const gmem_bank_desc 
         gmem_bank_close(bank);
         return status;
     }
+    gmem__log(context, "bank: %lld rows of width %lld in %d files", (long long)gmem_bank_rows(bank),
+              (long long)gmem_bank_width(bank), gmem_bank_file_count(bank));
     *out = bank;
     return GMEM_OK;
 }

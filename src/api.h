@@ -195,7 +195,8 @@ typedef struct gmem_context_desc {
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
-    void (*log)(void *user, const char *line); /* reserved: nothing is logged so far */
+    /* What was chosen and opened, a line without its end at a time, on the calling thread; NULL: nobody is told. */
+    void (*log)(void *user, const char *line);
     void *log_user;
 } gmem_context_desc;
 

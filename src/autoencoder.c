@@ -422,6 +422,10 @@ GMEM_API gmem_status gmem_autoencoder_open(gmem_context *context, const gmem_aut
         gmem_autoencoder_close(ae);
         return status;
     }
+    gmem__quoted path;
+    gmem__log(context, "%s: autoencoder, %lld latent channels, %lld pixels a latent",
+              gmem__quote(&path, gmem_file_path(ae->file)), (long long)ae->info.latent_channels,
+              (long long)ae->info.factor);
     *out = ae;
     return GMEM_OK;
 }

@@ -178,6 +178,8 @@ GMEM_API gmem_status gmem_bank_open(gmem_context *context, const gmem_bank_desc 
         gmem_bank_close(bank);
         return status;
     }
+    gmem__log(context, "bank: %lld rows of width %lld in %d files", (long long)gmem_bank_rows(bank),
+              (long long)gmem_bank_width(bank), gmem_bank_file_count(bank));
     *out = bank;
     return GMEM_OK;
 }

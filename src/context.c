@@ -55,6 +55,7 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->threads = 1;
 #endif
     snprintf(context->backend, sizeof context->backend, "%s", ops->name);
+    gmem__log(context, "%s, %d threads", context->backend, context->threads);
     *out = context;
     return GMEM_OK;
 }

@@ -392,6 +392,13 @@ static gmem_status gmem__parse(gmem_file *file, gmem_error *error) {
 }
 
 /* Either way of opening: `bytes` belongs to the file from here on. */
+static void gmem__log_opened(const gmem_file *file) {
+    gmem__quoted path, key;
+    gmem__log(file->context, "%s: %lld bytes, %s; %lld tensors%s%s", gmem__quote(&path, file->path),
+              (long long)file->bytes.size, file->bytes.mapped ? "mapped" : "in memory", (long long)file->selected_count,
+              file->key[0] ? " in " : "", gmem__quote(&key, file->key));
+}
+
 static gmem_status gmem__file_create(gmem_context *context, const char *path, gmem__bytes bytes, const char *key,
                                      gmem_file **out, gmem_error *error) {
     gmem_file *file = (gmem_file *)gmem__alloc(context, 1, sizeof *file);
@@ -418,6 +425,7 @@ static gmem_status gmem__file_create(gmem_context *context, const char *path, gm
         gmem_file_close(file);
         return status;
     }
+    gmem__log_opened(file);
     *out = file;
     return GMEM_OK;
 }

@@ -309,6 +309,11 @@ GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network
         gmem_network_close(network);
         return status;
     }
+    gmem__quoted path;
+    const gmem_network_info *info = &network->info;
+    gmem__log(context, "%s: %s, %lld parameters, %lld blocks of width %lld, %lld heads",
+              gmem__quote(&path, gmem_file_path(network->file)), info->name, (long long)info->parameters,
+              (long long)info->depth, (long long)info->hidden, (long long)info->heads);
     *out = network;
     return GMEM_OK;
 }

@@ -379,6 +379,35 @@ static void test_allocations(void) {
     check_failing_allocations(generate_one, &desc, 20);
 }
 
+/* What the log tells of one generation, a line under the other. */
+static void keep_line(void *user, const char *line) {
+    char *text = (char *)user;
+    CHECK(!strchr(line, '\n'));
+    snprintf(text + strlen(text), 4096 - strlen(text), "%s\n", line);
+}
+
+static void test_log(void) {
+    gmem_context_desc desc;
+    gmem_context *context = NULL;
+    gmem_generate_desc picture = usual();
+    gmem_image image;
+    char text[4096] = "", line[512];
+    memset(&desc, 0, sizeof desc);
+    memset(&image, 0, sizeof image);
+    desc.log = keep_line;
+    desc.log_user = text;
+    if (!CHECK_OK(gmem_context_create(&desc, &context, NULL))) return;
+    CHECK_OK(gmem_generate(context, &picture, &image, NULL));
+    CHECK_CONTAINS(text, gmem_context_backend(context));
+    snprintf(line, sizeof line, "%s: GMem-LightningDiT, ", network_path);
+    CHECK_CONTAINS(text, line);
+    snprintf(line, sizeof line, "bank: %d rows of width 768 in 1 files", BANK_ROWS);
+    CHECK_CONTAINS(text, line);
+    CHECK_CONTAINS(text, "8 latent channels, 8 pixels a latent");
+    gmem_image_free(context, &image);
+    gmem_context_destroy(context);
+}
+
 int main(void) {
     gmem_context *context = golden_context(GMEM_ISA_AUTO);
     save_procedural(context, "dit_base.io.safetensors", network_path);
@@ -392,6 +421,7 @@ int main(void) {
     test_random_rows(context, GMEM_RNG_TORCH_CUDA);
     test_named_rows(context);
     test_first_version(context);
+    test_log();
     test_labels(context, 0);
     test_labels(context, 1);
     test_settings(context);
