@@ -2954,9 +2954,10 @@ GMEM__FN void gmem__names_free(gmem__names *names);
 
 #endif /* GMEM__NAMES_H */
 
-/* The slot that holds the name, or the free one where it belongs. */
+/* The slot that holds the name, or the free one where it belongs. The table's own address begins the hash, so that a
+ * file's author cannot choose names that all meet in one place. */
 static int64_t gmem__names_slot(const gmem__names *names, const unsigned char *text, int64_t bytes) {
-    uint64_t hash = 0xcbf29ce484222325u;
+    uint64_t hash = 0xcbf29ce484222325u ^ (uint64_t)(uintptr_t)names->slots;
     for (int64_t i = 0; i < bytes; i++)
         hash = (hash ^ text[i]) * 0x100000001b3u;
     const int64_t mask = names->size - 1;
