@@ -1,0 +1,54 @@
+/* Products with narrow operands: bf16 or int8 on both sides, summed in f32 or int32. Both operands are made of 32-bit
+ * words that hold 2 (bf16) or 4 (int8) values neighbouring in depth, the first in the lowest bits, as dot-product and
+ * tile instructions read them; so one packing, one loop and one epilogue serve them all.
+ *
+ *     weights   strips of mr rows:   (strip, words / 16, mr, 16)    an AMX tile is 16 rows of 16 words, 1 KB
+ *     x         panels of nr columns: (panel, words, nr)
+ *
+ * words: the depth in words, padded with zeros to a multiple of 16. Rows past the last one are zero, columns too. */
+#ifndef GMEM__NARROW_H
+#define GMEM__NARROW_H
+
+#include "cpu.h"
+
+#define GMEM__TILE_WORDS 16
+
+/* One block of the depth of one group of strips, against all panels of a tile. */
+typedef struct gmem__narrow_block {
+    const uint32_t *weights; /* strips strip_step words apart; 64-byte aligned */
+    int64_t strips, strip_step;
+    const uint32_t *panels; /* panel_step words apart; 64-byte aligned */
+    int64_t panel_count, panel_step;
+    int64_t words;      /* depth of this block, a multiple of GMEM__TILE_WORDS */
+    int first;          /* the sums start from zero, else from `product` */
+    void *product;      /* f32 for bf16, int32 for int8: (strips * mr, panel_count * nr), rows GMEM__NC apart */
+    const char *next;   /* weights that come next from memory, worth a prefetch while this block is computed, */
+    int64_t next_bytes; /* contiguous; 0: none */
+} gmem__narrow_block;
+
+/* The kernel of one instruction set and one type. All fields constant. */
+typedef struct gmem__narrow {
+    const char *name; /* "avx512-bf16" */
+    gmem_type type;   /* GMEM_BF16 or GMEM_I8 */
+    int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC, at least 16) */
+    int64_t strips;   /* how many strips multiply takes at a time, at most */
+    int64_t block;    /* words of a block of the depth, at most; a multiple of GMEM__TILE_WORDS */
+    int unsigned_x;   /* int8: bytes of x are stored as x + 128; the epilogue subtracts 128 * sum of the weight row */
+    int keep;         /* packed weights are kept for all passes; else each pass packs them from the file's type */
+    void (*begin)(void); /* around the products of one task on one thread (AMX's configuration), or NULL */
+    void (*end)(void);
+    void (*multiply)(const gmem__narrow_block *block);
+} gmem__narrow;
+
+/* narrow_portable.c: plain C, the reference, and what runs where an instruction is missing. The `like` variants have
+ * the mr, nr, strips, block and unsigned_x of the instruction's own kernel, so that the same packing and loops can be
+ * tested anywhere. */
+GMEM__FN const gmem__narrow *gmem__portable_bf16(void);
+GMEM__FN const gmem__narrow *gmem__portable_i8(void);
+
+/* By instruction set: the fastest that this processor has, by a table of processor families where the mere presence of
+ * an instruction does not tell; NULL where f32 kernels on rounded operands (bf16) or the portable kernel (int8) is
+ * better. isa: GMEM_ISA_SCALAR, AVX2, AVX512 or AMX, never AUTO. type: GMEM_BF16 or GMEM_I8. */
+GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type);
+
+#endif /* GMEM__NARROW_H */
