@@ -163,8 +163,8 @@ typedef struct gmem_allocator {
 } gmem_allocator;
 
 /* Files. Every function may fail; none is called twice at once for the same file. Default: POSIX, or the C library.
- * All are needed, but for `map` and `unmap`, which come together. Failures of each can be injected, which is how the
- * tests prove the error paths. */
+ * All are needed, but for `map` and `unmap`, which come together, and `discard`, which may go with them. Failures of
+ * each can be injected, which is how the tests prove the error paths. */
 typedef struct gmem_io {
     void *user;
     /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure. */
@@ -182,6 +182,8 @@ typedef struct gmem_io {
     /* Maps the whole file for reading, or NULL: then it is read instead. The mapping outlives close. */
     const void *(*map)(void *user, void *file, int64_t bytes);
     void (*unmap)(void *user, const void *memory, int64_t bytes);
+    /* These bytes of a mapping are not needed for now: their memory may serve others, and they read the same later. */
+    void (*discard)(void *user, const void *memory, int64_t bytes);
     /* Moves a finished file over `to`, durably where the system can; 0 on success. */
     int (*rename)(void *user, const char *from, const char *to);
     int (*remove)(void *user, const char *path);

@@ -23,7 +23,7 @@ static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io 
     const int given = (io->open != NULL) + (io->size != NULL) + (io->read != NULL) + (io->write != NULL) +
                       (io->sync != NULL) + (io->close != NULL) + (io->rename != NULL) + (io->remove != NULL);
     return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map)) &&
-           !io->map == !io->unmap;
+           !io->map == !io->unmap && (io->map || !io->discard);
 }
 
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error) {

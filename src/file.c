@@ -462,6 +462,14 @@ GMEM_API void gmem_file_close(gmem_file *file) {
     gmem__free(context, file, 1, sizeof *file);
 }
 
+GMEM__FN void gmem__file_discard(const gmem_file *file, const void *data, int64_t bytes) {
+    const gmem_io *io = &file->context->io;
+    const uintptr_t start = (uintptr_t)file->bytes.data, at = (uintptr_t)data;
+    if (!file->bytes.mapped || !io->discard || at < start || at - start > (uintptr_t)file->bytes.size) return;
+    if (bytes < 1 || bytes > file->bytes.size - (int64_t)(at - start)) return;
+    io->discard(io->user, data, bytes);
+}
+
 /* answers --------------------------------------------------------------------------------------------------------- */
 
 GMEM_API const char *gmem_file_path(const gmem_file *file) { return file->path; }

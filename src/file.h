@@ -83,6 +83,10 @@ GMEM__FN gmem_status gmem__parse_torch_legacy(gmem_file *file, gmem_error *error
 /* Whether the name of any selected tensor begins with `prefix`. */
 GMEM__FN int gmem__file_has_prefix(const gmem_file *file, const char *prefix);
 
+/* Gives the memory of these bytes back to the system until they are read again, where `data` lies in the file's
+ * mapping; else it does nothing. For weights of which a copy is in use. */
+GMEM__FN void gmem__file_discard(const gmem_file *file, const void *data, int64_t bytes);
+
 /* The global that alone could build the selection's `name` or what it lies in ("argparse.Namespace"), or NULL. */
 GMEM__FN const char *gmem__file_foreign_at(const gmem_file *file, const char *name);
 

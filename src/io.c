@@ -175,6 +175,37 @@ static void gmem__system_unmap(void *user, const void *memory, int64_t bytes) {
     (void)user;
     munmap((void *)(uintptr_t)memory, (size_t)bytes);
 }
+
+/* Linux drops the pages from the process and takes them from the file when they are touched again. Its posix_madvise
+ * does nothing, and strict C99 hides what does. */
+#if defined(__linux__) && !defined(__alpha__)
+#define GMEM__SYSTEM_DISCARD gmem__system_discard
+#ifndef MADV_DONTNEED
+#define GMEM__DONTNEED 4
+#ifdef __cplusplus
+extern "C" {
+#endif
+int madvise(void *memory, size_t bytes, int advice);
+#ifdef __cplusplus
+}
+#endif
+#else
+#define GMEM__DONTNEED MADV_DONTNEED
+#endif
+
+/* Whole pages only: the others hold what belongs to somebody else. */
+static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
+    const long page = sysconf(_SC_PAGESIZE);
+    (void)user;
+    if (page <= 0) return;
+    const uintptr_t size = (uintptr_t)page, end = ((uintptr_t)memory + (uintptr_t)bytes) / size * size;
+    const uintptr_t start = ((uintptr_t)memory + size - 1) / size * size;
+    if (start < end) (void)madvise((void *)start, (size_t)(end - start), GMEM__DONTNEED);
+}
+#undef GMEM__DONTNEED
+#else
+#define GMEM__SYSTEM_DISCARD NULL
+#endif
 #endif
 
 /* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole anyway. */
@@ -293,6 +324,7 @@ GMEM__FN gmem_io gmem__system_io(void) {
 #if defined(GMEM__POSIX) && !defined(GMEM_NO_MMAP)
     io.map = gmem__system_map;
     io.unmap = gmem__system_unmap;
+    io.discard = GMEM__SYSTEM_DISCARD;
 #endif
     io.rename = gmem__system_rename;
     io.remove = gmem__system_remove;
@@ -366,3 +398,4 @@ GMEM__FN void gmem__bytes_close(const gmem_context *context, gmem__bytes *bytes)
 }
 
 #undef GMEM__POSIX
+#undef GMEM__SYSTEM_DISCARD

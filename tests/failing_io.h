@@ -23,6 +23,7 @@ typedef struct failing_io {
     int for_good;
     int64_t most;                       /* bytes that one read or write moves; 0: all */
     int64_t open, mapped, temporary;    /* handles, mappings and unfinished files that are there */
+    int64_t discarded;                  /* bytes */
     int64_t calls[FAILING_OPS], failed; /* made; made to fail */
 } failing_io;
 
@@ -89,6 +90,12 @@ static inline void failing_io_unmap(void *user, const void *memory, int64_t byte
     io->mapped--;
 }
 
+static inline void failing_io_discard(void *user, const void *memory, int64_t bytes) {
+    failing_io *io = (failing_io *)user;
+    if (io->system.discard) io->system.discard(NULL, memory, bytes);
+    io->discarded += bytes;
+}
+
 static inline int failing_io_rename(void *user, const char *from, const char *to) {
     failing_io *io = (failing_io *)user;
     if (failing_io_hit(io, FAILING_RENAME)) return -1;
@@ -124,6 +131,7 @@ static inline gmem_context *failing_io_context(failing_io *io, failing *memory, 
     desc.io.close = failing_io_close;
     desc.io.map = failing_io_map;
     desc.io.unmap = failing_io_unmap;
+    desc.io.discard = failing_io_discard;
     desc.io.rename = failing_io_rename;
     desc.io.remove = failing_io_remove;
     if (gmem_context_create(&desc, &context, NULL) != GMEM_OK) exit(1);

@@ -1,6 +1,7 @@
 /* Files: the system's (POSIX and the C library's), their refusals, atomic writing, and every call failing. */
 #include "check.h"
 #include "failing_io.h"
+#include "resident.h"
 
 #include <stdlib.h>
 
@@ -106,6 +107,69 @@ static void test_ways_of_reading(void) {
         CHECK(failing_io_clean(&io, &memory));
         gmem_context_destroy(context);
     }
+    remove(target);
+}
+
+/* A value for every element, so that a page that came back as another shows. */
+static gmem_status fill_numbers(void *user, int64_t index, int64_t first, int64_t count, void *out, gmem_error *error) {
+    (void)user;
+    (void)index;
+    (void)error;
+    for (int64_t i = 0; i < count; i++)
+        ((int32_t *)out)[i] = (int32_t)(first + i);
+    return GMEM_OK;
+}
+
+static int holds_numbers(const gmem_tensor *tensor) {
+    int32_t value;
+    int64_t right = 0, count = gmem_tensor_count(tensor);
+    for (int64_t i = 0; i < count; i++) {
+        memcpy(&value, (const char *)tensor->data + 4 * i, 4);
+        right += value == (int32_t)i;
+    }
+    return right == count;
+}
+
+enum { DISCARD_MAPPED, DISCARD_UNHOOKED, DISCARD_READ };
+
+/* Bytes that are not needed leave the memory and are the same afterwards; whatever is no mapping's stays. */
+static void test_discarding(int way) {
+    static const int64_t shape[1] = {4 << 20}, bytes = 16 << 20;
+    const gmem_tensor numbers = gmem_tensor_make("numbers", GMEM_I32, 1, shape, NULL);
+    failing memory = {0, 0, 0};
+    failing_io io;
+    gmem_file *file = NULL;
+    gmem_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.tensors = &numbers;
+    desc.count = 1;
+    desc.fill = fill_numbers;
+    gmem_context *context = failing_io_context(&io, &memory, gmem__system_io(), way == DISCARD_READ);
+    if (way == DISCARD_UNHOOKED) context->io.discard = NULL;
+    CHECK_OK(gmem_save(context, target, &desc, NULL));
+    if (!CHECK_OK(gmem_file_open(context, target, NULL, &file, NULL))) return;
+    const gmem_tensor *tensor = gmem_file_find(file, "numbers");
+    const unsigned char *data = (const unsigned char *)tensor->data, *begin = file->bytes.data;
+    CHECK(holds_numbers(tensor));
+    int64_t before = resident_bytes();
+    gmem__file_discard(file, data + 4, 8); /* less than a page */
+    gmem__file_discard(file, data, bytes);
+    int64_t after = resident_bytes();
+    CHECK_INT(io.discarded, way == DISCARD_MAPPED ? bytes + 8 : 0);
+    if (way == DISCARD_MAPPED && io.system.discard && before >= 0) CHECK(before - after > bytes - (1 << 20));
+    CHECK(holds_numbers(tensor));
+    io.discarded = 0;
+    gmem__file_discard(file, data, 0);
+    gmem__file_discard(file, data, bytes + 1); /* past the end */
+    gmem__file_discard(file, begin + file->bytes.size, 1);
+    gmem__file_discard(file, &memory, sizeof memory);
+    CHECK_INT(io.discarded, 0);
+    gmem__file_discard(file, begin, file->bytes.size);
+    CHECK_INT(io.discarded, way == DISCARD_MAPPED ? file->bytes.size : 0);
+    CHECK(holds_numbers(tensor));
+    gmem_file_close(file);
+    CHECK(failing_io_clean(&io, &memory));
+    gmem_context_destroy(context);
     remove(target);
 }
 
@@ -305,8 +369,11 @@ static void test_missing_hooks(void) {
     desc.io.map = never_map;
     desc.io.unmap = NULL;
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
-    CHECK(context == NULL);
     desc.io.map = NULL;
+    desc.io.discard = failing_io_discard; /* from no mapping */
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
+    CHECK(context == NULL);
+    desc.io.discard = NULL;
     CHECK_OK(gmem_context_create(&desc, &context, NULL));
     gmem_context_destroy(context);
 }
@@ -322,6 +389,8 @@ int main(int count, char **arguments) {
     test_refusals(context);
     test_shrunk();
     test_ways_of_reading();
+    for (int way = DISCARD_MAPPED; way <= DISCARD_READ; way++)
+        test_discarding(way);
     test_writing(gmem__system_io());
     test_writing(c_files_io());
     test_devices_stay();
