@@ -191,8 +191,16 @@ typedef struct gmem_io {
 
 typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_AVX512, GMEM_ISA_AMX } gmem_isa;
 
+/* What the large matrix products compute in: the blocks' linear layers, attention and the autoencoder's convolutions.
+ * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
+ * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
+ * autoencoder and the layers that suffer (network.c says which) compute in bf16. Where the processor lacks an
+ * instruction for it, the same rounding is computed with what it has. */
+typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8 } gmem_compute;
+
 typedef struct gmem_context_desc {
     gmem_isa isa;             /* auto: the fastest that this processor has; a named one that is missing is an error */
+    gmem_compute compute;     /* f32 */
     int threads;              /* 0: as many as the machine has; needs OpenMP for more than one */
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
@@ -212,6 +220,9 @@ GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, a
 /* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar". Lives as long as the context. */
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
+GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
+/* The kernels of the large products: "avx512", "avx512-bf16", "amx-int8", ... Lives as long as the context. */
+GMEM_API const char *gmem_context_kernels(const gmem_context *context);
 GMEM_API int gmem_context_threads(const gmem_context *context);
 
 /* >>tensors ------------------------------------------------------------------------------------------------------ */

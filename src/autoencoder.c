@@ -176,6 +176,8 @@ static gmem_status gmem__ae_take_conv(gmem__ae_builder *b, gmem__ae_position at,
     gmem__ae_name weight = gmem__ae_key(b, at, leaf, ".weight"), bias = gmem__ae_key(b, at, leaf, ".bias");
     out->kernel = kernel;
     GMEM__TRY(gmem__ae_take_weight(b, weight.text, out_channels, in_channels, kernel, &out->weight));
+    if (b->store->context->compute != GMEM_COMPUTE_F32) /* int8 too: images suffer from it */
+        GMEM__TRY(gmem__store_narrow(b->store, &out->weight, GMEM_COMPUTE_BF16, 0, b->error));
     return gmem__store_vector(b->store, bias.text, out_channels, &out->bias, b->error);
 }
 

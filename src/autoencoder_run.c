@@ -45,6 +45,7 @@ typedef struct gmem__ae_walk {
     float *x, *spare;      /* (plan.state) each; x holds the state */
     float *work;           /* (plan.work) */
     int64_t height, width; /* of the state */
+    gmem_compute compute;
 } gmem__ae_walk;
 
 static void gmem__ae_swap(gmem__ae_walk *walk) {
@@ -136,6 +137,7 @@ static void gmem__ae_run_attention(gmem__ae_walk *walk, const gmem__ae_layer *la
     op.samples = 1;
     op.stride = op.y_stride = area;
     op.scale = (float)(1 / sqrt((double)channels));
+    op.compute = walk->compute;
     walk->engine.ops->attention(&walk->engine, &op);
     gmem__ae_run_conv(walk, &layer->conv[3], channels, walk->spare, walk->x, walk->x);
 }
@@ -208,8 +210,9 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
 static gmem_status gmem__ae_job_images(gmem__ae_job *job, gmem_error *error) {
     int64_t size = gmem__ae_result_size(&job->plan);
     for (int64_t i = 0; i < job->count; i++) {
-        gmem__engine engine = {job->context->ops, job->context->threads, job->scratch};
-        gmem__ae_walk walk = {engine, job->a, job->b, job->work, job->height, job->width};
+        gmem__engine engine = gmem__engine_of(job->context);
+        engine.scratch = job->scratch;
+        gmem__ae_walk walk = {engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
         gmem__ae_run(&walk, job->net, job->input + i * job->plan.input);
         if (!gmem__all_finite(walk.x, size))
             return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",

@@ -30,7 +30,8 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     gmem_context_desc defaults;
     memset(&defaults, 0, sizeof defaults);
     if (!desc) desc = &defaults;
-    if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || desc->threads < 0 || desc->threads > 4096)
+    if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || (int)desc->compute < 0 ||
+        desc->compute > GMEM_COMPUTE_INT8 || desc->threads < 0 || desc->threads > 4096)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the context's description is out of range");
     if (!gmem__hooks_are_whole(&desc->allocator, &desc->io))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a function of the allocator or of the files is missing");
@@ -50,12 +51,16 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->no_map = desc->no_map;
     context->isa = isa;
     context->ops = ops;
+    context->compute = desc->compute;
+    if (desc->compute != GMEM_COMPUTE_F32) context->bf16 = gmem__cpu_narrow(isa, GMEM_BF16);
+    if (desc->compute == GMEM_COMPUTE_INT8) context->int8 = gmem__cpu_narrow(isa, GMEM_I8);
     context->threads = desc->threads ? desc->threads : gmem__cpu_count();
 #ifndef _OPENMP
     context->threads = 1;
 #endif
     snprintf(context->backend, sizeof context->backend, "%s", ops->name);
-    gmem__log(context, "%s, %d threads", context->backend, context->threads);
+    gmem__log(context, "%s, products in %s, %d threads", context->backend, gmem_context_kernels(context),
+              context->threads);
     *out = context;
     return GMEM_OK;
 }
@@ -67,3 +72,20 @@ GMEM_API void gmem_context_destroy(gmem_context *context) {
 GMEM_API const char *gmem_context_backend(const gmem_context *context) { return context->backend; }
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context) { return context->isa; }
 GMEM_API int gmem_context_threads(const gmem_context *context) { return context->threads; }
+GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
+
+GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
+    if (context->int8) return gmem__cpu_narrow_name(context->int8);
+    if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
+    return gmem__isa_name(context->isa);
+}
+
+GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context) {
+    gmem__engine engine;
+    memset(&engine, 0, sizeof engine);
+    engine.ops = context->ops;
+    engine.threads = context->threads;
+    engine.bf16 = context->bf16;
+    engine.int8 = context->int8;
+    return engine;
+}

@@ -25,10 +25,12 @@
 #include "../backends/cpu/pack.c"
 #include "../backends/cpu/scalar.c"
 #include "../backends/cpu/scalar_rows.c"
+#include "../backends/cpu/scalar_narrow.c"
 #include "../backends/cpu/avx2.c"
 #include "../backends/cpu/avx512.c"
 #include "../backends/cpu/drivers.c"
 #include "../backends/cpu/cpu.c"
+#include "../backends/cpu/narrow.c"
 #include "context.c"
 
 /* ... the models ... */

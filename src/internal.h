@@ -95,7 +95,9 @@ struct gmem_context {
     int threads;
     int no_map;
     gmem_isa isa;
+    gmem_compute compute;
     const struct gmem__ops *ops;
+    const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
     char backend[32];
 };
 
@@ -123,6 +125,8 @@ GMEM__FN void gmem__arena_release(const gmem_context *context, gmem__arena *aren
 /* Allocations that are freed together; small ones share a block. Zero-filled, `align` a power of two up to 64. */
 GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block **blocks, int64_t count, size_t bytes,
                                  size_t align);
+/* Large and uninitialised: the system gives such memory away without touching it. 64-byte aligned. */
+GMEM__FN void *gmem__blocks_take_raw(const gmem_context *context, struct gmem__block **blocks, int64_t bytes);
 GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks);
 
 /* io.c: the system's files, and whole files in memory or mapped --------------------------------------------------- */
@@ -159,11 +163,24 @@ GMEM__FN const gmem_tensor *gmem__find_scale(const gmem_file *file, const char *
 
 /* weights --------------------------------------------------------------------------------------------------------- */
 
+/* A copy of a weight in the order and type of a narrow kernel (backends/cpu/narrow.h). Its memory is reserved when the
+ * network is opened and filled by the first product that needs it; whoever finds it being filled does without. */
+typedef struct gmem__packed {
+    int state; /* GMEM__PACKED_*, read and written atomically */
+    uint32_t *words;
+    float *scale; /* int8: (rows) what multiplies each row, and (rows) the sum of its values */
+    int32_t *sum;
+} gmem__packed;
+
+enum { GMEM__PACKED_EMPTY, GMEM__PACKED_FILLING, GMEM__PACKED_READY };
+
 /* A matrix of weights in the file's own type, rows contiguous. Convolutions (O, I, k, k) count as (O, I * k * k). */
 typedef struct gmem__weight {
-    const void *data;   /* (rows, cols), little-endian, maybe unaligned */
-    const float *scale; /* (rows) for I8, else NULL */
-    gmem_type type;     /* F32, F16, BF16, I8 */
+    const void *data;     /* (rows, cols), little-endian, maybe unaligned */
+    const float *scale;   /* (rows) for I8, else NULL */
+    gmem_type type;       /* F32, F16, BF16, I8 */
+    gmem_compute compute; /* what products with it compute in */
+    gmem__packed *packed; /* or NULL */
     int64_t rows, cols;
     int64_t row_stride; /* elements */
 } gmem__weight;
@@ -185,6 +202,10 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
 GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count,
                                  size_t bytes); /* zero-filled, freed with the store */
 GMEM__FN void gmem__store_free(gmem__store *store);
+/* Lets products with `weight` compute in this type, and reserves memory for the copy that its kernel wants, if any.
+ * swiglu: they end in GMEM__ACT_SWIGLU. */
+GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
+                                        gmem_error *error);
 
 /* the table of operations ----------------------------------------------------------------------------------------- */
 
@@ -200,20 +221,6 @@ typedef enum gmem__activation {
     GMEM__ACT_SWIGLU /* y (rows / 2, columns): silu(row r) * row (r + rows / 2) */
 } gmem__activation;
 
-/* y = activation(W x + bias); with `gate` or `residual`: y += gate * (W x + bias). */
-typedef struct gmem__linear {
-    const gmem__weight *weight; /* (rows, depth) */
-    const float *bias;          /* (rows) or NULL */
-    const float *x;             /* (depth, columns), rows x_stride apart */
-    float *y;                   /* (rows, columns), rows y_stride apart */
-    int64_t x_stride, y_stride, columns;
-    gmem__activation activation;
-    int residual;
-    const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
-    int64_t gate_stride;
-    int64_t tokens; /* columns of one sample, where gate is given */
-} gmem__linear;
-
 /* y = norm(x) over channels, per column, then y = y * (1 + scale) + shift. */
 typedef struct gmem__norm {
     int rms; /* RMSNorm; else LayerNorm */
@@ -223,10 +230,26 @@ typedef struct gmem__norm {
     const float *shift;  /* (samples, channels), samples modulation_stride apart; or NULL for 0 */
     const float *scale;  /* likewise; or NULL for 0 */
     int64_t modulation_stride;
-    const float *x; /* (channels, columns) */
-    float *y;       /* (channels, columns); may be x */
+    const float *x;             /* (channels, columns) */
+    float *y;                   /* (channels, columns) from column y_column on, rows y_stride apart; may be x */
+    int64_t y_stride, y_column; /* y_stride 0: columns */
     int64_t channels, columns, tokens;
 } gmem__norm;
+
+/* y = activation(W x + bias); with `gate` or `residual`: y += gate * (W x + bias). */
+typedef struct gmem__linear {
+    const gmem__weight *weight; /* (rows, depth) */
+    const float *bias;          /* (rows) or NULL */
+    const gmem__norm *norm;     /* x is what this gives, and computed on the way; its y is memory for that. Or NULL */
+    const float *x;             /* (depth, columns), rows x_stride apart; of no use with norm */
+    float *y;                   /* (rows, columns), rows y_stride apart */
+    int64_t x_stride, y_stride, columns;
+    gmem__activation activation;
+    int residual;
+    const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
+    int64_t gate_stride;
+    int64_t tokens; /* columns of one sample, where gate is given */
+} gmem__linear;
 
 /* In place on x (heads * head_dim, columns): norm over each head's channels, then rotary embedding. Pairs (2i, 2i+1)
  * of a head turn by the angle of column (token of the sample), pair i: x' = x cos - y sin, y' = y cos + x sin. */
@@ -247,6 +270,7 @@ typedef struct gmem__attention {
     int64_t heads, head_dim, tokens, samples;
     int64_t stride, y_stride;
     float scale;
+    gmem_compute compute; /* int8 counts as bf16 */
 } gmem__attention;
 
 /* y = W * x + bias (+ residual), one image: x (in_channels, height, width), zero padding.
@@ -278,6 +302,9 @@ typedef struct gmem__engine {
     const struct gmem__ops *ops;
     int threads;
     void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned */
+    /* The kernels of narrow products, found once: asking the processor takes longer than a small product. bf16 NULL:
+     * f32 kernels on rounded operands. */
+    const struct gmem__narrow *bf16, *int8;
 } gmem__engine;
 
 typedef struct gmem__ops {
@@ -295,6 +322,17 @@ typedef struct gmem__ops {
  * GMEM_ISA_AUTO gives the fastest; `isa` (may be NULL) receives which. */
 GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen);
 GMEM__FN int gmem__cpu_count(void);
+/* backends/cpu/narrow.c: the kernels for BF16 or I8 with an instruction set (never AUTO), and their names. */
+GMEM__FN const struct gmem__narrow *gmem__cpu_narrow(gmem_isa isa, gmem_type type);
+GMEM__FN const char *gmem__cpu_narrow_name(const struct gmem__narrow *narrow);
+/* Bytes of the copy that products of this type with `weight` want, words, scales and sums one after the other; 0: none.
+ * A weight that no narrow kernel takes (too deep) gets `*compute` F32. */
+GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem__weight *weight, int swiglu,
+                                        gmem_compute *compute);
+GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
+                                     gmem__packed *packed);
+/* An engine without scratch. */
+GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context);
 
 /* The float and its bits: 1 where every one of `count` is finite. */
 GMEM__FN int gmem__all_finite(const float *x, int64_t count);

@@ -102,6 +102,18 @@ GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block
     return (char *)block + start;
 }
 
+GMEM__FN void *gmem__blocks_take_raw(const gmem_context *context, gmem__block **blocks, int64_t bytes) {
+    int64_t need;
+    if (!*blocks && !gmem__block_add(context, blocks, 0)) return NULL; /* the first one serves small takes */
+    if (!gmem__add(bytes, GMEM__ALIGNMENT, &need)) return NULL;
+    gmem__block *block = (gmem__block *)gmem__alloc_raw(context, need, 1);
+    if (!block) return NULL;
+    block->bytes = block->used = need;
+    block->next = (*blocks)->next;
+    (*blocks)->next = block;
+    return (char *)block + GMEM__ALIGNMENT;
+}
+
 GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks) {
     while (*blocks) {
         gmem__block *block = *blocks;

@@ -183,6 +183,21 @@ static gmem_status gmem__load_parts(gmem_network *network, const gmem__part *par
     return GMEM_OK;
 }
 
+/* The layers whose products are the pass: those of the blocks. What is computed once for many steps, and the two ends,
+ * which are small and next to the picture, stay in f32. */
+static gmem_status gmem__choose_compute(gmem_network *network, gmem_error *error) {
+    const gmem_compute compute = network->context->compute;
+    if (compute == GMEM_COMPUTE_F32) return GMEM_OK;
+    for (int64_t i = 0; i < network->info.depth; i++) {
+        gmem__dit_block *block = &network->blocks[i];
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->qkv.weight, compute, 0, error));
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->proj.weight, compute, 0, error));
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->mlp_in.weight, compute, network->info.swiglu, error));
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->mlp_out.weight, compute, 0, error));
+    }
+    return GMEM_OK;
+}
+
 static gmem_status gmem__load_weights(gmem_network *network, gmem_error *error) {
     network->blocks =
         (gmem__dit_block *)gmem__store_alloc(&network->store, network->info.depth, sizeof *network->blocks);
@@ -193,7 +208,7 @@ static gmem_status gmem__load_weights(gmem_network *network, gmem_error *error) 
         snprintf(prefix, sizeof prefix, "blocks.%lld.", (long long)i);
         GMEM__TRY(gmem__load_parts(network, gmem__block_parts, GMEM__BLOCK_PARTS, prefix, &network->blocks[i], error));
     }
-    return GMEM_OK;
+    return gmem__choose_compute(network, error);
 }
 
 /* positions -------------------------------------------------------------------------------------------------------- */

@@ -108,8 +108,7 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
     int64_t column_bytes = gmem__column_size(&network->info) * (int64_t)sizeof(float);
     pass->network = network;
-    pass->engine.ops = context->ops;
-    pass->engine.threads = context->threads;
+    pass->engine = gmem__engine_of(context);
     pass->max_batch = max_batch;
     pass->missing.capacity = max_batch;
     pass->prepared.capacity =
@@ -376,9 +375,9 @@ static void gmem__embed_patches(const gmem_pass *pass, int64_t batch, const floa
     gmem__apply(pass, &network->patch, pass->wide, pass->x, columns, GMEM__ACT_NONE, 1);
 }
 
-/* pass->y = norm(pass->x) * (1 + scale) + shift; shift NULL: none. */
-static void gmem__norm_modulate(const gmem_pass *pass, int64_t batch, const gmem__affine *norm, const float *shift,
-                                const float *scale, int64_t stride) {
+/* norm(pass->x) * (1 + scale) + shift, with pass->y as memory; shift NULL: none. */
+static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, const gmem__affine *norm,
+                                       const float *shift, const float *scale, int64_t stride) {
     const gmem_network_info *info = &pass->network->info;
     gmem__norm op;
     memset(&op, 0, sizeof op);
@@ -394,7 +393,21 @@ static void gmem__norm_modulate(const gmem_pass *pass, int64_t batch, const gmem
     op.channels = info->hidden;
     op.columns = batch * info->tokens;
     op.tokens = info->tokens;
-    pass->engine.ops->norm(&pass->engine, &op);
+    return op;
+}
+
+/* pass->wide = activation(layer(norm(...))). */
+static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, const gmem__layer *layer,
+                               gmem__activation activation) {
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    op.weight = &layer->weight;
+    op.bias = layer->bias;
+    op.norm = norm;
+    op.y = pass->wide;
+    op.y_stride = op.columns = norm->columns;
+    op.activation = activation;
+    pass->engine.ops->linear(&pass->engine, &op);
 }
 
 /* pass->x += gate * layer(from). */
@@ -437,12 +450,12 @@ static void gmem__rotate_heads(const gmem_pass *pass, int64_t batch, const gmem_
     pass->engine.ops->rotate(&pass->engine, &op);
 }
 
-/* pass->y = attention(pass->y). */
-static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__dit_block *block) {
+/* pass->y = attention(norm(...)). */
+static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm *norm, const gmem__dit_block *block) {
     const gmem_network_info *info = &pass->network->info;
     const int64_t columns = batch * info->tokens, part = info->hidden * columns;
     gmem__attention op;
-    gmem__apply(pass, &block->qkv, pass->y, pass->wide, columns, GMEM__ACT_NONE, 0);
+    gmem__apply_normed(pass, norm, &block->qkv, GMEM__ACT_NONE);
     gmem__rotate_heads(pass, batch, &block->q_norm, pass->wide);
     gmem__rotate_heads(pass, batch, &block->k_norm, pass->wide + part);
     memset(&op, 0, sizeof op);
@@ -456,6 +469,7 @@ static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__dit_b
     op.samples = batch;
     op.stride = op.y_stride = columns;
     op.scale = (float)(1.0 / sqrt((double)info->head_dim));
+    op.compute = pass->network->context->compute;
     pass->engine.ops->attention(&pass->engine, &op);
 }
 
@@ -467,13 +481,13 @@ static void gmem__run_block(const gmem_pass *pass, int64_t batch, int64_t index)
     gmem__gather_modulation(pass, batch, index * rows, rows);
     const float *attention = pass->modulation, *mlp = pass->modulation + half;
 
-    gmem__norm_modulate(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale, rows);
-    gmem__attend(pass, batch, block);
+    gmem__norm norm =
+        gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale, rows);
+    gmem__attend(pass, batch, &norm, block);
     gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden, rows);
 
-    gmem__norm_modulate(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale, rows);
-    gmem__apply(pass, &block->mlp_in, pass->y, pass->wide, batch * info->tokens,
-                info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH, 0);
+    norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale, rows);
+    gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH);
     gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden, rows);
 }
 
@@ -483,8 +497,9 @@ static void gmem__run_final(const gmem_pass *pass, int64_t batch) {
     const gmem_network_info *info = &network->info;
     const int64_t rows = 2 * info->hidden;
     gmem__gather_modulation(pass, batch, info->depth * gmem__modulation_rows(info), rows);
-    gmem__norm_modulate(pass, batch, &network->final_norm, pass->modulation, pass->modulation + info->hidden, rows);
-    gmem__apply(pass, &network->output, pass->y, pass->wide, batch * info->tokens, GMEM__ACT_NONE, 0);
+    const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, pass->modulation,
+                                                 pass->modulation + info->hidden, rows);
+    gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE);
 }
 
 GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,

@@ -112,3 +112,17 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
     gmem__store_count(store, tensor, 1);
     return GMEM_OK;
 }
+
+GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
+                                        gmem_error *error) {
+    weight->compute = compute;
+    const int64_t bytes = gmem__cpu_packed_bytes(store->context, weight, swiglu, &weight->compute);
+    if (bytes == 0) return GMEM_OK;
+    void *memory = gmem__blocks_take_raw(store->context, &store->blocks, bytes);
+    weight->packed = (gmem__packed *)gmem__store_alloc(store, 1, sizeof *weight->packed);
+    if (!memory || !weight->packed)
+        return gmem__fail_at(error, GMEM_E_MEMORY, gmem_file_path(store->file), -1,
+                             "no memory for the weights in the kernel's order: %lld bytes", (long long)bytes);
+    gmem__cpu_packed_place(store->context, weight, swiglu, memory, weight->packed);
+    return GMEM_OK;
+}

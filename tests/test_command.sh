@@ -176,7 +176,7 @@ test_refusals() {
     refuses 1 '\\x0a' info $'new\nline.pth'
     refuses 1 'opencl is not available' sample --backend opencl
     refuses 1 "no device '7'" sample --device 7
-    refuses 1 'f32 only' sample --dtype bf16
+    refuses 1 'no CPU kernel computes in f16' sample --dtype f16
     refuses 1 'has no image encoder' sample --like picture.png
     refuses 1 'no row 1362: the bank' sample --memory 1362
     refuses 1 'no row 4000: the bank' sample --rows 3,4000

@@ -270,8 +270,12 @@ static void test_activations(void) {
                                    200, -200,  1e4f,   -1e4f,   1e15f, -1e15f, 1e30f, -1e30f, 2.5f, -2.5f, 0.1f, -0.1f};
     const float one = 1;
     float y[LENGTH(values)];
-    const gmem__weight weight = {&one, NULL, GMEM_F32, 1, 1, 1};
+    gmem__weight weight;
     gmem__linear op;
+    memset(&weight, 0, sizeof weight);
+    weight.data = &one;
+    weight.type = GMEM_F32;
+    weight.rows = weight.cols = weight.row_stride = 1;
     memset(&op, 0, sizeof op);
     op.weight = &weight;
     op.x = values;

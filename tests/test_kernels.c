@@ -71,7 +71,8 @@ static void scratch_make(const gmem__ops *ops) {
 
 static void run(const gmem__ops *ops, int threads, run_op function, const void *op) {
     const size_t end = (size_t)ops->scratch_bytes(threads) / sizeof(float);
-    gmem__engine engine = {NULL, 0, NULL};
+    gmem__engine engine;
+    memset(&engine, 0, sizeof engine);
     engine.ops = ops;
     engine.threads = threads;
     engine.scratch = scratch;

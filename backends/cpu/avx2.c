@@ -1,5 +1,5 @@
 /* AVX2 with FMA and F16C: the vector operations that the templates are written in, and the templates. */
-#include "cpu.h"
+#include "narrow.h"
 
 #ifdef GMEM__X86
 #include <immintrin.h>
@@ -48,6 +48,19 @@
 #define V_SUM(a)              gmem__avx2_sum(a)
 #define V_MAXIMUM(a)          gmem__avx2_maximum(a)
 
+/* To the nearest bf16, kept as a float; NaN stays NaN. */
+#define V_ROUND_BF16(a) gmem__avx2_round_to_bf16(a)
+/* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
+#define V_WORD_BF16(lo, hi)    _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
+#define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
+#define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
+#define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
+#define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
+#define V_STORE_I8(p, a)       _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))
+#define V_FROM_I32(p, minus) \
+    _mm256_cvtepi32_ps(      \
+        _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32(minus)))
+
 /* The GEMM's micro-kernel: 6 rows, whose sums fill 12 of 16 registers. */
 #define GMEM__MR        6
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
@@ -73,9 +86,35 @@ GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
+GMEM__INLINE __m256 gmem__avx2_round_to_bf16(__m256 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256 rounded = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32((int)0xffff0000)));
+    return _mm256_blendv_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), V_IS_NAN(a));
+}
+GMEM__INLINE __m128i gmem__avx2_halves(__m256 rounded) {
+    const __m256i halves = _mm256_srli_epi32(_mm256_castps_si256(rounded), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
+GMEM__INLINE __m128i gmem__avx2_bytes(__m256 a) {
+    const __m256i whole = _mm256_cvtps_epi32(a);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    return _mm_packs_epi16(halves, halves);
+}
+GMEM__INLINE __m256i gmem__avx2_word_i8(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256i byte = _mm256_set1_epi32(0xff);
+    const __m256i low = _mm256_or_si256(_mm256_and_si256(_mm256_cvtps_epi32(a), byte),
+                                        _mm256_slli_epi32(_mm256_and_si256(_mm256_cvtps_epi32(b), byte), 8));
+    const __m256i high =
+        _mm256_or_si256(_mm256_and_si256(_mm256_cvtps_epi32(c), byte), _mm256_slli_epi32(_mm256_cvtps_epi32(d), 8));
+    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
+}
+
 #include "math.inc"
 #include "gemm.inc"
 #include "rows.inc"
+#include "narrow.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -84,9 +123,16 @@ GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
 #endif
 
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
-    static const gmem__kernels kernels = {
-        GMEM__MR,          2 * V_WIDTH,          gmem__avx2_gemm,      gmem__avx2_norm,
-        gmem__avx2_rotate, gmem__avx2_attention, gmem__avx2_group_norm};
+    static const gmem__kernels kernels = {GMEM__MR,
+                                          2 * V_WIDTH,
+                                          gmem__avx2_gemm,
+                                          gmem__avx2_norm,
+                                          gmem__avx2_rotate,
+                                          gmem__avx2_attention,
+                                          gmem__avx2_group_norm,
+                                          gmem__avx2_finish_row,
+                                          gmem__avx2_round_bf16,
+                                          gmem__avx2_narrow_rows};
     return &kernels;
 }
 

@@ -1,5 +1,5 @@
 /* AVX-512 (F, BW, DQ, VL): the vector operations that the templates are written in, and the templates. */
-#include "cpu.h"
+#include "narrow.h"
 
 #ifdef GMEM__X86
 #include <immintrin.h>
@@ -47,6 +47,17 @@
 #define V_SUM(a)              _mm512_reduce_add_ps(a)
 #define V_MAXIMUM(a)          _mm512_reduce_max_ps(a)
 
+/* To the nearest bf16, kept as a float; NaN stays NaN. */
+#define V_ROUND_BF16(a) gmem__avx512_round_to_bf16(a)
+/* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
+#define V_WORD_BF16(lo, hi)    _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
+#define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
+#define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
+#define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
+#define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
+#define V_STORE_I8(p, a)       _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
+#define V_FROM_I32(p, minus)   _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
+
 /* The GEMM's micro-kernel: 12 rows, whose sums fill 24 of 32 registers. */
 #define GMEM__MR        12
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
@@ -61,9 +72,29 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 
+GMEM__INLINE __m512 gmem__avx512_round_to_bf16(__m512 a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i rounded = _mm512_and_si512(up, _mm512_set1_epi32((int)0xffff0000));
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi32(V_IS_NAN(a), rounded, _mm512_set1_epi32(0x7fc00000)));
+}
+GMEM__INLINE __m256i gmem__avx512_halves(__m512 rounded) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(rounded), 16));
+}
+GMEM__INLINE __m512i gmem__avx512_word_i8(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512i byte = _mm512_set1_epi32(0xff);
+    const __m512i low = _mm512_or_si512(_mm512_and_si512(_mm512_cvtps_epi32(a), byte),
+                                        _mm512_slli_epi32(_mm512_and_si512(_mm512_cvtps_epi32(b), byte), 8));
+    const __m512i high =
+        _mm512_or_si512(_mm512_and_si512(_mm512_cvtps_epi32(c), byte), _mm512_slli_epi32(_mm512_cvtps_epi32(d), 8));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
 #include "math.inc"
 #include "gemm.inc"
 #include "rows.inc"
+#include "narrow.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -79,7 +110,10 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_norm,
                                           gmem__avx512_rotate,
                                           gmem__avx512_attention,
-                                          gmem__avx512_group_norm};
+                                          gmem__avx512_group_norm,
+                                          gmem__avx512_finish_row,
+                                          gmem__avx512_round_bf16,
+                                          gmem__avx512_narrow_rows};
     return &kernels;
 }
 

@@ -45,8 +45,6 @@ GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
         task(job, i, gmem__engine_scratch(engine, 0));
 }
 
-#define GMEM__PACK_ROWS 64 /* of x in a task that packs them */
-
 /* linear and conv ------------------------------------------------------------------------------------------------- */
 
 typedef struct gmem__gemm_job {
@@ -62,9 +60,45 @@ typedef struct gmem__gemm_job {
 static void gmem__pack_task(const void *job_, int64_t i, float *scratch) {
     const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
     const int64_t nr = job->kernels->nr, depth = job->gemm->depth, k = i * GMEM__PACK_ROWS;
+    const int64_t rows = gmem__min(GMEM__PACK_ROWS, depth - k);
     (void)scratch;
-    gmem__pack(job->gemm, k, gmem__min(GMEM__PACK_ROWS, depth - k), job->column, job->columns, nr, depth * nr,
-               job->panels + k * nr);
+    gmem__pack(job->gemm, k, rows, job->column, job->columns, nr, depth * nr, job->panels + k * nr);
+    for (int64_t panel = 0; job->gemm->round_bf16 && panel * nr < job->columns; panel++)
+        job->kernels->round_bf16(job->panels + (panel * depth + k) * nr, rows * nr);
+}
+
+GMEM__FN void gmem__normed_columns(const gmem__kernels *kernels, const gmem__gemm *gemm, int64_t begin, int64_t count,
+                                   float *out) {
+    gmem__norm norm = *gemm->norm;
+    norm.y = out;
+    norm.y_stride = GMEM__PACK_COLUMNS;
+    norm.y_column = begin;
+    const int64_t tokens = norm.shift || norm.scale ? norm.tokens : norm.columns, end = begin + count;
+    for (int64_t column = begin, next; column < end; column = next) { /* sample by sample */
+        next = gmem__min(end, (column / tokens + 1) * tokens);
+        kernels->norm(&norm, column / tokens, column, next);
+    }
+}
+
+/* Some columns of gemm->norm's result, all rows. */
+static void gmem__pack_norm_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
+    const int64_t nr = job->kernels->nr, depth = job->gemm->depth, done = i * GMEM__PACK_COLUMNS;
+    const int64_t count = gmem__min(GMEM__PACK_COLUMNS, job->columns - done);
+    gmem__gemm normed = *job->gemm;
+    float *panels = job->panels + done * depth;
+    gmem__normed_columns(job->kernels, job->gemm, job->column + done, count, scratch);
+    normed.x = scratch;
+    normed.x_stride = GMEM__PACK_COLUMNS;
+    gmem__pack(&normed, 0, depth, 0, count, nr, depth * nr, panels);
+    if (job->gemm->round_bf16) job->kernels->round_bf16(panels, depth * gmem__round_up(count, nr));
+}
+
+static void gmem__pack_all(const gmem__engine *engine, const gmem__gemm_job *job) {
+    if (job->gemm->norm)
+        gmem__run_tasks(engine, gmem__ceil_div(job->columns, GMEM__PACK_COLUMNS), gmem__pack_norm_task, job);
+    else
+        gmem__run_tasks(engine, gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS), gmem__pack_task, job);
 }
 
 static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
@@ -79,29 +113,52 @@ static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
     job->kernels->gemm(job->gemm, &tile, panels, scratch);
 }
 
-static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {
-    const int64_t halves = gemm->activation == GMEM__ACT_SWIGLU ? 2 : 1, threads = engine->threads;
+/* As few blocks as fit, but enough of them to keep the threads evenly busy. */
+GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64_t columns, int64_t mr,
+                                 int64_t largest) {
+    const int64_t threads = engine->threads;
+    int64_t blocks = gmem__ceil_div(rows, largest);
+    if (gmem__ceil_div(columns, GMEM__NC) < 4 * threads && threads > 1)
+        blocks = gmem__max(blocks, gmem__min(4 * threads, gmem__ceil_div(rows, mr)));
+    return gmem__min(largest, gmem__round_up(gmem__ceil_div(rows, blocks), mr));
+}
+
+static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
+    const int64_t halves = gemm->activation == GMEM__ACT_SWIGLU ? 2 : 1;
+    gmem__gemm plain = *gemm;
     gmem__gemm_job job;
     job.gemm = gemm;
     job.kernels = gmem__engine_kernels(engine);
     job.rows = gemm->rows / halves;
-    /* as few blocks as fit, but enough of them to keep the threads evenly busy */
-    const int64_t largest = GMEM__MC / halves / job.kernels->mr * job.kernels->mr;
-    int64_t blocks = gmem__ceil_div(job.rows, largest);
-    if (gmem__ceil_div(gemm->columns, GMEM__NC) < 4 * threads && threads > 1)
-        blocks = gmem__max(blocks, gmem__min(4 * threads, gmem__ceil_div(job.rows, job.kernels->mr)));
-    job.row_block = gmem__min(largest, gmem__round_up(gmem__ceil_div(job.rows, blocks), job.kernels->mr));
+    job.row_block = gmem__row_block(engine, job.rows, gemm->columns, job.kernels->mr,
+                                    GMEM__MC / halves / job.kernels->mr * job.kernels->mr);
     const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
     /* x is packed once for all row blocks where there are several and it fits */
     const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
     const int share = row_tasks > 1 && packable > 0;
+    if (gemm->norm && (!share || !gmem__norm_fits(gemm))) {
+        gmem__cpu_norm(engine, gemm->norm);
+        plain.norm = NULL;
+        plain.x = gemm->norm->y;
+        plain.x_stride = gemm->norm->columns;
+        job.gemm = &plain;
+    }
     for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
         job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
         job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
         job.panels = share ? (float *)engine->scratch : NULL;
-        if (share) gmem__run_tasks(engine, gmem__ceil_div(gemm->depth, GMEM__PACK_ROWS), gmem__pack_task, &job);
+        if (share) gmem__pack_all(engine, &job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__gemm_task, &job);
     }
+}
+
+static void gmem__gemm_run(const gmem__engine *engine, gmem__gemm *gemm) {
+    const struct gmem__narrow *narrow = gmem__narrow_for(engine, gemm->weight);
+    gemm->round_bf16 = gemm->weight->compute != GMEM_COMPUTE_F32;
+    if (narrow)
+        gmem__narrow_run(engine, gemm, narrow);
+    else
+        gmem__f32_run(engine, gemm);
 }
 
 static void gmem__cpu_linear(const gmem__engine *engine, const gmem__linear *op) {
@@ -113,6 +170,7 @@ static void gmem__cpu_linear(const gmem__engine *engine, const gmem__linear *op)
     gemm.columns = op->columns;
     gemm.x = op->x;
     gemm.x_stride = op->x_stride;
+    gemm.norm = op->norm;
     gemm.bias = op->bias;
     gemm.activation = op->activation;
     gemm.gate = op->gate;

@@ -26,7 +26,7 @@ typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
 
 /* Scratch of one thread and what all share, in floats. The shared part holds an operand x that was packed for all row
  * blocks; where x is too deep for it, each task packs its own. */
-#define GMEM__SCRATCH (256 * 1024)
+#define GMEM__SCRATCH (512 * 1024)
 #define GMEM__SHARED  (2 * 1024 * 1024)
 
 /* Row operations go in tasks of so many columns (norm, rotate) or queries (attention), never across samples. */
@@ -36,8 +36,10 @@ typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
  * y (rows, columns) = W (rows, depth) x (depth, columns), then the epilogue. */
 typedef struct gmem__gemm {
     const gmem__weight *weight;
+    int round_bf16; /* both operands are rounded to bf16 first */
     const float *x; /* (depth, columns), rows x_stride apart */
     int64_t x_stride;
+    const gmem__norm *norm; /* or what x comes from, computed while it is packed */
     const gmem__conv *conv; /* or the image whose patches are x, which is then never stored whole */
     int64_t rows, depth, columns;
     /* epilogue: y = residual + gate * activation(W x + bias) */
@@ -69,6 +71,30 @@ GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *ti
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
                          int64_t panel_step, float *panels);
 
+struct gmem__narrow;
+
+/* Rows of a weight for a strip of a narrow kernel (narrow.h): its rows, where they lie in the strip, the depth. */
+typedef struct gmem__strip_part {
+    int64_t row, rows;  /* of the weight; below mr at the end */
+    int64_t k, words;   /* from this value of the depth on; words beyond the depth are zero */
+    const float *scale; /* int8: (rows) what the weight was divided by */
+} gmem__strip_part;
+
+/* The operands' conversions to words, and back, in vector code. */
+typedef struct gmem__narrow_rows {
+    /* int8: the scale of one row of weights, max |w| / 127 (NaN where the row is not finite), and its values' sum. */
+    void (*measure)(const gmem__weight *weight, int64_t row, float *scale, int32_t *sum);
+    /* strip (words / 16, mr, 16) of the part. */
+    void (*strip)(const struct gmem__narrow *narrow, const gmem__weight *weight, const gmem__strip_part *part,
+                  uint32_t *strip);
+    /* x (depth, columns), rows `stride` apart, to panels panel_step words apart, of which this fills `words` rows and
+     * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
+    void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
+                   int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
+    /* int8: sums (count, whole vectors) in place to floats: (sum - offset) * row_scale * scale (count). */
+    void (*dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale);
+} gmem__narrow_rows;
+
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
     /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
@@ -83,6 +109,12 @@ typedef struct gmem__kernels {
     void (*attention)(const gmem__attention *op, int64_t sample, int64_t head, int64_t begin, int64_t end,
                       float *scratch);
     void (*group_norm)(const gmem__group_norm *op, int64_t group);
+
+    /* Row i of a tile from the product to y: activation, gate, residual. up: where SWIGLU's second half begins. */
+    void (*finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up, float *product);
+    /* x (count) to the nearest bf16 values, in place. */
+    void (*round_bf16)(float *x, int64_t count);
+    const gmem__narrow_rows *(*narrow)(void);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */
@@ -91,6 +123,10 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void);
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void);
 GMEM__FN const gmem__kernels *gmem__avx512_kernels(void);
 #endif
+
+/* scalar.c: weight[row][k .. k + count) as floats. scalar_narrow.c. */
+GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out);
+GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
 
 /* scalar_rows.c: the references of the row operations. */
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
@@ -111,5 +147,21 @@ GMEM__FN const gmem__kernels *gmem__engine_kernels(const gmem__engine *engine);
  * floats. What a task computes depends on its number only, so that results don't depend on the number of threads. */
 GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
                               void (*task)(const void *job, int64_t i, float *scratch), const void *job);
+
+/* A product cut into tasks over the columns, or the depth, of x, and over tiles of y; shared by f32 and narrow ones. */
+#define GMEM__PACK_ROWS    64 /* of x in a task that packs them */
+#define GMEM__PACK_COLUMNS 32 /* or columns, where a task needs them whole; every nr divides it */
+
+/* Whether gemm->norm can be computed while packing: a task's columns fit in its scratch. */
+GMEM__INLINE int gmem__norm_fits(const gmem__gemm *gemm) { return gemm->depth * GMEM__PACK_COLUMNS <= GMEM__SCRATCH; }
+/* cpu.c: columns [begin, begin + count) of gemm->norm's result: out (depth, GMEM__PACK_COLUMNS). */
+GMEM__FN void gmem__normed_columns(const gmem__kernels *kernels, const gmem__gemm *gemm, int64_t begin, int64_t count,
+                                   float *out);
+/* cpu.c: rows of y in a task, a multiple of mr and at most `largest`. */
+GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64_t columns, int64_t mr,
+                                 int64_t largest);
+/* narrow.c: the kernel for products with this weight, or NULL; and the product. */
+GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight);
+GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const struct gmem__narrow *narrow);
 
 #endif /* GMEM__CPU_H */

@@ -7,7 +7,7 @@
 #define GMEM__SCALAR_NR 32
 
 /* weight[row][k .. k + count) as floats. */
-static void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
     const unsigned char *data = (const unsigned char *)weight->data;
     const int64_t first = row * weight->row_stride + k;
     uint16_t half;
@@ -57,23 +57,26 @@ static float gmem__scalar_activate(gmem__activation activation, float x) {
     }
 }
 
-/* From the product's rows, GMEM__NC floats apart, to y. */
-static void gmem__scalar_epilogue(const gmem__gemm *gemm, const gmem__tile *tile, const float *product) {
+/* Row i of a tile from the product's rows, GMEM__NC floats apart, to y. */
+static void gmem__scalar_finish_row(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up_row,
+                                    float *product) {
     const int swiglu = gemm->activation == GMEM__ACT_SWIGLU;
-    for (int64_t i = 0; i < tile->rows; i++) {
-        const int64_t row = tile->row + i;
-        const float *sums = product + i * GMEM__NC, *up = product + (tile->rows + i) * GMEM__NC;
-        const float bias = gemm->bias ? gemm->bias[row] : 0;
-        const float up_bias = gemm->bias && swiglu ? gemm->bias[row + gemm->rows / 2] : 0;
-        const int64_t first = row * gemm->y_stride + tile->column;
-        for (int64_t c = 0; c < tile->columns; c++) {
-            float value = gmem__scalar_activate(gemm->activation, sums[c] + bias);
-            if (swiglu) value *= up[c] + up_bias;
-            if (gemm->gate) value *= gemm->gate[(tile->column + c) / gemm->tokens * gemm->gate_stride + row];
-            if (gemm->residual) value += gemm->residual[first + c];
-            gemm->y[first + c] = value;
-        }
+    const int64_t row = tile->row + i, first = row * gemm->y_stride + tile->column;
+    const float *sums = product + i * GMEM__NC, *up = product + (up_row + i) * GMEM__NC;
+    const float bias = gemm->bias ? gemm->bias[row] : 0;
+    const float up_bias = gemm->bias && swiglu ? gemm->bias[row + gemm->rows / 2] : 0;
+    for (int64_t c = 0; c < tile->columns; c++) {
+        float value = gmem__scalar_activate(gemm->activation, sums[c] + bias);
+        if (swiglu) value *= up[c] + up_bias;
+        if (gemm->gate) value *= gemm->gate[(tile->column + c) / gemm->tokens * gemm->gate_stride + row];
+        if (gemm->residual) value += gemm->residual[first + c];
+        gemm->y[first + c] = value;
     }
+}
+
+static void gmem__scalar_round_bf16(float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        x[i] = gmem__bf16_to_f32(gmem__f32_to_bf16(x[i]));
 }
 
 static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
@@ -88,13 +91,16 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
         const int64_t step = (panels ? gemm->depth : depth) * nr;
         const float *first = panels ? panels + k * nr : own;
         if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, step, own);
+        if (!panels && gemm->round_bf16) gmem__scalar_round_bf16(own, gmem__ceil_div(tile->columns, nr) * step);
         for (int64_t i = 0; i < rows; i++) {
             gmem__scalar_weights(gemm->weight, gmem__tile_row(gemm, tile, i), k, depth, weights);
+            if (gemm->round_bf16) gmem__scalar_round_bf16(weights, depth);
             for (int64_t c = 0; c < tile->columns; c += nr)
                 gmem__scalar_dot(weights, first + c / nr * step, depth, product + i * GMEM__NC + c);
         }
     }
-    gmem__scalar_epilogue(gemm, tile, product);
+    for (int64_t i = 0; i < tile->rows; i++)
+        gmem__scalar_finish_row(gemm, tile, i, tile->rows, product);
 }
 
 GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
@@ -104,7 +110,10 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           gmem__scalar_norm,
                                           gmem__scalar_rotate,
                                           gmem__scalar_attention,
-                                          gmem__scalar_group_norm};
+                                          gmem__scalar_group_norm,
+                                          gmem__scalar_finish_row,
+                                          gmem__scalar_round_bf16,
+                                          gmem__scalar_narrow};
     return &kernels;
 }
 

@@ -37,15 +37,16 @@ static double gmem__scalar_affine(float x, gmem__moments moments, const float *w
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end) {
     const float *shift = op->shift ? op->shift + sample * op->modulation_stride : NULL;
     const float *scale = op->scale ? op->scale + sample * op->modulation_stride : NULL;
+    const int64_t y_stride = op->y_stride ? op->y_stride : op->columns;
     for (int64_t column = begin; column < end; column++) {
         const float *x = op->x + column;
-        float *y = op->y + column;
+        float *y = op->y + column - op->y_column;
         gmem__moments moments = gmem__scalar_moments(x, op->channels, op->columns, op->rms, (double)op->eps);
         for (int64_t c = 0; c < op->channels; c++) {
             double value = gmem__scalar_affine(x[c * op->columns], moments, op->weight, op->bias, c);
             if (scale) value *= 1 + (double)scale[c];
             if (shift) value += (double)shift[c];
-            y[c * op->columns] = (float)value;
+            y[c * y_stride] = (float)value;
         }
     }
 }

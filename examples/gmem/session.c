@@ -66,14 +66,30 @@ static outcome check_device(const arguments *args, gmem_error *error) {
     return OUTCOME_DONE;
 }
 
+/* --dtype is what products compute in; convert alone takes it for the type of its tensors. */
+static outcome choose_compute(const arguments *args, gmem_compute *out, gmem_error *error) {
+    static const gmem_compute by_choice[] = {GMEM_COMPUTE_F32, GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_F32,
+                                             GMEM_COMPUTE_INT8}; /* none, f32, bf16, f16, int8 */
+    const int f16 = 3;
+    if (args->command == COMMAND_CONVERT) return OUTCOME_DONE;
+    if (args->dtype == f16)
+        return failed(error, NULL,
+                      "no CPU kernel computes in f16: --dtype bf16 is as fast, and f16 files run as they are");
+    *out = by_choice[args->dtype];
+    return OUTCOME_DONE;
+}
+
+const char *session_dtype(const session *s) {
+    static const char *const names[] = {"f32", "bf16", "int8"};
+    return names[gmem_context_compute(s->context)];
+}
+
 outcome session_begin(session *s, const arguments *args, gmem_error *error) {
     gmem_context_desc desc;
     memset(&desc, 0, sizeof desc);
     s->args = args;
     TRY(check_device(args, error));
-    if (args->dtype > 1 && args->command != COMMAND_CONVERT)
-        return failed(error, NULL, "gmem %s computes in f32 only: files of any type run as they are, without --dtype",
-                      gmem_version());
+    TRY(choose_compute(args, &desc.compute, error));
     desc.isa = args->isa ? (gmem_isa)(args->isa - 1) : GMEM_ISA_AUTO;
     desc.threads = (int)args->threads;
     desc.log = log_detail;
@@ -303,7 +319,7 @@ static void print_output_json(const session *s, const gmem_tensor *tensors, int6
     json_open(&json, NULL, '{');
     json_text(&json, "output", s->args->output);
     json_text(&json, "backend", gmem_context_backend(s->context));
-    json_text(&json, "dtype", "f32");
+    json_text(&json, "dtype", session_dtype(s));
     json_open(&json, "tensors", '[');
     for (int64_t i = 0; i < count; i++) {
         json_tensor(&json, &tensors[i]);
@@ -324,7 +340,8 @@ static void print_output_text(const session *s, const gmem_tensor *tensors, int6
 }
 
 outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_error *error) {
-    const char *metadata[] = {"backend", gmem_context_backend(s->context), "dtype", "f32", "gmem", gmem_version()};
+    const char *metadata[] = {"backend",     gmem_context_backend(s->context), "dtype", session_dtype(s), "gmem",
+                              gmem_version()};
     gmem_save_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.tensors = tensors;

@@ -1,0 +1,383 @@
+/* Narrow products (narrow.h), cut into tasks: weights packed once where that is worth a copy, x packed for all row
+ * blocks, tiles multiplied block by block of the depth. Beside the f32 products in cpu.c. */
+#include "narrow.h"
+
+/* What a product needs to know of its weight under a kernel. SWIGLU's halves have strips of their own. */
+typedef struct gmem__narrow_shape {
+    int64_t per_word, words;     /* values in a word; depth in words, padded */
+    int64_t halves, rows;        /* rows of a half */
+    int64_t strips, strip_words; /* strips of a half */
+} gmem__narrow_shape;
+
+static gmem__narrow_shape gmem__narrow_shape_of(const gmem__narrow *narrow, const gmem__weight *weight, int swiglu) {
+    gmem__narrow_shape shape;
+    shape.per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    shape.words = gmem__round_up(gmem__ceil_div(weight->cols, shape.per_word), GMEM__TILE_WORDS);
+    shape.halves = swiglu ? 2 : 1;
+    shape.rows = weight->rows / shape.halves;
+    shape.strips = gmem__ceil_div(shape.rows, narrow->mr);
+    shape.strip_words = shape.words * narrow->mr;
+    return shape;
+}
+
+/* the choice ------------------------------------------------------------------------------------------------------ */
+
+/* What all threads share is x in words, then the scales of its columns. */
+#define GMEM__SCALES (16 * 1024)
+#define GMEM__PANELS (GMEM__SHARED - GMEM__SCALES)
+
+GMEM__FN const struct gmem__narrow *gmem__cpu_narrow(gmem_isa isa, gmem_type type) {
+    (void)isa, (void)type;
+    return NULL; /* NARROW_OF */
+}
+
+GMEM__FN const char *gmem__cpu_narrow_name(const struct gmem__narrow *narrow) { return narrow->name; }
+
+static const gmem__narrow *gmem__narrow_pick(const gmem__narrow *bf16, const gmem__narrow *int8, gmem_compute compute) {
+    return compute == GMEM_COMPUTE_INT8 ? int8 : compute == GMEM_COMPUTE_BF16 ? bf16 : NULL;
+}
+
+GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight) {
+    return gmem__narrow_pick(engine->bf16, engine->int8, weight->compute);
+}
+
+static int64_t gmem__packed_words(const gmem__narrow_shape *shape) {
+    return shape->halves * shape->strips * shape->strip_words;
+}
+
+GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem__weight *weight, int swiglu,
+                                        gmem_compute *compute) {
+    const gmem__narrow *narrow = gmem__narrow_pick(context->bf16, context->int8, *compute);
+    if (!narrow) return 0;
+    const gmem__narrow_shape shape = gmem__narrow_shape_of(narrow, weight, swiglu);
+    if (shape.words * GMEM__NC > GMEM__PANELS || weight->cols > (1 << 16)) { /* x would not fit, or sums overflow */
+        *compute = GMEM_COMPUTE_F32;
+        return 0;
+    }
+    if (!narrow->keep) return 0;
+    return gmem__packed_words(&shape) * 4 + (narrow->type == GMEM_I8 ? 8 * weight->rows : 0);
+}
+
+GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
+                                     gmem__packed *packed) {
+    const gmem__narrow *narrow = gmem__narrow_pick(context->bf16, context->int8, weight->compute);
+    const gmem__narrow_shape shape = gmem__narrow_shape_of(narrow, weight, swiglu);
+    packed->state = GMEM__PACKED_EMPTY;
+    packed->words = (uint32_t *)memory;
+    packed->scale = (float *)(void *)(packed->words + gmem__packed_words(&shape));
+    packed->sum = (int32_t *)(void *)(packed->scale + weight->rows);
+}
+
+/* the job --------------------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__narrow_job {
+    const gmem__engine *engine;
+    const gmem__gemm *gemm;
+    const gmem__kernels *kernels;
+    const gmem__narrow_rows *convert;
+    const gmem__narrow *narrow;
+    gmem__narrow_shape shape;
+    const gmem__packed *packed; /* ready, or NULL */
+    int64_t row_block;          /* rows of a half in a task */
+    int64_t column, columns;    /* the columns being worked on */
+    int64_t column_tasks;
+    uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
+    float *scales;    /* int8: (columns) */
+} gmem__narrow_job;
+
+/* packing weights once -------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__packing {
+    const gmem__narrow *narrow;
+    const gmem__narrow_rows *convert;
+    const gmem__weight *weight;
+    gmem__narrow_shape shape;
+} gmem__packing;
+
+static void gmem__pack_strip_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__packing *job = (const gmem__packing *)job_;
+    const gmem__narrow_shape *shape = &job->shape;
+    const gmem__packed *packed = job->weight->packed;
+    const int64_t first = i % shape->strips * job->narrow->mr;
+    gmem__strip_part part;
+    (void)scratch;
+    part.row = i / shape->strips * shape->rows + first;
+    part.rows = gmem__min(job->narrow->mr, shape->rows - first);
+    part.k = 0;
+    part.words = shape->words;
+    part.scale = NULL;
+    if (job->narrow->type == GMEM_I8) {
+        part.scale = packed->scale + part.row;
+        for (int64_t r = part.row; r < part.row + part.rows; r++)
+            job->convert->measure(job->weight, r, packed->scale + r, packed->sum + r);
+    }
+    job->convert->strip(job->narrow, job->weight, &part, packed->words + i * shape->strip_words);
+}
+
+#if defined(__GNUC__) || defined(__clang__)
+#define GMEM__ATOMIC_LOAD(p)         __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define GMEM__ATOMIC_STORE(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
+#define GMEM__ATOMIC_CLAIM(p, old, new) \
+    __atomic_compare_exchange_n((p), (old), (new), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#else /* nobody packs, everybody does without */
+#define GMEM__ATOMIC_LOAD(p)            (*(p))
+#define GMEM__ATOMIC_STORE(p, value)    (*(p) = (value))
+#define GMEM__ATOMIC_CLAIM(p, old, new) (0)
+#endif
+
+/* The copy of the weight, packed now if nobody has begun to; NULL where there is none, or another thread is at it. */
+static const gmem__packed *gmem__packed_ready(const gmem__narrow_job *job) {
+    gmem__packed *packed = job->gemm->weight->packed;
+    int empty = GMEM__PACKED_EMPTY;
+    if (!packed) return NULL;
+    if (GMEM__ATOMIC_LOAD(&packed->state) == GMEM__PACKED_READY) return packed;
+    if (!GMEM__ATOMIC_CLAIM(&packed->state, &empty, GMEM__PACKED_FILLING)) return NULL;
+    gmem__packing packing;
+    packing.narrow = job->narrow;
+    packing.convert = job->convert;
+    packing.weight = job->gemm->weight;
+    packing.shape = job->shape;
+    gmem__run_tasks(job->engine, job->shape.halves * job->shape.strips, gmem__pack_strip_task, &packing);
+    GMEM__ATOMIC_STORE(&packed->state, GMEM__PACKED_READY);
+    return packed;
+}
+
+/* packing x ------------------------------------------------------------------------------------------------------- */
+
+/* Some columns, all of the depth: for a norm, which needs a column whole, and for int8, whose scale does. */
+static void gmem__narrow_columns_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__gemm *gemm = job->gemm;
+    const int64_t done = i * GMEM__PACK_COLUMNS, count = gmem__min(GMEM__PACK_COLUMNS, job->columns - done);
+    const float *x = gemm->x ? gemm->x + job->column + done : NULL;
+    int64_t stride = gemm->x_stride;
+    if (gemm->norm) {
+        gmem__normed_columns(job->kernels, gemm, job->column + done, count, scratch);
+        x = scratch;
+        stride = GMEM__PACK_COLUMNS;
+    }
+    job->convert->panels(job->narrow, x, stride, gemm->depth, job->shape.words, count,
+                         job->panels + done * job->shape.words, job->shape.words * job->narrow->nr, job->scales + done);
+}
+
+/* bf16: GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. */
+static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__gemm *gemm = job->gemm;
+    const int64_t nr = job->narrow->nr, k = i * GMEM__PACK_ROWS, rows = gmem__min(GMEM__PACK_ROWS, gemm->depth - k);
+    const int64_t word = k / job->shape.per_word, step = job->shape.words * nr;
+    const int64_t words = gmem__min(GMEM__PACK_ROWS / job->shape.per_word, job->shape.words - word);
+    if (!gemm->conv) {
+        job->convert->panels(job->narrow, gemm->x + k * gemm->x_stride + job->column, gemm->x_stride, rows, words,
+                             job->columns, job->panels + word * nr, step, NULL);
+        return;
+    }
+    for (int64_t done = 0; done < job->columns; done += GMEM__NC) {
+        const int64_t columns = gmem__min(GMEM__NC, job->columns - done);
+        gmem__pack(gemm, k, rows, job->column + done, columns, GMEM__PACK_COLUMNS, rows * GMEM__PACK_COLUMNS, scratch);
+        for (int64_t c = 0; c < columns; c += GMEM__PACK_COLUMNS)
+            job->convert->panels(job->narrow, scratch + c * rows, GMEM__PACK_COLUMNS, rows, words,
+                                 gmem__min(GMEM__PACK_COLUMNS, columns - c),
+                                 job->panels + (done + c) / nr * step + word * nr, step, NULL);
+    }
+}
+
+static void gmem__narrow_pack_x(const gmem__narrow_job *job) {
+    if (job->gemm->norm || job->narrow->type == GMEM_I8)
+        gmem__run_tasks(job->engine, gmem__ceil_div(job->columns, GMEM__PACK_COLUMNS), gmem__narrow_columns_task, job);
+    else
+        gmem__run_tasks(job->engine, gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS), gmem__narrow_rows_task, job);
+}
+
+/* a tile ---------------------------------------------------------------------------------------------------------- */
+
+/* A group is as many strips of one half as the kernel takes at a time. */
+typedef struct gmem__narrow_tile {
+    const gmem__narrow_job *job;
+    gmem__tile tile;
+    int64_t strips, per_half, groups; /* strips of a half; groups of a half, of the tile */
+    float *product;                   /* (halves * strips * mr, GMEM__NC) */
+    uint32_t *buffers[2];             /* of a group and a block of the depth, where weights are not kept */
+    float *scale;                     /* int8: (product rows) of the weights */
+    int32_t *sum;
+    const uint32_t *panels;
+} gmem__narrow_tile;
+
+typedef struct gmem__group {
+    int64_t half, strip, strips; /* strip: of the tile's half */
+} gmem__group;
+
+static gmem__group gmem__group_of(const gmem__narrow_tile *t, int64_t i) {
+    gmem__group group;
+    group.half = i / t->per_half;
+    group.strip = i % t->per_half * t->job->narrow->strips;
+    group.strips = gmem__min(t->job->narrow->strips, t->strips - group.strip);
+    return group;
+}
+
+/* The row of the weight that a product row stands for. */
+static int64_t gmem__narrow_row(const gmem__narrow_tile *t, int64_t half, int64_t row) {
+    return half * t->job->shape.rows + t->tile.row + row;
+}
+
+/* Part i of so many of a group's rows, from the weight's own type into `out`, as gmem__packed would hold them. */
+static void gmem__pack_group(const gmem__narrow_tile *t, const gmem__group *group, int64_t word, int64_t words,
+                             uint32_t *out) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t mr = job->narrow->mr;
+    for (int64_t s = 0; s < group->strips; s++, out += words * mr) {
+        const int64_t first = (group->strip + s) * mr;
+        gmem__strip_part part;
+        part.row = gmem__narrow_row(t, group->half, first);
+        part.rows = gmem__min(mr, t->tile.rows - first);
+        part.k = word * job->shape.per_word;
+        part.words = words;
+        part.scale = t->scale + group->half * t->strips * mr + first;
+        job->convert->strip(job->narrow, job->gemm->weight, &part, out);
+    }
+}
+
+/* Where weights are not kept and the type is int8: their scales and sums. */
+static void gmem__measure_tile(const gmem__narrow_tile *t) {
+    for (int64_t half = 0; half < t->job->shape.halves; half++)
+        for (int64_t row = 0; row < t->tile.rows; row++) {
+            const int64_t at = half * t->strips * t->job->narrow->mr + row;
+            t->job->convert->measure(t->job->gemm->weight, gmem__narrow_row(t, half, row), t->scale + at, t->sum + at);
+        }
+}
+
+static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int64_t word, int64_t words) {
+    const gmem__narrow_job *job = t->job;
+    const gmem__narrow *narrow = job->narrow;
+    const gmem__group group = gmem__group_of(t, index);
+    const int64_t panels = gmem__ceil_div(t->tile.columns, narrow->nr);
+    gmem__narrow_block block;
+    memset(&block, 0, sizeof block);
+    block.strips = group.strips;
+    block.words = words;
+    block.first = word == 0;
+    block.panel_step = (job->panels ? job->shape.words : words) * narrow->nr;
+    block.panels = t->panels + (job->panels ? word * narrow->nr : 0);
+    block.panel_count = panels;
+    block.product = t->product + (group.half * t->strips + group.strip) * narrow->mr * GMEM__NC;
+    if (job->packed) {
+        const int64_t strip = group.half * job->shape.strips + t->tile.row / narrow->mr + group.strip;
+        block.weights = job->packed->words + strip * job->shape.strip_words + word * narrow->mr;
+        block.strip_step = job->shape.strip_words;
+        block.next = (const char *)(block.weights + group.strips * block.strip_step);
+        block.next_bytes = index + 1 < t->groups ? group.strips * words * narrow->mr * 4 : 0;
+    } else {
+        gmem__pack_group(t, &group, word, words, t->buffers[0]);
+        block.weights = t->buffers[0];
+        block.strip_step = words * narrow->mr;
+    }
+    narrow->multiply(&block);
+}
+
+static void gmem__narrow_finish(const gmem__narrow_tile *t) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t up = t->strips * job->narrow->mr, padded = gmem__round_up(t->tile.columns, 16);
+    const float *scales = job->scales + (t->tile.column - job->column);
+    for (int64_t i = 0; i < t->tile.rows; i++) {
+        for (int64_t half = 0; half < job->shape.halves && job->narrow->type == GMEM_I8; half++) {
+            const int64_t at = half * up + i, row = gmem__narrow_row(t, half, i);
+            const int32_t sum = job->packed ? job->packed->sum[row] : t->sum[at];
+            const float scale = job->packed ? job->packed->scale[row] : t->scale[at];
+            job->convert->dequantise(t->product + at * GMEM__NC, padded, job->narrow->unsigned_x ? 128 * sum : 0, scale,
+                                     scales);
+        }
+        job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
+    }
+}
+
+/* bf16 without shared panels: this block of the depth of the tile's columns, by way of floats. */
+static void gmem__narrow_own_panels(const gmem__narrow_tile *t, int64_t word, int64_t words, float *values,
+                                    uint32_t *panels) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t k = word * job->shape.per_word, nr = job->narrow->nr;
+    const int64_t depth = gmem__min(words * job->shape.per_word, job->gemm->depth - k);
+    gmem__pack(job->gemm, k, depth, t->tile.column, t->tile.columns, GMEM__PACK_COLUMNS, depth * GMEM__PACK_COLUMNS,
+               values);
+    for (int64_t c = 0; c < t->tile.columns; c += GMEM__PACK_COLUMNS)
+        job->convert->panels(job->narrow, values + c * depth, GMEM__PACK_COLUMNS, depth, words,
+                             gmem__min(GMEM__PACK_COLUMNS, t->tile.columns - c), panels + c / nr * words * nr,
+                             words * nr, NULL);
+}
+
+#define GMEM__OWN_WORDS 288 /* of the depth in a block of panels of a task's own */
+
+static void gmem__narrow_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__narrow *narrow = job->narrow;
+    const int64_t done = i % job->column_tasks * GMEM__NC, words = job->shape.words;
+    const int64_t longest = job->panels ? narrow->block : gmem__min(narrow->block, GMEM__OWN_WORDS);
+    const int64_t block = gmem__round_up(gmem__ceil_div(words, gmem__ceil_div(words, longest)), GMEM__TILE_WORDS);
+    gmem__narrow_tile t;
+    memset(&t, 0, sizeof t);
+    t.job = job;
+    t.tile.row = i / job->column_tasks * job->row_block;
+    t.tile.rows = gmem__min(job->row_block, job->shape.rows - t.tile.row);
+    t.tile.column = job->column + done;
+    t.tile.columns = gmem__min(GMEM__NC, job->columns - done);
+    t.strips = gmem__ceil_div(t.tile.rows, narrow->mr);
+    t.per_half = gmem__ceil_div(t.strips, narrow->strips);
+    t.groups = job->shape.halves * t.per_half;
+    t.product = scratch;
+    t.scale = t.product + GMEM__MC * GMEM__NC;
+    t.sum = (int32_t *)(void *)(t.scale + GMEM__MC);
+    t.buffers[0] = (uint32_t *)(t.sum + GMEM__MC);
+    t.buffers[1] = t.buffers[0] + narrow->strips * narrow->mr * narrow->block;
+    uint32_t *own = t.buffers[1] + narrow->strips * narrow->mr * narrow->block;
+    float *values = (float *)(void *)(own + GMEM__OWN_WORDS * GMEM__NC);
+    t.panels = job->panels ? job->panels + done * words : own;
+    if (!job->packed && narrow->type == GMEM_I8) gmem__measure_tile(&t);
+    if (narrow->begin) narrow->begin();
+    for (int64_t word = 0; word < words; word += block) {
+        const int64_t count = gmem__min(block, words - word);
+        if (!job->panels) gmem__narrow_own_panels(&t, word, count, values, own);
+        for (int64_t group = 0; group < t.groups; group++)
+            gmem__multiply_group(&t, group, word, count);
+    }
+    if (narrow->end) narrow->end();
+    gmem__narrow_finish(&t);
+}
+
+GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const gmem__narrow *narrow) {
+    const int swiglu = gemm->activation == GMEM__ACT_SWIGLU;
+    gmem__gemm plain = *gemm;
+    gmem__narrow_job job;
+    memset(&job, 0, sizeof job);
+    job.engine = engine;
+    job.gemm = &plain;
+    job.kernels = gmem__engine_kernels(engine);
+    job.convert = job.kernels->narrow();
+    job.narrow = narrow;
+    job.shape = gmem__narrow_shape_of(narrow, gemm->weight, swiglu);
+    job.packed = gmem__packed_ready(&job);
+    const int64_t group = narrow->mr * narrow->strips, most = GMEM__MC / job.shape.halves;
+    job.row_block = gmem__row_block(engine, job.shape.rows, gemm->columns, group, most / group * group);
+    const int64_t row_tasks = gmem__ceil_div(job.shape.rows, job.row_block);
+    const int64_t packable = gmem__min(GMEM__PANELS / job.shape.words, GMEM__SCALES) / GMEM__NC * GMEM__NC;
+    const int share = row_tasks > 1 || narrow->type == GMEM_I8 || gemm->norm != NULL;
+    if (gemm->norm && !gmem__norm_fits(gemm)) {
+        gmem__cpu_norm(engine, gemm->norm);
+        plain.norm = NULL;
+        plain.x = gemm->norm->y;
+        plain.x_stride = gemm->norm->columns;
+    }
+    for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
+        job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
+        job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
+        job.panels = share ? (uint32_t *)engine->scratch : NULL;
+        job.scales = (float *)engine->scratch + GMEM__PANELS;
+        if (share) gmem__narrow_pack_x(&job);
+        gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__narrow_task, &job);
+    }
+}
+
+#undef GMEM__SCALES
+#undef GMEM__PANELS
+#undef GMEM__OWN_WORDS
+#undef GMEM__ATOMIC_LOAD
+#undef GMEM__ATOMIC_STORE
+#undef GMEM__ATOMIC_CLAIM
