@@ -115,6 +115,7 @@ GMEM__INLINE __m256i gmem__avx2_word_i8(__m256 a, __m256 b, __m256 c, __m256 d) 
 #include "gemm.inc"
 #include "rows.inc"
 #include "narrow.inc"
+#include "narrow_attention.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -132,7 +133,8 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_group_norm,
                                           gmem__avx2_finish_row,
                                           gmem__avx2_round_bf16,
-                                          gmem__avx2_narrow_rows};
+                                          gmem__avx2_narrow_rows,
+                                          gmem__avx2_narrow_attention};
     return &kernels;
 }
 

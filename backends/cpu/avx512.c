@@ -95,6 +95,7 @@ GMEM__INLINE __m512i gmem__avx512_word_i8(__m512 a, __m512 b, __m512 c, __m512 d
 #include "gemm.inc"
 #include "rows.inc"
 #include "narrow.inc"
+#include "narrow_attention.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -113,7 +114,8 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_group_norm,
                                           gmem__avx512_finish_row,
                                           gmem__avx512_round_bf16,
-                                          gmem__avx512_narrow_rows};
+                                          gmem__avx512_narrow_rows,
+                                          gmem__avx512_narrow_attention};
     return &kernels;
 }
 

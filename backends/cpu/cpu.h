@@ -115,6 +115,9 @@ typedef struct gmem__kernels {
     /* x (count) to the nearest bf16 values, in place. */
     void (*round_bf16)(float *x, int64_t count);
     const gmem__narrow_rows *(*narrow)(void);
+    /* Like attention, by the products of a bf16 kernel; gmem__narrow_attention_floats of scratch. Or NULL. */
+    void (*narrow_attention)(const struct gmem__narrow *narrow, const gmem__attention *op, int64_t sample, int64_t head,
+                             int64_t begin, int64_t end, float *scratch);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */

@@ -259,6 +259,7 @@ static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int6
     block.panel_step = (job->panels ? job->shape.words : words) * narrow->nr;
     block.panels = t->panels + (job->panels ? word * narrow->nr : 0);
     block.panel_count = panels;
+    block.product_step = GMEM__NC;
     block.product = t->product + (group.half * t->strips + group.strip) * narrow->mr * GMEM__NC;
     if (job->packed) {
         const int64_t strip = group.half * job->shape.strips + t->tile.row / narrow->mr + group.strip;

@@ -19,9 +19,10 @@ typedef struct gmem__narrow_block {
     int64_t strips, strip_step;
     const uint32_t *panels; /* panel_step words apart; 64-byte aligned */
     int64_t panel_count, panel_step;
-    int64_t words;      /* depth of this block, a multiple of GMEM__TILE_WORDS */
-    int first;          /* the sums start from zero, else from `product` */
-    void *product;      /* f32 for bf16, int32 for int8: (strips * mr, panel_count * nr), rows GMEM__NC apart */
+    int64_t words; /* depth of this block, a multiple of GMEM__TILE_WORDS */
+    int first;     /* the sums start from zero, else from `product` */
+    void *product; /* f32 for bf16, int32 for int8: (strips * mr, panel_count * nr), rows product_step apart */
+    int64_t product_step;
     const char *next;   /* weights that come next from memory, worth a prefetch while this block is computed, */
     int64_t next_bytes; /* contiguous; 0: none */
 } gmem__narrow_block;

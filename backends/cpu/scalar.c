@@ -113,7 +113,8 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           gmem__scalar_group_norm,
                                           gmem__scalar_finish_row,
                                           gmem__scalar_round_bf16,
-                                          gmem__scalar_narrow};
+                                          gmem__scalar_narrow,
+                                          NULL};
     return &kernels;
 }
 
