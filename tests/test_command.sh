@@ -249,6 +249,14 @@ test_networks() {
     check "integrate, the default model" close_to o out "$golden/emoji_golden.safetensors" sde_latent 5e-2
     good synth S/1 -o s1.safetensors
     check "synth" matches 'GMem-LightningDiT-S/1' <("$gmem" info "$work/run/s1.safetensors")
+    good synth S/1 -o s1.pth
+    check "synth in torch's format" matches 'GMem-LightningDiT-S/1' <("$gmem" info "$work/run/s1.pth")
+    command -v unzip >/dev/null && check "its checksums" unzip -tq "$work/run/s1.pth"
+    for type in safetensors pth; do
+        good synth bank:300x8 -o "bank.$type"
+        good bank get --bank "bank.$type" --rows 0-299 -o "rows.$type"
+    done
+    check "synth writes the same bank in both formats" close_to rows.pth features rows.safetensors features 1e-9
     run bench network --json -t 1
     check "bench network --json" json '[.seconds_median, .seconds_first, .passes, .gflops, .peak_gflops, .fraction_of_peak,
         .limit_seconds, .fraction_of_limit, .threads, .resident_bytes] | all(. > 0)'
@@ -379,6 +387,7 @@ interrupted() {
 test_interrupts() {
     interrupted sample sample --steps 5000 -o long.png
     interrupted synth synth 1.6b/1 -o long.safetensors
+    interrupted "synth in torch's format" synth 1.6b/1 -o long.pth
 }
 
 test_locale() {

@@ -31,8 +31,9 @@
       "gmem info network.pth")                                                                                     \
     X(CONVERT, "convert", "FILE", 1, 1, "a checkpoint as safetensors",                                             \
       "gmem convert network.pth --dtype bf16 -o network.safetensors")                                              \
-    X(SYNTH, "synth", "ARCH", 1, 1, "a full-size model with procedural weights, to measure with",                  \
-      "gmem synth xl/1 -o xl.safetensors")                                                                         \
+    X(SYNTH, "synth", "ARCH", 1, 1,                                                                                \
+      "a full-size model with procedural weights, to measure with; torch's where -o ends in .pth",                 \
+      "gmem synth bank:1281167x768 -o bank.pth")                                                                   \
     X(BENCH_NETWORK, "bench network", "", 0, 0, "time a forward pass", "gmem bench network -m network.pth --json") \
     X(BENCH_AUTOENCODER, "bench autoencoder", "", 0, 0, "time a decoding (not in this version)", "")               \
     X(BENCH_BANK, "bench bank", "", 0, 0, "time a search (not in this version)", "")                               \

@@ -1,6 +1,8 @@
 /* PNG: stb_image_write makes the picture, and text chunks are put between its header and its data. */
 #include "png.h"
 
+#include "crc.h"
+
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,14 +25,9 @@
 #define HEADER_BYTES 33 /* signature and IHDR */
 
 static uint32_t crc32_of(const unsigned char *data, size_t bytes) {
-    uint32_t crc = 0xffffffffu;
-    for (size_t i = 0; i < bytes; i++) {
-        crc ^= data[i];
-        for (int bit = 0; bit < 8; bit++) {
-            crc = crc & 1 ? crc >> 1 ^ 0xedb88320u : crc >> 1;
-        }
-    }
-    return ~crc;
+    crc_table table;
+    crc_prepare(&table);
+    return crc_add(&table, 0, data, bytes);
 }
 
 static void put_u32(unsigned char *out, uint32_t value) {

@@ -4,6 +4,7 @@
 #include "interrupt.h"
 #include "procedural.h"
 #include "session.h"
+#include "torch_file.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,10 @@
 typedef struct plan {
     gmem_tensor *tensors; /* without data; names owned */
     int64_t count, capacity;
-    int failed; /* out of memory */
-    char config[512];
+    int failed;                /* out of memory */
+    torch_setting settings[8]; /* what the configuration says */
+    int setting_count;
+    char config[512]; /* the same as JSON */
     char what[128];
     progress_bar bar;
     int64_t written, total; /* elements */
@@ -40,6 +43,13 @@ static void add(plan *p, int rank, int64_t a, int64_t b, int64_t c, int64_t d, c
     }
     memcpy(copy, name, length);
     p->tensors[p->count++] = gmem_tensor_make(copy, GMEM_F32, rank, shape, NULL);
+}
+
+static void set(plan *p, const char *name, int64_t value, int is_boolean) {
+    torch_setting *setting = &p->settings[p->setting_count++];
+    setting->name = name;
+    setting->value = value;
+    setting->is_boolean = is_boolean;
 }
 
 /* NAME.weight (out, in) and NAME.bias (out); NAME may hold two numbers. */
@@ -125,10 +135,13 @@ static void transformer(plan *p, const transformer_size *size, int patch, int si
     }
     linear(p, channels * patch * patch, h, "final_layer.linear", 0, 0);
     linear(p, 2 * h, h, "final_layer.adaLN_modulation.1", 0, 0);
-    snprintf(p->config, sizeof p->config,
-             "{\"input_size\": %d, \"patch_size\": %d, \"in_channels\": %d, \"hidden_size\": %d, \"depth\": %d, "
-             "\"num_heads\": %d, \"use_rope\": %s}",
-             (int)side, patch, (int)channels, (int)h, size->depth, size->heads, sit ? "false" : "true");
+    set(p, "input_size", side, 0);
+    set(p, "patch_size", patch, 0);
+    set(p, "in_channels", channels, 0);
+    set(p, "hidden_size", h, 0);
+    set(p, "depth", size->depth, 0);
+    set(p, "num_heads", size->heads, 0);
+    set(p, "use_rope", !sit, 1);
 }
 
 static int plan_transformer(plan *p, const char *arch) {
@@ -169,8 +182,9 @@ static int plan_dinov2(plan *p, const char *arch) {
             add(p, 1, w, 0, 0, 0, "blocks.%d.ls2.gamma", i, 0);
         }
         norm(p, w, "norm", 0, 0);
-        snprintf(p->config, sizeof p->config, "{\"embed_dim\": %d, \"depth\": %d, \"num_heads\": %d}", (int)w,
-                 sizes[s].depth, sizes[s].heads);
+        set(p, "embed_dim", w, 0);
+        set(p, "depth", sizes[s].depth, 0);
+        set(p, "num_heads", sizes[s].heads, 0);
         snprintf(p->what, sizeof p->what, "%s", arch);
         return 1;
     }
@@ -298,6 +312,36 @@ static gmem_status fill(void *user, int64_t index, int64_t first, int64_t count,
     return GMEM_OK;
 }
 
+/* {"input_size": 16, ..., "use_rope": true}; nothing where there is no setting. */
+static void print_config(plan *p) {
+    size_t used = 0;
+    for (int i = 0; i < p->setting_count; i++) {
+        const torch_setting *setting = &p->settings[i];
+        char value[24];
+        snprintf(value, sizeof value, "%lld", (long long)setting->value);
+        if (setting->is_boolean) snprintf(value, sizeof value, "%s", setting->value ? "true" : "false");
+        used += (size_t)snprintf(p->config + used, sizeof p->config - used, "%s\"%s\": %s%s", i ? ", " : "{",
+                                 setting->name, value, i + 1 < p->setting_count ? "" : "}");
+    }
+}
+
+static int is_torch(const char *path) {
+    size_t length = strlen(path);
+    return length >= 4 && same_ignoring_case(path + length - 4, ".pth");
+}
+
+/* As published: a bank is the file's root, a transformer's weights are `ema` beside `config`. */
+static outcome write_torch(const plan *p, const char *path, const gmem_save_desc *desc, gmem_error *error) {
+    torch_content content;
+    memset(&content, 0, sizeof content);
+    content.tensors = desc;
+    content.bare = p->count == 1;
+    content.key = p->setting_count ? "ema" : NULL;
+    content.settings = p->settings;
+    content.setting_count = p->setting_count;
+    return torch_save(path, &content, error);
+}
+
 static outcome synthesise(session *s, plan *p, const arguments *args, gmem_error *error) {
     gmem_save_desc desc;
     const char *metadata[] = {"backend", "", "dtype", "f32", "gmem", gmem_version(), "config", p->config};
@@ -315,6 +359,7 @@ static outcome synthesise(session *s, plan *p, const arguments *args, gmem_error
                        "sit-s/2 to sit-xl/2, vavae, dinov2-s/14, -b/14 or -l/14, or bank:ROWSxWIDTH",
                        gmem_escape(arch, plain, sizeof plain));
     if (p->failed) return out_of_memory(error);
+    print_config(p);
     TRY(session_begin(s, args, error));
     metadata[1] = gmem_context_backend(s->context);
     for (int64_t i = 0; i < p->count; i++) {
@@ -327,9 +372,10 @@ static outcome synthesise(session *s, plan *p, const arguments *args, gmem_error
     desc.fill = fill;
     desc.fill_user = p;
     progress_begin(&p->bar);
-    gmem_status status = gmem_save(s->context, args->output, &desc, error);
+    outcome result = is_torch(args->output) ? write_torch(p, args->output, &desc, error)
+                                            : from_status(gmem_save(s->context, args->output, &desc, error));
     progress_end(&p->bar);
-    TRY(from_status(status));
+    TRY(result);
     snprintf(what, sizeof what, "%s, %lld weights", p->what, (long long)p->total);
     say_written(args, args->output, what);
     return OUTCOME_DONE;
