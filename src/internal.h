@@ -170,6 +170,7 @@ typedef struct gmem__packed {
     uint32_t *words;
     float *scale; /* int8: (rows) what multiplies each row, and (rows) the sum of its values */
     int32_t *sum;
+    const gmem_file *file; /* whose mapping may be let go of once the copy is there; or NULL */
 } gmem__packed;
 
 enum { GMEM__PACKED_EMPTY, GMEM__PACKED_FILLING, GMEM__PACKED_READY };

@@ -124,5 +124,6 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
         return gmem__fail_at(error, GMEM_E_MEMORY, gmem_file_path(store->file), -1,
                              "no memory for the weights in the kernel's order: %lld bytes", (long long)bytes);
     gmem__cpu_packed_place(store->context, weight, swiglu, memory, weight->packed);
+    weight->packed->file = store->file;
     return GMEM_OK;
 }

@@ -2,6 +2,8 @@
  * blocks, tiles multiplied block by block of the depth. Beside the f32 products in cpu.c. */
 #include "narrow.h"
 
+#include "../../src/file.h"
+
 /* What a product needs to know of its weight under a kernel. SWIGLU's halves have strips of their own. */
 typedef struct gmem__narrow_shape {
     int64_t per_word, words;     /* values in a word; depth in words, padded */
@@ -63,6 +65,7 @@ GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__we
     const gmem__narrow *narrow = gmem__narrow_pick(context->bf16, context->int8, weight->compute);
     const gmem__narrow_shape shape = gmem__narrow_shape_of(narrow, weight, swiglu);
     packed->state = GMEM__PACKED_EMPTY;
+    packed->file = NULL;
     packed->words = (uint32_t *)memory;
     packed->scale = (float *)(void *)(packed->words + gmem__packed_words(&shape));
     packed->sum = (int32_t *)(void *)(packed->scale + weight->rows);
@@ -139,6 +142,10 @@ static const gmem__packed *gmem__packed_ready(const gmem__narrow_job *job) {
     packing.shape = job->shape;
     gmem__run_tasks(job->engine, job->shape.halves * job->shape.strips, gmem__pack_strip_task, &packing);
     GMEM__ATOMIC_STORE(&packed->state, GMEM__PACKED_READY);
+    if (packed->file)
+        gmem__file_discard(packed->file, packing.weight->data,
+                           packing.weight->rows * packing.weight->row_stride *
+                               (int64_t)gmem_type_bytes(packing.weight->type));
     return packed;
 }
 
