@@ -186,8 +186,8 @@ typedef struct gmem__weight {
     int64_t row_stride; /* elements */
 } gmem__weight;
 
-/* weights.c: what a model takes from its file. Matrices of the four types stay in the mapping; other types (F64), and
- * views whose rows are not contiguous, are copied to f32 into `store`, as are all vectors. */
+/* weights.c: what a model takes from its file. Matrices of the four types and vectors of f32 stay in the mapping; other
+ * types and what is not contiguous are copied to f32 into `store`. */
 typedef struct gmem__store {
     const gmem_context *context;
     const gmem_file *file;

@@ -231,16 +231,30 @@ static gmem_status gmem__read_position(const gmem_network *network, float *row, 
     return GMEM_OK;
 }
 
+/* Positions depend on a token's row or on its column alone: `value` for all tokens that share it, out (tokens). */
+static void gmem__fill_line(const gmem_network_info *info, int is_row, int64_t coordinate, float value, float *out) {
+    const int64_t columns = info->width / info->patch;
+    const int64_t step = is_row ? 1 : columns, count = is_row ? columns : info->tokens / columns;
+    for (int64_t i = 0; i < count; i++) {
+        out[coordinate * (is_row ? columns : 1) + i * step] = value;
+    }
+}
+
+static int64_t gmem__line_count(const gmem_network_info *info, int is_row) {
+    return (is_row ? info->height : info->width) / info->patch;
+}
+
 /* Two-dimensional sine and cosine: the first half of the channels is the column's, the second the row's, and in each
  * half sines come first; angle = coordinate / 10000^(i / (hidden / 4)) (MAE, He et al., 2111.06377). */
 static void gmem__compute_position(const gmem_network_info *info, float *out) {
-    int64_t quarter = info->hidden / 4, columns = info->width / info->patch;
+    int64_t quarter = info->hidden / 4;
     for (int64_t channel = 0; channel < info->hidden; channel++) {
         double frequency = pow(10000.0, -(double)(channel % quarter) / (double)quarter);
         int is_row = channel / quarter >= 2, is_cosine = channel / quarter % 2 == 1;
-        for (int64_t token = 0; token < info->tokens; token++) {
-            double angle = (double)(is_row ? token / columns : token % columns) * frequency;
-            out[channel * info->tokens + token] = (float)(is_cosine ? cos(angle) : sin(angle));
+        for (int64_t i = 0; i < gmem__line_count(info, is_row); i++) {
+            double angle = (double)i * frequency;
+            gmem__fill_line(info, is_row, i, (float)(is_cosine ? cos(angle) : sin(angle)),
+                            out + channel * info->tokens);
         }
     }
 }
@@ -267,16 +281,17 @@ static gmem_status gmem__load_position(gmem_network *network, gmem_error *error)
  * the second by its column, pair i of a half by coordinate / 10000^(2 i / (head_dim / 2)). */
 static gmem_status gmem__compute_rope(gmem_network *network, gmem_error *error) {
     const gmem_network_info *info = &network->info;
-    int64_t pairs = info->head_dim / 2, half = pairs / 2, columns = info->width / info->patch;
+    int64_t pairs = info->head_dim / 2, half = pairs / 2;
     float *cosine = (float *)gmem__store_alloc(&network->store, pairs * info->tokens, sizeof *cosine);
     float *sine = (float *)gmem__store_alloc(&network->store, pairs * info->tokens, sizeof *sine);
     if (!cosine || !sine) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the rotary embedding");
     for (int64_t pair = 0; pair < pairs; pair++) {
         float frequency = (float)pow(10000.0, -2.0 * (double)(pair % half) / (double)pairs);
-        for (int64_t token = 0; token < info->tokens; token++) {
-            float angle = (float)(pair < half ? token / columns : token % columns) * frequency; /* in f32, as trained */
-            cosine[pair * info->tokens + token] = (float)cos((double)angle);
-            sine[pair * info->tokens + token] = (float)sin((double)angle);
+        int is_row = pair < half;
+        for (int64_t i = 0; i < gmem__line_count(info, is_row); i++) {
+            float angle = (float)i * frequency; /* in f32, as trained */
+            gmem__fill_line(info, is_row, i, (float)cos((double)angle), cosine + pair * info->tokens);
+            gmem__fill_line(info, is_row, i, (float)sin((double)angle), sine + pair * info->tokens);
         }
     }
     network->rope_cosine = cosine;

@@ -1,5 +1,5 @@
-/* What a model takes from its file: matrices stay where they lie, vectors and what has another layout or type are
- * copied to f32. */
+/* What a model takes from its file: matrices and f32 vectors stay where they lie, so that opening touches none of them;
+ * what has another layout or type is copied to f32. */
 #include "internal.h"
 
 GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count, size_t bytes) {
@@ -20,10 +20,20 @@ static void gmem__store_count(gmem__store *store, const gmem_tensor *tensor, int
     store->bytes += count * (int64_t)gmem_type_bytes(tensor->type);
 }
 
-/* A copy of the whole tensor in f32, its rows multiplied by `scale` (rows) where that is not NULL. */
-static gmem_status gmem__store_copy(gmem__store *store, const gmem_tensor *tensor, int64_t rows, const float *scale,
-                                    const float **out, gmem_error *error) {
+static int gmem__is_f32_array(const gmem_tensor *tensor) {
+    return tensor->type == GMEM_F32 && gmem__tensor_is_contiguous(tensor) &&
+           (uintptr_t)tensor->data % sizeof(float) == 0;
+}
+
+/* The whole tensor in f32, its rows multiplied by `scale` (rows) where that is not NULL: a copy, unless the file holds
+ * just that. */
+static gmem_status gmem__store_f32(gmem__store *store, const gmem_tensor *tensor, int64_t rows, const float *scale,
+                                   const float **out, gmem_error *error) {
     int64_t count = gmem_tensor_count(tensor);
+    if (!scale && gmem__is_f32_array(tensor)) {
+        *out = (const float *)tensor->data;
+        return GMEM_OK;
+    }
     float *copy = (float *)gmem__store_alloc(store, count, sizeof *copy);
     if (!copy) return gmem__store_no_memory(store, tensor->name, error);
     gmem_tensor_read_f32(tensor, 0, count, copy);
@@ -44,7 +54,7 @@ static gmem_status gmem__store_scale(gmem__store *store, const gmem_tensor *tens
     if (scale->type == GMEM_I8)
         return gmem__fail_at(error, GMEM_E_TYPE, gmem_file_path(store->file), -1,
                              "%s: expected floating point, found I8", gmem__quote(&quoted, scale->name));
-    GMEM__TRY(gmem__store_copy(store, scale, rows, NULL, out, error));
+    GMEM__TRY(gmem__store_f32(store, scale, rows, NULL, out, error));
     gmem__store_count(store, scale, 0);
     return GMEM_OK;
 }
@@ -70,7 +80,7 @@ static gmem_status gmem__store_rows(gmem__store *store, const gmem_tensor *tenso
         weight.row_stride = rows == 1 ? cols : tensor->stride[0];
     } else {
         const float *copy = NULL;
-        GMEM__TRY(gmem__store_copy(store, tensor, rows, weight.scale, &copy, error));
+        GMEM__TRY(gmem__store_f32(store, tensor, rows, weight.scale, &copy, error));
         weight.type = GMEM_F32;
         weight.scale = NULL;
         weight.data = copy;
@@ -108,7 +118,7 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
     const float *scale;
     GMEM__TRY(gmem__need(store->file, name, 1, &count, &tensor, error));
     GMEM__TRY(gmem__store_scale(store, tensor, count, &scale, error));
-    GMEM__TRY(gmem__store_copy(store, tensor, count, scale, out, error));
+    GMEM__TRY(gmem__store_f32(store, tensor, count, scale, out, error));
     gmem__store_count(store, tensor, 1);
     return GMEM_OK;
 }
