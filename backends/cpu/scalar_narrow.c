@@ -31,7 +31,7 @@
 #define V_STORE_BF16(p, a)   gmem__store_bf16((p), (a))
 
 /* Rounded to nearest even; what is not finite has shown itself in the scale. */
-GMEM__INLINE int gmem__small_int(float a) { return a >= -128 && a <= 127 ? (int)rintf(a) : 0; }
+GMEM__INLINE int gmem__small_int(float a) { return a > -128.5f && a < 127.5f ? (int)rintf(a) : 0; }
 GMEM__INLINE uint32_t gmem__byte_of(float a) { return (uint32_t)gmem__small_int(a) & 0xff; }
 GMEM__INLINE void gmem__store_bf16(char *p, float a) {
     const uint16_t half = gmem__f32_to_bf16(a);
