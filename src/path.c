@@ -16,7 +16,6 @@ static gmem__path_point gmem__linear_at(double t) {
     at.d_alpha = 1;
     at.sigma = 1 - t;
     at.d_sigma = -1;
-    at.ratio = 1 / t;
     return at;
 }
 
@@ -27,19 +26,18 @@ static gmem__path_point gmem__gvp_at(double t) {
     at.d_alpha = rate * cos(rate * t);
     at.sigma = cos(rate * t);
     at.d_sigma = -rate * sin(rate * t);
-    at.ratio = rate / tan(rate * t);
     return at;
 }
 
 static gmem__path_point gmem__vp_at(double t) {
     const double s = 1 - t, range = GMEM__VP_BETA_MAX - GMEM__VP_BETA_MIN;
     const double log_alpha = -0.25 * s * s * range - 0.5 * s * GMEM__VP_BETA_MIN;
+    const double d_log_alpha = 0.5 * s * range + 0.5 * GMEM__VP_BETA_MIN;
     gmem__path_point at;
-    at.ratio = 0.5 * s * range + 0.5 * GMEM__VP_BETA_MIN;
     at.alpha = exp(log_alpha);
-    at.d_alpha = at.alpha * at.ratio;
+    at.d_alpha = at.alpha * d_log_alpha;
     at.sigma = sqrt(-expm1(2 * log_alpha));
-    at.d_sigma = -at.alpha * at.alpha * at.ratio / at.sigma;
+    at.d_sigma = -at.alpha * at.d_alpha / at.sigma;
     return at;
 }
 
@@ -55,9 +53,12 @@ GMEM__FN gmem__path_point gmem__path_at(gmem_path path, double t) {
     return gmem__linear_at(t);
 }
 
+/* The derivative of log alpha. On Linear and GVP it has no value at t = 0, where no setting that needs it begins. */
+static double gmem__path_ratio(const gmem__path_point *at) { return at->d_alpha / at->alpha; }
+
 /* Half the squared diffusion of the path's own SDE, which SBDM (score-based diffusion model) takes as it is. */
 static double gmem__path_variance(const gmem__path_point *at) {
-    return at->ratio * at->sigma * at->sigma - at->sigma * at->d_sigma;
+    return gmem__path_ratio(at) * at->sigma * at->sigma - at->sigma * at->d_sigma;
 }
 
 GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_prediction prediction) {
@@ -73,12 +74,30 @@ GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_predictio
     return score;
 }
 
+GMEM__FN gmem__blend gmem__path_data(const gmem__path_point *at, gmem_prediction prediction) {
+    const double determinant = at->alpha * at->d_sigma - at->d_alpha * at->sigma;
+    gmem__blend data = {1 / at->alpha, 0};
+    switch (prediction) {
+    case GMEM_PREDICT_VELOCITY: /* from x = alpha x_1 + sigma x_0 and v = alpha' x_1 + sigma' x_0 */
+        data.x = at->d_sigma / determinant;
+        data.model = -at->sigma / determinant;
+        break;
+    case GMEM_PREDICT_NOISE:
+        data.model = -at->sigma / at->alpha;
+        break;
+    case GMEM_PREDICT_SCORE: /* the noise is -sigma score */
+        data.model = at->sigma * at->sigma / at->alpha;
+        break;
+    }
+    return data;
+}
+
 GMEM__FN gmem__blend gmem__path_drift(const gmem__path_point *at, gmem_prediction prediction) {
     gmem__blend drift = {0, 1};
     if (prediction != GMEM_PREDICT_VELOCITY) {
         gmem__blend score = gmem__path_score(at, prediction);
         double variance = gmem__path_variance(at);
-        drift.x = at->ratio + variance * score.x;
+        drift.x = gmem__path_ratio(at) + variance * score.x;
         drift.model = variance * score.model;
     }
     return drift;

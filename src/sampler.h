@@ -16,13 +16,14 @@ typedef struct gmem__blend {
 /* x_t = alpha x_1 + sigma x_0, from noise x_0 at t = 0 to data x_1 at t = 1, with derivatives in t. */
 typedef struct gmem__path_point {
     double alpha, d_alpha, sigma, d_sigma;
-    double ratio; /* d_alpha / alpha, where that quotient is well-behaved */
 } gmem__path_point;
 
 GMEM__FN gmem__path_point gmem__path_at(gmem_path path, double t);
 /* The probability flow's drift, and the score grad log p_t, from a prediction. */
 GMEM__FN gmem__blend gmem__path_drift(const gmem__path_point *at, gmem_prediction prediction);
 GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_prediction prediction);
+/* The data x_1 that a prediction amounts to. */
+GMEM__FN gmem__blend gmem__path_data(const gmem__path_point *at, gmem_prediction prediction);
 /* The diffusion coefficient D of dx = (drift + D score) dt + sqrt(2 D) dw. */
 GMEM__FN double gmem__path_diffusion(const gmem__path_point *at, double t, gmem_diffusion_form form, double norm);
 
@@ -31,6 +32,8 @@ GMEM__FN double gmem__path_diffusion(const gmem__path_point *at, double t, gmem_
 typedef enum gmem__solver {
     GMEM__SOLVER_GRID,  /* explicit Runge-Kutta on the grid */
     GMEM__SOLVER_DOPRI, /* adaptive Runge-Kutta */
+    GMEM__SOLVER_ADAMS, /* Adams-Bashforth on the grid */
+    GMEM__SOLVER_DPMPP, /* DPM-Solver++, multistep, on the grid */
     GMEM__SOLVER_SDE_EULER,
     GMEM__SOLVER_SDE_HEUN
 } gmem__solver;
@@ -41,6 +44,7 @@ typedef struct gmem__method {
     gmem__solver solver;
     int repa; /* REPA's convention of time: noise at t = 1 */
     int stages;
+    int history; /* multistep: predictions that an interval looks at, its own included; else 0 */
     double c[4], a[4][3], b[4];
 } gmem__method;
 
@@ -105,9 +109,10 @@ GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const flo
 GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
                                      gmem_error *error);
 
-/* ode.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
+/* ode.c, multistep.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
 GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error);
 GMEM__FN gmem_status gmem__run_dopri5(gmem__run *run, gmem_error *error);
+GMEM__FN gmem_status gmem__run_multistep(gmem__run *run, gmem_error *error);
 GMEM__FN gmem_status gmem__run_sde(gmem__run *run, gmem_error *error);
 
 #endif /* GMEM__SAMPLER_H */

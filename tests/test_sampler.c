@@ -4,6 +4,10 @@
 #include "failing.h"
 #include "golden.h"
 
+#include "../src/sampler.h"
+
+#include <fenv.h>
+
 /* velocities of our own ------------------------------------------------------------------------------------------ */
 
 enum { FIELD_BATCH = 2, FIELD_SIZE = 6, FIELD_COUNT = FIELD_BATCH * FIELD_SIZE };
@@ -554,6 +558,27 @@ static void test_failures(gmem_context *context) {
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_integrate(context, NULL, NULL, NULL));
 }
 
+/* Programs that trap division by zero begin at t = 0 too. */
+static void test_no_division_by_zero(gmem_context *context) {
+    static const gmem_path paths[] = {GMEM_PATH_LINEAR, GMEM_PATH_GVP, GMEM_PATH_VP};
+    for (int i = 0; i < 3; i++) {
+        float x[FIELD_COUNT] = {0};
+        asked log;
+        gmem_integrate_desc desc = field_desc(GMEM_SDE_HEUN, 10, &log);
+        gmem_rng rng;
+        gmem_rng_init(&rng, GMEM_RNG_PHILOX, 1);
+        desc.noise = generator;
+        desc.noise_user = &rng;
+        desc.sampler.path = paths[i];
+        feclearexcept(FE_ALL_EXCEPT);
+        gmem__path_point at = gmem__path_at(paths[i], 0);
+        CHECK(at.alpha - at.alpha == 0 && at.d_alpha - at.d_alpha == 0);
+        CHECK(at.sigma - at.sigma == 0 && at.d_sigma - at.d_sigma == 0);
+        CHECK_OK(gmem_integrate(context, &desc, x, NULL));
+        CHECK(!fetestexcept(FE_DIVBYZERO | FE_INVALID));
+    }
+}
+
 static void test_failed_allocation(void) {
     failing state = {-1, 0, 0};
     asked log;
@@ -576,6 +601,7 @@ int main(void) {
     test_guidance_halves(scalar);
     test_guidance_values(scalar);
     test_failures(scalar);
+    test_no_division_by_zero(scalar);
     test_failed_allocation();
     test_silent_failures(scalar);
     gmem_context_destroy(scalar);
