@@ -317,6 +317,16 @@ test_convert() {
     sed 's/BFloat16Storage/QUInt4x2Storage/g' "$golden/container_zip.pth" >"$work/quantised.pth"
     refuses 1 'quantised.pth: bf16: a tensor of a type that gmem does not read .torch.QUInt4x2Storage' \
         convert "$work/quantised.pth" -o x
+    for type in f32 bf16 int8; do # int8 weights are floating-point ones in native form
+        good convert int8 --dtype $type -o "int8_$type"
+        run info "int8_$type" --json
+        check "int8 to $type says so" json ".metadata.dtype == \"$type\""
+        check "int8 to $type: the scales" json "([.tensors[] | select(.name | endswith(\".scale\"))] | length > 0) == $([ $type = int8 ] && echo true || echo false)"
+        good eval -m "int8_$type" --input "$golden/dit_base.io.safetensors" -o v_again
+        check "int8 to $type: the same weights" close_to v_again v v_int8 v $([ $type = bf16 ] && echo 2e-2 || echo 1e-6)
+    done
+    run info int8_f32 --json
+    check "int8 to f32: no tensor stays int8" json '[.tensors[].type] | all(. == "F32")'
     good convert "$golden/bank_full.pth" --dtype int8 -o bank8
     run info bank8 --json
     check "an int8 bank" json '[.tensors[].name] == ["tensor", "tensor.scale"]'

@@ -15,6 +15,7 @@ typedef enum item_kind { ITEM_AS_IS, ITEM_CONVERTED, ITEM_QUANTISED, ITEM_SCALES
 typedef struct item {
     item_kind kind;
     const gmem_tensor *source;
+    const gmem_tensor *scales; /* of an int8 source that is converted; else NULL */
 } item;
 
 typedef struct conversion {
@@ -49,7 +50,8 @@ static const char *enter(json_writer *json, char *open_path, size_t capacity, co
         char name[256];
         const char *part = key + strlen(open_path);
         size_t length = strcspn(part, ".");
-        snprintf(name, sizeof name, "%.*s", (int)length, part);
+        memcpy(name, part, length); /* shorter than open_path, which has as much room */
+        name[length] = 0;
         json_open(json, name, '{');
         strncat(open_path, part, length + 1);
     }
@@ -204,6 +206,38 @@ static outcome add_quantised(conversion *c, const gmem_tensor *source, gmem_erro
     return OUTCOME_DONE;
 }
 
+/* The scales of an int8 tensor's rows, which make it a floating-point one; or NULL. */
+static const gmem_tensor *find_scales(const conversion *c, const gmem_tensor *tensor) {
+    char name[1024];
+    if (tensor->type != GMEM_I8 || tensor->rank < 1) return NULL;
+    if (snprintf(name, sizeof name, "%s.scale", tensor->name) >= (int)sizeof name) return NULL;
+    const gmem_tensor *scales = gmem_file_find(c->file, name);
+    return scales && is_floating(scales->type) && gmem_tensor_count(scales) == tensor->shape[0] ? scales : NULL;
+}
+
+/* Whether the tensor is the scales of another. */
+static int are_scales(const conversion *c, const gmem_tensor *tensor) {
+    static const char suffix[] = ".scale";
+    char name[1024];
+    size_t length = strlen(tensor->name), rest = length - (sizeof suffix - 1);
+    if (length < sizeof suffix || length >= sizeof name || strcmp(tensor->name + rest, suffix) != 0) return 0;
+    memcpy(name, tensor->name, rest);
+    name[rest] = 0;
+    const gmem_tensor *scaled = gmem_file_find(c->file, name);
+    return scaled && find_scales(c, scaled) == tensor;
+}
+
+/* int8 weights and their scales stay what they are, or become one tensor of another type. */
+static void add_int8(conversion *c, const gmem_tensor *source, const gmem_tensor *scales, gmem_type type) {
+    if (type == GMEM_I8) {
+        add_item(c, ITEM_AS_IS, source, source->name, source->type, source->rank);
+        add_item(c, ITEM_AS_IS, scales, scales->name, scales->type, scales->rank);
+        return;
+    }
+    add_item(c, ITEM_CONVERTED, source, source->name, type, source->rank);
+    c->items[c->count - 1].scales = scales;
+}
+
 static outcome plan(conversion *c, gmem_error *error) {
     static const gmem_type types[] = {GMEM_F32, GMEM_F32, GMEM_BF16, GMEM_F16, GMEM_I8}; /* by --dtype, 0: none */
     int64_t sources = gmem_file_tensor_count(c->file);
@@ -212,8 +246,11 @@ static outcome plan(conversion *c, gmem_error *error) {
     c->items = (item *)calloc((size_t)sources * 2 + 1, sizeof *c->items);
     if (!c->tensors || !c->items) return out_of_memory(error);
     for (int64_t i = 0; i < sources; i++) {
-        const gmem_tensor *source = gmem_file_tensor(c->file, i);
-        if (!c->s.args->dtype || !is_floating(source->type)) {
+        const gmem_tensor *source = gmem_file_tensor(c->file, i), *scales = find_scales(c, source);
+        if (c->s.args->dtype && are_scales(c, source)) continue;
+        if (c->s.args->dtype && scales) {
+            add_int8(c, source, scales, type);
+        } else if (!c->s.args->dtype || !is_floating(source->type)) {
             add_item(c, ITEM_AS_IS, source, source->name, source->type, source->rank);
         } else if (type == GMEM_I8 && is_matrix(source)) {
             TRY(add_quantised(c, source, error));
@@ -275,13 +312,24 @@ static gmem_status fill_quantised(conversion *c, const gmem_tensor *source, int6
     return GMEM_OK;
 }
 
-static gmem_status fill_converted(const gmem_tensor *source, gmem_type type, int64_t first, int64_t count, void *out) {
+/* int8 elements [first, first + count) in f32: values (count) times the scales of their rows. */
+static void scale_rows(const item *from, int64_t first, int64_t count, float *values) {
+    const int64_t length = gmem_tensor_count(from->source) / from->source->shape[0];
+    float scale = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (i == 0 || (first + i) % length == 0) gmem_tensor_read_f32(from->scales, (first + i) / length, 1, &scale);
+        values[i] *= scale;
+    }
+}
+
+static gmem_status fill_converted(const item *from, gmem_type type, int64_t first, int64_t count, void *out) {
     enum { CHUNK = 1024 };
     float chunk[CHUNK];
     char *to = (char *)out;
     for (int64_t done = 0; done < count; done += CHUNK) {
         int64_t part = count - done < CHUNK ? count - done : (int64_t)CHUNK;
-        gmem_tensor_read_f32(source, first + done, part, chunk);
+        gmem_tensor_read_f32(from->source, first + done, part, chunk);
+        if (from->scales) scale_rows(from, first + done, part, chunk);
         gmem_convert_f32(chunk, part, type, to + (size_t)done * gmem_type_bytes(type));
     }
     return GMEM_OK;
@@ -297,7 +345,7 @@ static gmem_status fill(void *user, int64_t index, int64_t first, int64_t count,
     case ITEM_SCALES:
         return fill_scales(c, source, first, count, (float *)out, error);
     case ITEM_CONVERTED:
-        return fill_converted(source, c->tensors[index].type, first, count, out);
+        return fill_converted(&c->items[index], c->tensors[index].type, first, count, out);
     case ITEM_AS_IS:
         break; /* these have data */
     }
