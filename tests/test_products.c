@@ -23,6 +23,13 @@ static void add_kernel(const gmem__narrow *narrow) {
     if (narrow) kernels[kernel_count++] = narrow;
 }
 
+/* Those that are not the first choice here, where AVX2 is enough for them. */
+static void add_kernels_of_this_build(void) {
+#ifdef GMEM__X86
+    if (gmem__cpu_ops(GMEM_ISA_AVX2, NULL)) add_kernel(gmem__avx2_dots());
+#endif
+}
+
 /* rounding, as the definition has it ------------------------------------------------------------------------------ */
 
 static double to_bf16(double value) { return (double)gmem__bf16_to_f32(gmem__f32_to_bf16((float)value)); }
@@ -376,10 +383,12 @@ int main(void) {
     for (int t = 0; t < LENGTH(narrow_types); t++) {
         for (int i = 0; i < LENGTH(isas); i++)
             if (gmem__cpu_ops(isas[i], NULL)) add_kernel(gmem__narrow_of(isas[i], narrow_types[t]));
-        add_kernel(gmem__amx_stand_in(narrow_types[t]));
     }
     add_kernel(gmem__portable_bf16());
     add_kernel(gmem__portable_i8());
+    add_kernels_of_this_build();
+    for (int i = 0; gmem__portable_like(i); i++)
+        add_kernel(gmem__portable_like(i));
     test_shapes();
     test_depths();
     test_epilogues();

@@ -29,8 +29,7 @@ static gmem__narrow_shape gmem__narrow_shape_of(const gmem__narrow *narrow, cons
 #define GMEM__PANELS (GMEM__SHARED - GMEM__SCALES)
 
 GMEM__FN const struct gmem__narrow *gmem__cpu_narrow(gmem_isa isa, gmem_type type) {
-    (void)isa, (void)type;
-    return NULL; /* NARROW_OF */
+    return gmem__narrow_of(isa, type);
 }
 
 GMEM__FN const char *gmem__cpu_narrow_name(const struct gmem__narrow *narrow) { return narrow->name; }

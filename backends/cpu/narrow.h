@@ -41,11 +41,18 @@ typedef struct gmem__narrow {
     void (*multiply)(const gmem__narrow_block *block);
 } gmem__narrow;
 
-/* narrow_portable.c: plain C, the reference, and what runs where an instruction is missing. The `like` variants have
- * the mr, nr, strips, block and unsigned_x of the instruction's own kernel, so that the same packing and loops can be
- * tested anywhere. */
+/* narrow_portable.c: plain C, the reference, and what runs where there is no vector instruction. */
 GMEM__FN const gmem__narrow *gmem__portable_bf16(void);
 GMEM__FN const gmem__narrow *gmem__portable_i8(void);
+/* The same under the shapes of kernels that need an instruction, for tests: the i-th, NULL after the last. */
+GMEM__FN const gmem__narrow *gmem__portable_like(int i);
+
+#ifdef GMEM__X86
+/* avx512_dots.c, avx2_dots.c: whether the processor has the instruction is narrow_choose.c's question. */
+GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type);
+GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void); /* I8; NULL where the compiler lacks it */
+GMEM__FN const gmem__narrow *gmem__avx2_dots(void);     /* I8 */
+#endif
 
 /* By instruction set: the fastest that this processor has, by a table of processor families where the mere presence of
  * an instruction does not tell; NULL where f32 kernels on rounded operands (bf16) or the portable kernel (int8) is

@@ -1,0 +1,67 @@
+/* Narrow kernels of AVX-512: pairs of bf16 (AVX512-BF16) and quads of int8 (AVX512-VNNI), one instruction a dot
+ * product. */
+#include "narrow.h"
+
+#ifdef GMEM__X86
+#include <immintrin.h>
+
+/* 12 rows, whose sums fill 24 of 32 registers, as in f32. */
+#define GMEM__MR        12
+#define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define V_PREFETCH(p)   __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
+#endif
+
+#define GMEM__K(name)       gmem__avx512_bf16_##name
+#define D_WIDTH             16
+#define D_VECTOR            __m512i
+#define D_SUM               __m512
+#define D_ELEMENT           float
+#define D_BROADCAST(word)   _mm512_set1_epi32((int)(word))
+#define D_DOT(sum, w, x)    _mm512_dpbf16_ps((sum), (__m512bh)(w), (__m512bh)(x))
+#define D_ADD(a, b)         _mm512_add_ps((a), (b))
+#define D_ZERO()            _mm512_setzero_ps()
+#define D_LOAD(p)           _mm512_loadu_si512(p)
+#define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
+#include "dots.inc"
+
+/* The first operand of the instruction, x, is unsigned. */
+#define GMEM__K(name)       gmem__avx512_vnni_##name
+#define D_WIDTH             16
+#define D_VECTOR            __m512i
+#define D_SUM               __m512i
+#define D_ELEMENT           int32_t
+#define D_BROADCAST(word)   _mm512_set1_epi32((int)(word))
+#define D_DOT(sum, w, x)    _mm512_dpbusd_epi32((sum), (x), (w))
+#define D_ADD(a, b)         _mm512_add_epi32((a), (b))
+#define D_ZERO()            _mm512_setzero_si512()
+#define D_LOAD(p)           _mm512_loadu_si512(p)
+#define D_LOAD_SUM(p)       _mm512_loadu_si512(p)
+#define D_STORE_SUM(p, sum) _mm512_storeu_si512((p), (sum))
+#include "dots.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
+    static const gmem__narrow bf16 = {
+        "avx512-bf16", GMEM_BF16, GMEM__MR, 32, 1, 288, 0, 1, NULL, NULL, gmem__avx512_bf16_multiply};
+    static const gmem__narrow i8 = {
+        "avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply};
+    return type == GMEM_BF16 ? &bf16 : &i8;
+}
+
+#undef GMEM__MR
+#undef GMEM__REPEAT
+#undef V_PREFETCH
+#endif /* GMEM__X86 */

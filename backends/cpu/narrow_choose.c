@@ -1,0 +1,43 @@
+/* Which narrow kernel runs. An instruction's presence says nothing of its speed: AVX512-BF16 does twice the work of
+ * f32's multiply-adds on AMD's Zen 4, and half of it on Intel's Sapphire Rapids, whose fast bf16 is AMX. Measured on
+ * both; kept as a table, since a measurement at start could choose differently from run to run, and results with it. */
+#include "narrow.h"
+
+#ifdef GMEM__X86
+#include <cpuid.h>
+
+typedef struct gmem__features {
+    int avx512_bf16, avx512_vnni, avx_vnni;
+    int amd;
+} gmem__features;
+
+static gmem__features gmem__processor_features(void) {
+    gmem__features features;
+    unsigned a, b, c, d;
+    memset(&features, 0, sizeof features);
+    if (__get_cpuid(0, &a, &b, &c, &d)) features.amd = b == signature_AMD_ebx && c == signature_AMD_ecx;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) features.avx512_vnni = (c >> 11 & 1) != 0;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+        features.avx512_bf16 = (a >> 5 & 1) != 0;
+        features.avx_vnni = (a >> 4 & 1) != 0;
+    }
+    return features;
+}
+
+static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
+    const gmem__features has = gmem__processor_features();
+    const int wide = isa >= GMEM_ISA_AVX512;
+    if (type == GMEM_BF16) return wide && has.avx512_bf16 && has.amd ? gmem__avx512_dots(type) : NULL;
+    if (wide && has.avx512_vnni) return gmem__avx512_dots(type);
+    const gmem__narrow *vnni = has.avx_vnni ? gmem__avx_vnni_dots() : NULL;
+    return vnni ? vnni : gmem__avx2_dots();
+}
+#endif
+
+GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type) {
+#ifdef GMEM__X86
+    if (isa >= GMEM_ISA_AVX2) return gmem__vector_dots(isa, type);
+#endif
+    (void)isa;
+    return type == GMEM_BF16 ? NULL : gmem__portable_i8(); /* the f32 loops are plain enough to be fast */
+}
