@@ -455,7 +455,11 @@ typedef enum gmem_method {
     GMEM_SDE_HEUN,
     GMEM_REPA_EULER,
     GMEM_REPA_HEUN,
-    GMEM_REPA_SDE
+    GMEM_REPA_SDE,
+    /* Not published with these models: ODE methods of one pass an interval, which remember earlier predictions. */
+    GMEM_AB2,    /* Adams-Bashforth: x' = x + h (v + h / (2 h_before) (v - v_before)), likewise on uneven grids */
+    GMEM_AB3,    /* its third order, from the third interval on; the first is Heun's, a pass more */
+    GMEM_DPMPP2M /* DPM-Solver++(2M), arXiv 2211.01095: the data x_1 is extrapolated in log(alpha / sigma) */
 } gmem_method;
 
 typedef enum gmem_diffusion_form {
@@ -710,7 +714,9 @@ typedef struct gmem_generate_desc {
     const char *autoencoder;
     const char *latent_stats; /* VA-VAE family; or NULL: mean 0, std 1 */
     double multiplier;        /* 0: the autoencoder family's */
-    int64_t count;            /* pictures, sampled as one batch; 0: 1 */
+    int64_t count;            /* pictures; 0: 1 */
+    int64_t batch; /* sampled at once, which is faster and takes more memory; 0: as many as have 1024 tokens, at most
+                      16, but all with the torch generators, whose one stream gives other pictures for other batches */
     uint64_t seed;
     gmem_rng_kind rng;
     const char *const *memory; /* (memory_count) names or row numbers, used in turn; none: random rows, or with the
@@ -719,7 +725,7 @@ typedef struct gmem_generate_desc {
     const int64_t *labels; /* (label_count) used in turn, for class-conditional networks; none: random labels */
     int label_count;
     gmem_sampler_desc sampler;
-    gmem_progress_fn progress;
+    gmem_progress_fn progress; /* steps and passes count through all batches; `x` is the present one */
     void *progress_user;
 } gmem_generate_desc;
 

@@ -94,7 +94,7 @@ static void gmem__run_layout(gmem__run *run, gmem__arena *arena) {
     const int stages = method->solver == GMEM__SOLVER_DOPRI ? GMEM__MAX_STAGES : method->stages;
     run->x = GMEM__TAKE_F32(arena, run->count);
     if (stages > 1) run->stage = GMEM__TAKE_F32(arena, run->count);
-    for (int i = 0; i < stages; i++)
+    for (int i = 0; i < gmem__max(stages, method->history); i++)
         run->k[i] = GMEM__TAKE_F32(arena, run->count);
     if (run->plan->desc.cfg_scale > 1) run->unconditional = GMEM__TAKE_F32(arena, run->count);
     if (gmem__is_sde(method)) run->noise = GMEM__TAKE_F32(arena, run->count);
@@ -104,6 +104,9 @@ static gmem_status gmem__run_solver(gmem__run *run, gmem_error *error) {
     switch (run->plan->method->solver) {
     case GMEM__SOLVER_DOPRI:
         return gmem__run_dopri5(run, error);
+    case GMEM__SOLVER_ADAMS:
+    case GMEM__SOLVER_DPMPP:
+        return gmem__run_multistep(run, error);
     case GMEM__SOLVER_SDE_EULER:
     case GMEM__SOLVER_SDE_HEUN:
         return gmem__run_sde(run, error);

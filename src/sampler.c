@@ -8,24 +8,28 @@
 
 /* In the order of gmem_method. rk4 is Kutta's 3/8 rule, as in torchdiffeq; heun3 is Heun's third-order rule. */
 static const gmem__method gmem__methods[] = {
-    {"default", GMEM__SOLVER_GRID, 0, 0, {0}, {{0}}, {0}},
-    {"euler", GMEM__SOLVER_GRID, 0, 1, {0}, {{0}}, {1}},
-    {"midpoint", GMEM__SOLVER_GRID, 0, 2, {0, 0.5}, {{0}, {0.5}}, {0, 1}},
-    {"heun2", GMEM__SOLVER_GRID, 0, 2, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
-    {"heun3", GMEM__SOLVER_GRID, 0, 3, {0, 1.0 / 3, 2.0 / 3}, {{0}, {1.0 / 3}, {0, 2.0 / 3}}, {0.25, 0, 0.75}},
+    {"default", GMEM__SOLVER_GRID, 0, 0, 0, {0}, {{0}}, {0}},
+    {"euler", GMEM__SOLVER_GRID, 0, 1, 0, {0}, {{0}}, {1}},
+    {"midpoint", GMEM__SOLVER_GRID, 0, 2, 0, {0, 0.5}, {{0}, {0.5}}, {0, 1}},
+    {"heun2", GMEM__SOLVER_GRID, 0, 2, 0, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
+    {"heun3", GMEM__SOLVER_GRID, 0, 3, 0, {0, 1.0 / 3, 2.0 / 3}, {{0}, {1.0 / 3}, {0, 2.0 / 3}}, {0.25, 0, 0.75}},
     {"rk4",
      GMEM__SOLVER_GRID,
      0,
      4,
+     0,
      {0, 1.0 / 3, 2.0 / 3, 1},
      {{0}, {1.0 / 3}, {-1.0 / 3, 1}, {1, -1, 1}},
      {0.125, 0.375, 0.375, 0.125}},
-    {"dopri5", GMEM__SOLVER_DOPRI, 0, 0, {0}, {{0}}, {0}},
-    {"sde-euler", GMEM__SOLVER_SDE_EULER, 0, 1, {0}, {{0}}, {0}},
-    {"sde-heun", GMEM__SOLVER_SDE_HEUN, 0, 2, {0, 1}, {{0}}, {0}},
-    {"repa-euler", GMEM__SOLVER_GRID, 1, 1, {0}, {{0}}, {1}},
-    {"repa-heun", GMEM__SOLVER_GRID, 1, 2, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
-    {"repa-sde", GMEM__SOLVER_SDE_EULER, 1, 1, {0}, {{0}}, {0}},
+    {"dopri5", GMEM__SOLVER_DOPRI, 0, 0, 0, {0}, {{0}}, {0}},
+    {"sde-euler", GMEM__SOLVER_SDE_EULER, 0, 1, 0, {0}, {{0}}, {0}},
+    {"sde-heun", GMEM__SOLVER_SDE_HEUN, 0, 2, 0, {0, 1}, {{0}}, {0}},
+    {"repa-euler", GMEM__SOLVER_GRID, 1, 1, 0, {0}, {{0}}, {1}},
+    {"repa-heun", GMEM__SOLVER_GRID, 1, 2, 0, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
+    {"repa-sde", GMEM__SOLVER_SDE_EULER, 1, 1, 0, {0}, {{0}}, {0}},
+    {"ab2", GMEM__SOLVER_ADAMS, 0, 1, 2, {0}, {{0}}, {0}},
+    {"ab3", GMEM__SOLVER_ADAMS, 0, 2, 3, {0, 1}, {{0}}, {0}},
+    {"dpmpp2m", GMEM__SOLVER_DPMPP, 0, 1, 2, {0}, {{0}}, {0}},
 };
 
 GMEM__FN const gmem__method *gmem__method_of(gmem_method method) { return &gmem__methods[method]; }
@@ -41,7 +45,7 @@ static int gmem__in_range(int value, int last) { return value >= 0 && value <= l
 static int gmem__is_finite(double x) { return x - x == 0; }
 
 static gmem_status gmem__check_ranges(const gmem_sampler_desc *desc, gmem_error *error) {
-    if (!gmem__in_range((int)desc->method, GMEM_REPA_SDE) ||
+    if (!gmem__in_range((int)desc->method, GMEM_DPMPP2M) ||
         !gmem__in_range((int)desc->diffusion_form, GMEM_DIFFUSION_INCREASING_DECREASING) ||
         !gmem__in_range((int)desc->last_step, GMEM_LAST_NONE) || !gmem__in_range((int)desc->path, GMEM_PATH_VP) ||
         !gmem__in_range((int)desc->prediction, GMEM_PREDICT_SCORE))
@@ -167,9 +171,11 @@ GMEM__FN double gmem__plan_time(const gmem__plan *plan, int64_t i) {
     return shift > 0 ? (double)(float)(shift * t / (1 + (shift - 1) * t)) : t;
 }
 
-/* REPA's Heun makes no correction in its last interval. */
+/* REPA's Heun makes no correction in its last interval, multistep methods none after the first. */
 GMEM__FN int gmem__plan_stages(const gmem__plan *plan, int64_t i) {
-    return plan->desc.method == GMEM_REPA_HEUN && i == plan->intervals - 1 ? 1 : plan->method->stages;
+    const int single =
+        plan->method->history > 0 ? i > 0 : plan->desc.method == GMEM_REPA_HEUN && i == plan->intervals - 1;
+    return single ? 1 : plan->method->stages;
 }
 
 GMEM__FN double gmem__plan_stage_time(const gmem__plan *plan, int64_t i, int stage) {
@@ -181,8 +187,8 @@ GMEM__FN double gmem__plan_stage_time(const gmem__plan *plan, int64_t i, int sta
 
 GMEM__FN int64_t gmem__plan_passes(const gmem__plan *plan) {
     int64_t passes = plan->last_step;
-    if (plan->intervals > 0)
-        passes += (plan->intervals - 1) * plan->method->stages + gmem__plan_stages(plan, plan->intervals - 1);
+    for (int64_t i = 0; i < plan->intervals; i++)
+        passes += gmem__plan_stages(plan, i);
     return passes;
 }
 

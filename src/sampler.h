@@ -42,8 +42,8 @@ typedef enum gmem__solver {
 typedef struct gmem__method {
     const char *name;
     gmem__solver solver;
-    int repa; /* REPA's convention of time: noise at t = 1 */
-    int stages;
+    int repa;    /* REPA's convention of time: noise at t = 1 */
+    int stages;  /* multistep: of the first interval, the others have one */
     int history; /* multistep: predictions that an interval looks at, its own included; else 0 */
     double c[4], a[4][3], b[4];
 } gmem__method;

@@ -61,10 +61,11 @@ static void field_start(float *x) {
     }
 }
 
-static double field_error(gmem_context *context, gmem_method method, int intervals) {
+static double field_error(gmem_context *context, gmem_method method, double shift, int intervals) {
     asked log;
     float x[FIELD_COUNT], exact[FIELD_COUNT];
     gmem_integrate_desc desc = field_desc(method, intervals + 1, &log);
+    desc.sampler.timestep_shift = shift;
     field_start(x);
     for (int i = 0; i < FIELD_COUNT; i++) {
         exact[i] = (float)((double)x[i] * FIELD_GROWTH);
@@ -77,12 +78,13 @@ static void test_orders(gmem_context *context) {
     static const struct {
         gmem_method method;
         int intervals;
-        double order;
-    } cases[] = {
-        {GMEM_EULER, 64, 1}, {GMEM_MIDPOINT, 32, 2}, {GMEM_HEUN2, 32, 2}, {GMEM_HEUN3, 16, 3}, {GMEM_RK4, 8, 4}};
-    for (int i = 0; i < 5; i++) {
-        double coarse = field_error(context, cases[i].method, cases[i].intervals);
-        double fine = field_error(context, cases[i].method, 2 * cases[i].intervals);
+        double order, shift;
+    } cases[] = {{GMEM_EULER, 64, 1, 0}, {GMEM_MIDPOINT, 32, 2, 0}, {GMEM_HEUN2, 32, 2, 0},
+                 {GMEM_HEUN3, 16, 3, 0}, {GMEM_RK4, 8, 4, 0},       {GMEM_AB2, 64, 2, 0},
+                 {GMEM_AB2, 64, 2, 0.3}, {GMEM_AB3, 64, 3, 0},      {GMEM_AB3, 64, 3, 0.3}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        double coarse = field_error(context, cases[i].method, cases[i].shift, cases[i].intervals);
+        double fine = field_error(context, cases[i].method, cases[i].shift, 2 * cases[i].intervals);
         double order = log2(coarse / fine);
         if (!CHECK(fabs(order - cases[i].order) < 0.25))
             printf("  method %d: order %g, errors %g and %g\n", (int)cases[i].method, order, coarse, fine);
@@ -148,6 +150,109 @@ static gmem_status gaussian_velocity(void *user, const gmem_velocity_call *call,
     return GMEM_OK;
 }
 
+/* From noise, how far the end is from where the flow of a Gaussian leads: x keeps its place among the deviations. */
+static double gaussian_error(gmem_context *context, gmem_method method, gaussian *g, double shift, int intervals) {
+    asked log;
+    float x[FIELD_COUNT], exact[FIELD_COUNT];
+    gmem_sampler_desc resolved;
+    gmem_integrate_desc desc = field_desc(method, intervals + 1, &log);
+    desc.sampler.path = g->path;
+    desc.sampler.prediction = g->prediction;
+    desc.sampler.timestep_shift = shift;
+    desc.velocity = gaussian_velocity;
+    desc.velocity_user = g;
+    CHECK_OK(gmem_sampler_check(&desc.sampler, 0, &resolved, NULL));
+    const gmem__plan plan = gmem__plan_make(&resolved);
+    const gmem__path_point from = gmem__path_at(g->path, gmem__plan_time(&plan, 0));
+    const gmem__path_point to = gmem__path_at(g->path, gmem__plan_time(&plan, intervals));
+    const double factor = sqrt((gmem__square(to.alpha * g->s) + to.sigma * to.sigma) /
+                               (gmem__square(from.alpha * g->s) + from.sigma * from.sigma));
+    field_start(x);
+    for (int i = 0; i < FIELD_COUNT; i++) {
+        exact[i] = (float)((double)x[i] * factor);
+    }
+    CHECK_OK(gmem_integrate(context, &desc, x, NULL));
+    return check_relative_l2(x, exact, FIELD_COUNT);
+}
+
+/* DPM-Solver++(2M)'s error is h^2 log(1 / h) where lambda is infinite at both ends: an order that nears 2 slowly. */
+static void test_dpmpp_order(gmem_context *context, gmem_path path, gmem_prediction prediction, double shift) {
+    gaussian g = {path, prediction, 2};
+    double coarse = gaussian_error(context, GMEM_DPMPP2M, &g, shift, 200);
+    double fine = gaussian_error(context, GMEM_DPMPP2M, &g, shift, 400);
+    double order = log2(coarse / fine);
+    if (!CHECK(order > 1.7 && order < 2.3))
+        printf("  path %d, prediction %d, shift %g: order %g, errors %g and %g\n", (int)path, (int)prediction, shift,
+               order, coarse, fine);
+}
+
+static void test_dpmpp_orders(gmem_context *context) {
+    for (int path = 0; path < 3; path++) {
+        for (int prediction = 0; prediction < 3; prediction++) {
+            test_dpmpp_order(context, (gmem_path)path, (gmem_prediction)prediction, 0);
+        }
+    }
+    test_dpmpp_order(context, GMEM_PATH_LINEAR, GMEM_PREDICT_VELOCITY, 0.3);
+    test_dpmpp_order(context, GMEM_PATH_LINEAR, GMEM_PREDICT_NOISE, 0.3);
+}
+
+/* Where the data is one point, DPM-Solver++ is exact in any number of intervals. */
+static gmem_status to_one_point(void *user, const gmem_velocity_call *call, gmem_error *error) {
+    const gaussian *g = (const gaussian *)user; /* s: the point */
+    const gmem__path_point at = gmem__path_at(g->path, call->t);
+    (void)error;
+    for (int64_t i = 0; i < call->batch * call->per_picture; i++) {
+        const double noise = ((double)call->x[i] - at.alpha * g->s) / at.sigma;
+        const double say[3] = {at.d_alpha * g->s + at.d_sigma * noise, noise, -noise / at.sigma};
+        call->conditional[i] = (float)say[g->prediction];
+    }
+    return GMEM_OK;
+}
+
+static void test_dpmpp_exact(gmem_context *context) {
+    for (int path = 0; path < 3; path++) {
+        for (int prediction = 0; prediction < 3; prediction++) {
+            for (int intervals = 1; intervals < 6; intervals++) {
+                asked log;
+                float x[FIELD_COUNT], exact[FIELD_COUNT];
+                gmem_sampler_desc resolved;
+                gaussian g = {(gmem_path)path, (gmem_prediction)prediction, -1.5};
+                gmem_integrate_desc desc = field_desc(GMEM_DPMPP2M, intervals + 1, &log);
+                desc.sampler.path = g.path;
+                desc.sampler.prediction = g.prediction;
+                desc.velocity = to_one_point;
+                desc.velocity_user = &g;
+                CHECK_OK(gmem_sampler_check(&desc.sampler, 0, &resolved, NULL));
+                const gmem__plan plan = gmem__plan_make(&resolved);
+                const gmem__path_point from = gmem__path_at(g.path, plan.start), to = gmem__path_at(g.path, plan.end);
+                field_start(x);
+                for (int i = 0; i < FIELD_COUNT; i++) {
+                    const double noise = ((double)x[i] - from.alpha * g.s) / from.sigma;
+                    exact[i] = (float)(to.alpha * g.s + to.sigma * noise);
+                }
+                CHECK_OK(gmem_integrate(context, &desc, x, NULL));
+                CHECK_CLOSE("one point", x, exact, FIELD_COUNT, 2e-4);
+            }
+        }
+    }
+}
+
+/* One interval has nothing to remember. */
+static void test_one_interval(gmem_context *context) {
+    static const gmem_method same[][2] = {{GMEM_AB2, GMEM_EULER}, {GMEM_DPMPP2M, GMEM_EULER}, {GMEM_AB3, GMEM_HEUN2}};
+    for (int i = 0; i < 3; i++) {
+        asked log;
+        float x[FIELD_COUNT], y[FIELD_COUNT];
+        gmem_integrate_desc desc = field_desc(same[i][0], 2, &log);
+        field_start(x);
+        field_start(y);
+        CHECK_OK(gmem_integrate(context, &desc, x, NULL));
+        desc = field_desc(same[i][1], 2, &log);
+        CHECK_OK(gmem_integrate(context, &desc, y, NULL));
+        CHECK_CLOSE("one interval", x, y, FIELD_COUNT, 1e-6);
+    }
+}
+
 static gmem_status generator(void *user, int64_t index, int64_t batch, int64_t per_picture, float *out,
                              gmem_error *error) {
     (void)error;
@@ -192,8 +297,11 @@ static void test_one_gaussian(gmem_context *context, gmem_method method, gmem_pa
 static void test_gaussians(gmem_context *context) {
     for (int path = 0; path < 3; path++) {
         for (int prediction = 0; prediction < 3; prediction++) {
-            test_one_gaussian(context, GMEM_RK4, (gmem_path)path, (gmem_prediction)prediction, GMEM_DIFFUSION_DEFAULT,
-                              0.03);
+            static const gmem_method odes[] = {GMEM_RK4, GMEM_AB2, GMEM_AB3, GMEM_DPMPP2M};
+            for (int i = 0; i < 4; i++) {
+                test_one_gaussian(context, odes[i], (gmem_path)path, (gmem_prediction)prediction,
+                                  GMEM_DIFFUSION_DEFAULT, 0.03);
+            }
             for (int form = 1; form <= GMEM_DIFFUSION_INCREASING_DECREASING; form++) {
                 if (form == GMEM_DIFFUSION_SBDM && path != GMEM_PATH_VP) continue; /* stiff at the start, or refused */
                 test_one_gaussian(context, GMEM_SDE_HEUN, (gmem_path)path, (gmem_prediction)prediction,
@@ -251,6 +359,8 @@ static void test_passes(gmem_context *context) {
         {GMEM_REPA_EULER, GMEM_LAST_DEFAULT, 50, 50, 50, 0},    {GMEM_REPA_HEUN, GMEM_LAST_DEFAULT, 50, 99, 50, 0},
         {GMEM_REPA_SDE, GMEM_LAST_DEFAULT, 0, 250, 250, 0},     {GMEM_REPA_SDE, GMEM_LAST_DEFAULT, 1, 1, 1, 0},
         {GMEM_REPA_HEUN, GMEM_LAST_DEFAULT, 1, 1, 1, 0},        {GMEM_SDE_HEUN, GMEM_LAST_DEFAULT, 2, 3, 2, 1},
+        {GMEM_AB2, GMEM_LAST_DEFAULT, 50, 49, 49, 1},           {GMEM_AB3, GMEM_LAST_DEFAULT, 50, 50, 49, 1},
+        {GMEM_DPMPP2M, GMEM_LAST_DEFAULT, 50, 49, 49, 1},       {GMEM_AB3, GMEM_LAST_DEFAULT, 2, 2, 1, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         asked log;
@@ -294,6 +404,15 @@ static void test_guidance_halves(gmem_context *context) {
     CHECK_INT(log.calls, 10);
     CHECK_INT(log.conditional, 9);   /* all but 0.9 */
     CHECK_INT(log.unconditional, 7); /* 0.3 to 0.9 */
+
+    desc = field_desc(GMEM_AB2, 11, &log); /* the same times */
+    desc.sampler.cfg_scale = 2;
+    desc.sampler.cfg_start = 0.3;
+    desc.sampler.cfg_end = 0.8;
+    CHECK_OK(gmem_integrate(context, &desc, x, NULL));
+    CHECK_INT(log.calls, 10);
+    CHECK_INT(log.conditional, 9);
+    CHECK_INT(log.unconditional, 7);
 
     desc = field_desc(GMEM_REPA_HEUN, 10, &log); /* t = 1, 0.9 ... 0.1 */
     desc.sampler.cfg_scale = 2;
@@ -340,6 +459,18 @@ static void test_guidance_values(gmem_context *context) {
     float x[FIELD_COUNT] = {0};
     desc.sampler.cfg_channels = 4;
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_integrate(context, &desc, x, NULL));
+    static const gmem_method multistep[] = {GMEM_AB2, GMEM_AB3, GMEM_DPMPP2M};
+    for (int i = 0; i < 3; i++) { /* a guided velocity of 5 throughout */
+        float y[FIELD_COUNT] = {0}, five[FIELD_COUNT];
+        desc = field_desc(multistep[i], 8, &log);
+        desc.velocity = two_and_one;
+        desc.sampler.cfg_scale = 4;
+        for (int j = 0; j < FIELD_COUNT; j++) {
+            five[j] = 5;
+        }
+        CHECK_OK(gmem_integrate(context, &desc, y, NULL));
+        CHECK_CLOSE("guided", y, five, FIELD_COUNT, 1e-6);
+    }
 }
 
 /* refusals and failures ------------------------------------------------------------------------------------------ */
@@ -402,7 +533,10 @@ static void test_refusals(void) {
     REFUSE(E_COMBINATION, (desc.path = GMEM_PATH_VP, desc.method = GMEM_REPA_SDE));
     REFUSE(E_COMBINATION, (desc.prediction = GMEM_PREDICT_NOISE, desc.method = GMEM_REPA_HEUN));
     ACCEPT(desc.timestep_shift = 1);
+    REFUSE(E_COMBINATION, (desc.diffusion_norm = 2, desc.method = GMEM_AB2));
+    REFUSE(E_COMBINATION, (desc.last_step = GMEM_LAST_MEAN, desc.method = GMEM_DPMPP2M));
     ACCEPT((desc.timestep_shift = 0.3, desc.method = GMEM_DOPRI5));
+    ACCEPT((desc.timestep_shift = 0.3, desc.method = GMEM_DPMPP2M));
 
     /* out of range */
     REFUSE(E_ARGUMENT, desc.method = (gmem_method)99);
@@ -514,11 +648,11 @@ static void test_silent_failures(gmem_context *context) {
 }
 
 static void test_failures(gmem_context *context) {
-    static const gmem_method methods[] = {GMEM_EULER,     GMEM_RK4,      GMEM_DOPRI5,
-                                          GMEM_SDE_EULER, GMEM_SDE_HEUN, GMEM_REPA_SDE};
+    static const gmem_method methods[] = {GMEM_EULER,    GMEM_RK4,      GMEM_DOPRI5, GMEM_SDE_EULER,
+                                          GMEM_SDE_HEUN, GMEM_REPA_SDE, GMEM_AB3,    GMEM_DPMPP2M};
     asked log;
     gmem_integrate_desc desc;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 8; i++) {
         reports r = {0, 0, 0, 0, 0, 0, 2};
         desc = field_desc(methods[i], 10, &log);
         desc.noise = no_noise;
@@ -596,6 +730,9 @@ int main(void) {
     test_refusals();
     test_orders(scalar);
     test_dopri5(scalar);
+    test_dpmpp_orders(scalar);
+    test_dpmpp_exact(scalar);
+    test_one_interval(scalar);
     test_gaussians(scalar);
     test_passes(scalar);
     test_guidance_halves(scalar);
