@@ -143,6 +143,9 @@ test_usage() {
     refuses 2 '--cfg-channels: expected' sample --cfg-scale 2 --cfg-channels some
     refuses 2 '--diffusion-form is for' sample --method euler --diffusion-form sbdm
     refuses 2 '--atol is for' sample --method rk4 --atol 1
+    refuses 2 '--rtol is for' sample --method ab2 --rtol 1
+    refuses 2 '--diffusion-norm is for' sample --method dpmpp2m --diffusion-norm 1
+    refuses 2 'ab3 needs at least 2 steps' sample --method ab3 --steps 1
     refuses 2 'timestep shift' sample --method sde-heun --timestep-shift 0.3
     refuses 2 'at least 2 steps' sample --steps 1
     refuses 2 'sbdm' sample --diffusion-form sbdm
@@ -346,6 +349,12 @@ test_sample() {
     check "one picture" equal "$(png_size "$work/run/one.png")" 64x64
     for text in 'seed.1' 'rng.philox' 'sampler.euler' 'steps 3' 'network.built-in' 'rows.[0-9]' 'Software.gmem'; do
         check "PNG text: $text" grep -aEq "$text" "$work/run/one.png"
+    done
+    for method in ab2 ab3 DPMPP2M; do
+        good sample --method $method --steps 4 --timestep-shift 0.5 --cfg-scale 2 --rows 7 -s 1 -o $method.png --json
+        check "$method" json '.passes >= 3 and .passes <= 4'
+        check "PNG text: $method" grep -aiq "sampler.$method" "$work/run/$method.png"
+        check "PNG text: shift" grep -aq "timestep-shift 0.5" "$work/run/$method.png"
     done
     run sample $quick -o quiet.png -q
     check "-q silences standard output" empty "$work/out"

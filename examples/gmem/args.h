@@ -90,8 +90,8 @@ typedef enum command_id {
       "most pictures at a time")                                                                                      \
     X(SWITCH, "show", 0, show, "", "", "", IN(SAMPLE), "print the picture in the terminal")                           \
     X(CHOICE, "method", 0, method,                                                                                    \
-      "euler|midpoint|heun2|heun3|rk4|dopri5|sde-euler|sde-heun|repa-euler|repa-heun|repa-sde", "METHOD", "sde-heun", \
-      SAMPLERS, "the integrator (repa-sde for GMem on SiT and REPA)")                                                 \
+      "euler|midpoint|heun2|heun3|rk4|dopri5|sde-euler|sde-heun|repa-euler|repa-heun|repa-sde|ab2|ab3|dpmpp2m",       \
+      "METHOD", "sde-heun", SAMPLERS, "the integrator (repa-sde for GMem on SiT and REPA)")                           \
     X(INTEGER, "steps", 0, steps, "1..100000", "N", "50; repa-sde: 250", SAMPLERS,                                    \
       "as the method's published code counts")                                                                        \
     X(NUMBER, "timestep-shift", 0, timestep_shift, "0..1e6", "X", "0", SAMPLERS, "ODE; 0 or 1: none")                 \

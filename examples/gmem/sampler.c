@@ -14,6 +14,9 @@ static method_family family_of(gmem_method method) {
     case GMEM_HEUN2:
     case GMEM_HEUN3:
     case GMEM_RK4:
+    case GMEM_AB2:
+    case GMEM_AB3:
+    case GMEM_DPMPP2M:
         return FAMILY_ODE;
     case GMEM_DOPRI5:
         return FAMILY_ADAPTIVE;
