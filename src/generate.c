@@ -1,6 +1,10 @@
 /* One call from files to pixels, on the public objects alone. */
 #include "internal.h"
 
+/* The default batch: enough columns for every matrix product, activations within reach of the caches. */
+#define GMEM__BATCH_TOKENS 1024
+#define GMEM__BATCH_MOST   16
+
 /* Everything that a run opens and fills, released together. */
 typedef struct gmem__generation {
     gmem_context *context;
@@ -10,11 +14,15 @@ typedef struct gmem__generation {
     gmem_bank *bank;
     gmem_autoencoder *autoencoder;
     const gmem_network_info *info;
-    int64_t count, per_picture;
+    int64_t count, batch, per_picture;
+    int64_t first, size; /* the pictures being drawn: at most `batch` */
+    gmem_rng rng;
+    gmem_progress done; /* steps and passes of the batches before; what the present one has told last */
+    gmem_progress told;
     int bank_in_network;
     gmem__arena arena; /* of the five below */
-    float *z;          /* (count, channels, height, width): noise, then latents */
-    float *snippets;   /* (count, snippet_width) */
+    float *z;          /* (batch, channels, height, width): noise, then latents */
+    float *snippets;   /* (batch, snippet_width) */
     int64_t *chosen;   /* (count) rows or labels */
     float *stats;      /* (2, channels): mean and std */
     float *decoded;    /* (3, height * factor, width * factor), of one picture */
@@ -26,11 +34,19 @@ typedef struct gmem__generation {
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
 static void gmem__generation_take(gmem__generation *g) {
-    g->z = GMEM__TAKE_F32(&g->arena, g->count * g->per_picture);
-    g->snippets = GMEM__TAKE_F32(&g->arena, g->count * g->info->snippet_width);
+    g->z = GMEM__TAKE_F32(&g->arena, g->batch * g->per_picture);
+    g->snippets = GMEM__TAKE_F32(&g->arena, g->batch * g->info->snippet_width);
     g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
     g->stats = GMEM__TAKE_F32(&g->arena, 2 * g->info->channels);
     g->decoded = GMEM__TAKE_F32(&g->arena, 3 * g->image.height * g->image.width);
+}
+
+/* torch's generators have one stream, so the batch changes the pictures; the published script draws all at once. */
+static int64_t gmem__generation_batch(const gmem__generation *g) {
+    int64_t batch = gmem__max(1, gmem__min(GMEM__BATCH_TOKENS / g->info->tokens, GMEM__BATCH_MOST));
+    if (g->desc->rng != GMEM_RNG_PHILOX) batch = g->count;
+    if (g->desc->batch) batch = g->desc->batch;
+    return gmem__min(batch, g->count);
 }
 
 static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error) {
@@ -41,6 +57,7 @@ static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error
     if (!gmem__mul(3 * info->height * factor * info->width * factor, g->count, &size) ||
         !gmem__mul(g->per_picture, g->count, &size) || !gmem__mul(info->snippet_width, g->count, &size))
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld pictures are too many", (long long)g->count);
+    g->batch = gmem__generation_batch(g);
     g->image.count = g->count;
     g->image.height = info->height * factor;
     g->image.width = info->width * factor;
@@ -172,62 +189,87 @@ static gmem_status gmem__generation_choose_by_noise(gmem__generation *g, const g
     int64_t *memoryfreq = (int64_t *)gmem__alloc_raw(g->context, rows, sizeof *memoryfreq);
     if (!memoryfreq) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the rows' frequencies");
     gmem_tensor_read_i64(frequencies, 0, rows, memoryfreq);
-    for (int64_t i = 0; i < g->count && status == GMEM_OK; i++) {
-        status = gmem_choose_row(memoryfreq, rows, g->z + i * g->per_picture, g->per_picture, &g->chosen[i], error);
+    for (int64_t i = 0; i < g->size && status == GMEM_OK; i++) {
+        status = gmem_choose_row(memoryfreq, rows, g->z + i * g->per_picture, g->per_picture, &g->chosen[g->first + i],
+                                 error);
     }
     gmem__free(g->context, memoryfreq, rows, sizeof *memoryfreq);
     return status;
 }
 
-static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_rng *rng, gmem_error *error) {
+static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_error *error) {
     const gmem_tensor *frequencies = gmem_file_find_any(g->network_file, "memoryfreq");
     if (g->bank_in_network && frequencies) return gmem__generation_choose_by_noise(g, frequencies, error);
     int64_t high = g->bank ? gmem_bank_rows(g->bank) : g->info->classes;
-    gmem_rng_integers(rng, GMEM_DRAW_ROW, 0, g->count, high, g->chosen);
+    gmem_rng_integers(&g->rng, GMEM_DRAW_ROW, g->first, g->size, high, g->chosen + g->first);
     return GMEM_OK;
 }
 
 /* The published script's order of draws: z, then rows; the steps' noise follows while sampling. */
-static gmem_status gmem__generation_condition(gmem__generation *g, gmem_rng *rng, gmem_error *error) {
-    GMEM__TRY(gmem__generation_choose_named(g, error));
-    gmem_rng_normal(rng, GMEM_DRAW_LATENT, 0, 0, g->count, g->per_picture, g->z);
-    if (g->desc->memory_count == 0 && g->desc->label_count == 0)
-        GMEM__TRY(gmem__generation_choose_random(g, rng, error));
-    for (int64_t i = 0; i < g->count && g->bank; i++) {
-        GMEM__TRY(gmem_bank_snippet(g->bank, g->chosen[i], g->snippets + i * g->info->snippet_width, error));
+static gmem_status gmem__generation_condition(gmem__generation *g, gmem_error *error) {
+    gmem_rng_normal(&g->rng, GMEM_DRAW_LATENT, 0, g->first, g->size, g->per_picture, g->z);
+    if (g->desc->memory_count == 0 && g->desc->label_count == 0) GMEM__TRY(gmem__generation_choose_random(g, error));
+    for (int64_t i = 0; i < g->size && g->bank; i++) {
+        GMEM__TRY(gmem_bank_snippet(g->bank, g->chosen[g->first + i], g->snippets + i * g->info->snippet_width, error));
     }
     return GMEM_OK;
 }
 
 /* drawing --------------------------------------------------------------------------------------------------------- */
 
+/* The caller sees one run, however many batches it has. */
+static int gmem__generation_progress(void *user, const gmem_progress *progress) {
+    gmem__generation *g = (gmem__generation *)user;
+    const int64_t batches = gmem__ceil_div(g->count, g->batch);
+    gmem_progress all = *progress;
+    g->told = *progress;
+    all.step += g->done.step;
+    all.steps *= batches;
+    all.passes += g->done.passes;
+    all.total_passes *= batches;
+    return g->desc->progress(g->desc->progress_user, &all);
+}
+
 static gmem_status gmem__generation_sample(gmem__generation *g, gmem_error *error) {
     gmem_sample_desc desc;
-    gmem_rng rng;
-    gmem_rng_init(&rng, g->desc->rng, g->desc->seed);
-    GMEM__TRY(gmem__generation_condition(g, &rng, error));
     memset(&desc, 0, sizeof desc);
     desc.sampler = g->desc->sampler;
-    desc.batch = g->count;
+    desc.batch = g->size;
+    desc.picture = g->first;
     desc.snippets = g->bank ? g->snippets : NULL;
-    desc.labels = g->bank ? NULL : g->chosen;
-    desc.rng = &rng;
-    desc.progress = g->desc->progress;
-    desc.progress_user = g->desc->progress_user;
-    return gmem_sample(g->network, &desc, g->z, error);
+    desc.labels = g->bank ? NULL : g->chosen + g->first;
+    desc.rng = &g->rng;
+    desc.progress = g->desc->progress ? gmem__generation_progress : NULL;
+    desc.progress_user = g;
+    GMEM__TRY(gmem_sample(g->network, &desc, g->z, error));
+    g->done.step += g->told.step;
+    g->done.passes += g->told.passes;
+    return GMEM_OK;
 }
 
 static gmem_status gmem__generation_decode(gmem__generation *g, gmem_error *error) {
     const gmem_network_info *info = g->info;
+    const int64_t image_bytes = g->image.height * g->image.width * 3;
     double multiplier = g->desc->multiplier;
     if (multiplier == 0) multiplier = gmem_autoencoder_get_info(g->autoencoder)->multiplier;
-    gmem_denormalize(g->z, g->count, info->channels, info->height * info->width, g->stats, g->stats + info->channels,
+    gmem_denormalize(g->z, g->size, info->channels, info->height * info->width, g->stats, g->stats + info->channels,
                      multiplier);
-    for (int64_t i = 0; i < g->count; i++) {
+    for (int64_t i = 0; i < g->size; i++) {
         GMEM__TRY(
             gmem_decode(g->autoencoder, 1, info->height, info->width, g->z + i * g->per_picture, g->decoded, error));
-        gmem_pixels(g->decoded, 1, g->image.height, g->image.width,
-                    g->image.pixels + i * g->image.height * g->image.width * 3);
+        gmem_pixels(g->decoded, 1, g->image.height, g->image.width, g->image.pixels + (g->first + i) * image_bytes);
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__generation_draw(gmem__generation *g, gmem_error *error) {
+    GMEM__TRY(gmem__generation_choose_named(g, error));
+    gmem_rng_init(&g->rng, g->desc->rng, g->desc->seed);
+    for (g->first = 0; g->first < g->count; g->first += g->size) {
+        g->size = gmem__min(g->batch, g->count - g->first);
+        GMEM__TRY(gmem__generation_condition(g, error));
+        GMEM__TRY(gmem__generation_sample(g, error));
+        GMEM__TRY(gmem__generation_decode(g, error));
     }
     return GMEM_OK;
 }
@@ -238,17 +280,16 @@ static gmem_status gmem__generation_run(gmem__generation *g, gmem_error *error) 
     GMEM__TRY(gmem__generation_open_autoencoder(g, error));
     GMEM__TRY(gmem__generation_alloc(g, error));
     GMEM__TRY(gmem__generation_read_stats(g, error));
-    GMEM__TRY(gmem__generation_sample(g, error));
-    return gmem__generation_decode(g, error);
+    return gmem__generation_draw(g, error);
 }
 
 static gmem_status gmem__generate_check(const gmem_context *context, const gmem_generate_desc *desc,
                                         const gmem_image *out, gmem_error *error) {
     if (!context || !desc || !out || !desc->network || !desc->autoencoder)
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_generate needs a network, an autoencoder and an output");
-    if (desc->count < 0 || desc->memory_count < 0 || desc->label_count < 0 || (desc->memory_count && !desc->memory) ||
-        (desc->label_count && !desc->labels) || (int)desc->rng < 0 || desc->rng > GMEM_RNG_TORCH_CUDA ||
-        !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
+    if (desc->count < 0 || desc->batch < 0 || desc->memory_count < 0 || desc->label_count < 0 ||
+        (desc->memory_count && !desc->memory) || (desc->label_count && !desc->labels) || (int)desc->rng < 0 ||
+        desc->rng > GMEM_RNG_TORCH_CUDA || !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
         return gmem__fail(error, GMEM_E_ARGUMENT,
                           "a count, a list, the generator or the multiplier of gmem_generate is wrong");
     return GMEM_OK;
@@ -270,3 +311,6 @@ GMEM_API gmem_status gmem_generate(gmem_context *context, const gmem_generate_de
     gmem__generation_free(&g);
     return status;
 }
+
+#undef GMEM__BATCH_TOKENS
+#undef GMEM__BATCH_MOST

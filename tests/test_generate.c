@@ -267,6 +267,86 @@ static void test_labels(gmem_context *context, int random) {
     gmem_image_free(context, &image);
 }
 
+/* batches --------------------------------------------------------------------------------------------------------- */
+
+/* What one generation told of itself, and the most memory it had when it did. */
+typedef struct watched {
+    const failing *memory;
+    int64_t most, calls;
+    gmem_progress last;
+    int forward; /* steps and passes never went back */
+} watched;
+
+static int watch(void *user, const gmem_progress *progress) {
+    watched *w = (watched *)user;
+    if (w->memory && w->memory->live > w->most) w->most = w->memory->live;
+    w->forward &= w->calls == 0 || (progress->step > w->last.step && progress->passes >= w->last.passes);
+    w->calls++;
+    w->last = *progress;
+    return 0;
+}
+
+static gmem_image generate_batches(gmem_context *context, int64_t count, int64_t batch, gmem_rng_kind rng, watched *w) {
+    gmem_generate_desc desc = usual();
+    gmem_image image;
+    memset(&image, 0, sizeof image);
+    w->calls = w->most = 0;
+    w->forward = 1;
+    desc.count = count;
+    desc.batch = batch;
+    desc.rng = rng;
+    desc.sampler.cfg_scale = 1.5;
+    desc.progress = watch;
+    desc.progress_user = w;
+    CHECK_OK(gmem_generate(context, &desc, &image, NULL));
+    CHECK(w->forward);
+    CHECK_INT(w->last.step, w->last.steps);
+    CHECK_INT(w->last.passes, w->last.total_passes);
+    CHECK_INT(w->calls, w->last.steps);
+    return image;
+}
+
+static int same_images(const gmem_image *a, const gmem_image *b) {
+    return a->count == b->count && a->pixels && b->pixels &&
+           memcmp(a->pixels, b->pixels, (size_t)(a->count * a->height * a->width * 3)) == 0;
+}
+
+/* Picture i of a seed is the same in whatever batch; smaller ones take less memory. */
+static void test_batches(void) {
+    enum { PICTURES = 5 };
+    failing memory = {-1, 0, 0};
+    gmem_context *context = failing_context(&memory);
+    watched w = {&memory, 0, 0, {0, 0, 0, 0, 0, NULL}, 1};
+    gmem_image whole = generate_batches(context, PICTURES, PICTURES, GMEM_RNG_PHILOX, &w);
+    const int64_t most = w.most, steps = w.last.steps;
+    for (int64_t batch = 0; batch < PICTURES; batch++) {
+        gmem_image image = generate_batches(context, PICTURES, batch, GMEM_RNG_PHILOX, &w);
+        CHECK(same_images(&image, &whole));
+        CHECK_INT(w.last.steps, steps * (batch ? (PICTURES + batch - 1) / batch : 1)); /* five small ones are a batch */
+        if (batch == 1) CHECK(w.most < most);
+        gmem_image_free(context, &image);
+    }
+    gmem_image one = generate_batches(context, 1, 0, GMEM_RNG_PHILOX, &w);
+    CHECK(one.pixels && memcmp(one.pixels, whole.pixels, (size_t)(one.height * one.width * 3)) == 0);
+    gmem_image_free(context, &one);
+    gmem_image_free(context, &whole);
+    gmem_context_destroy(context);
+}
+
+/* The network's 64 tokens let 16 pictures into a batch, but torch's generators draw for all at once. */
+static void test_default_batch(gmem_context *context) {
+    static const gmem_rng_kind kinds[] = {GMEM_RNG_PHILOX, GMEM_RNG_TORCH_CPU};
+    for (int i = 0; i < 2; i++) {
+        watched w = {NULL, 0, 0, {0, 0, 0, 0, 0, NULL}, 1};
+        gmem_image image = generate_batches(context, 17, 0, kinds[i], &w);
+        gmem_image other = generate_batches(context, 17, i ? 17 : 16, kinds[i], &w);
+        CHECK_INT(w.last.steps, i ? 5 : 10);
+        CHECK(same_images(&image, &other));
+        gmem_image_free(context, &other);
+        gmem_image_free(context, &image);
+    }
+}
+
 /* refusals -------------------------------------------------------------------------------------------------------- */
 
 static void refuse(gmem_context *context, const gmem_generate_desc *desc, gmem_status expected, const char *path) {
@@ -300,6 +380,9 @@ static void test_settings(gmem_context *context) {
     refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
     desc.count = (int64_t)1 << 40;
     refuse(context, &desc, GMEM_E_MEMORY, NULL);
+    desc = usual();
+    desc.batch = -1;
+    refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
     desc = usual();
     desc.rng = (gmem_rng_kind)7;
     refuse(context, &desc, GMEM_E_ARGUMENT, NULL);
@@ -424,6 +507,8 @@ int main(void) {
     test_log();
     test_labels(context, 0);
     test_labels(context, 1);
+    test_batches();
+    test_default_batch(context);
     test_settings(context);
     test_conditions(context);
     test_wrong_files(context);
