@@ -500,6 +500,11 @@ typedef struct gmem_sampler_desc {
     double cfg_start, cfg_end; /* the interval of t, ends included; cfg_end 0: no end. Outside it one half alone is
                                   asked for: the conditional, but beyond a transport method's end the unconditional */
     int cfg_channels;          /* guided channels from the first; 0: all */
+    /* Step caching, opt-in; 0: off. In a pass of gmem_sample, the sum that a network's blocks after the first add is
+     * taken from the last pass that computed it, where what the first block adds has changed since by less than this
+     * (relative L1). Decided for each picture, and each half of a guided one, on its own: a picture does not depend on
+     * its batch. Not for DOPRI5, whose times go back, nor for gmem_integrate. After TeaCache, arXiv 2411.19108. */
+    double cache_threshold;
 } gmem_sampler_desc;
 
 /* What a pass asks of a velocity function: at one time t for the whole batch, the conditional half, the null half or
@@ -554,6 +559,12 @@ GMEM_API gmem_status gmem_sampler_check(const gmem_sampler_desc *desc, int time_
  * the network; otherwise its defaults are those of t = 0 being noise. */
 GMEM_API int64_t gmem_sampler_times(const gmem_sampler_desc *desc, double *out, int64_t capacity);
 
+/* What step caching did: passes of one sample each (two a picture where it is guided), and those of them in which only
+ * the first block was computed. */
+typedef struct gmem_reuse {
+    int64_t passes, reused;
+} gmem_reuse;
+
 /* Sampling with a network. `x` as in gmem_integrate, (batch, channels, height, width). */
 typedef struct gmem_sample_desc {
     gmem_sampler_desc sampler;
@@ -567,6 +578,7 @@ typedef struct gmem_sample_desc {
     gmem_progress_fn progress;
     void *progress_user;
     int64_t *passes;
+    gmem_reuse *reuse; /* receives what caching did, zeros without; or NULL */
 } gmem_sample_desc;
 
 GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,

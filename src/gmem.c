@@ -31,6 +31,7 @@
 #include "../backends/cpu/avx512_dots.c"
 #include "../backends/cpu/avx2_dots.c"
 #include "../backends/cpu/narrow_portable.c"
+#include "../backends/cpu/amx.c"
 #include "../backends/cpu/narrow_choose.c"
 #include "../backends/cpu/drivers.c"
 #include "../backends/cpu/cpu.c"
@@ -40,6 +41,7 @@
 /* ... the models ... */
 #include "recognise.c"
 #include "network.c"
+#include "cache.c"
 #include "pass.c"
 #include "autoencoder.c"
 #include "autoencoder_run.c"

@@ -165,5 +165,8 @@ GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_int
 GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_desc *desc, float *x,
                                     gmem_error *error) {
     if (!desc) return gmem__fail(error, GMEM_E_ARGUMENT, "there is nothing to integrate");
+    if (desc->sampler.cache_threshold > 0)
+        return gmem__fail(error, GMEM_E_COMBINATION,
+                          "a cache threshold is for sampling with a network, not for a velocity function");
     return gmem__integrate(context, desc, x, error);
 }

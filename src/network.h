@@ -64,7 +64,14 @@ GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */
 GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_t bytes);
 
-/* pass.c: how many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
+/* pass.c: gmem_pass_create, with step caching (cache.h) where the threshold is positive; gmem_pass_run on samples whose
+ * cached blocks are those of slot to slot + batch - 1, slot + batch at most max_batch; and what caching has done. */
+GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
+                                       gmem_pass **out, gmem_error *error);
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error);
+GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass);
+/* How many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
  * times as fit: limit / conditions, the null condition counted. */
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass);
 

@@ -6,6 +6,7 @@
  *                      x += gate * mlp(modulate(norm(x)))
  *     v = unpatch(linear(modulate(norm(x))))
  * (DiT, Peebles and Xie, 2212.09748; LightningDiT, 2501.01423; GMem, 2412.08781) */
+#include "cache.h"
 #include "network.h"
 
 #include <math.h>
@@ -36,6 +37,7 @@ struct gmem_pass {
     gmem__engine engine;
     gmem__arena arena;
     int64_t max_batch;
+    gmem__cache cache;
 
     gmem__columns prepared; /* by gmem_pass_prepare */
     gmem__columns missing;  /* what a pass had to compute itself, (max_batch) */
@@ -96,11 +98,12 @@ static void gmem__layout_pass(gmem_pass *pass, gmem__arena *arena) {
     pass->x = gmem__take_matrix(arena, hidden, columns);
     pass->y = gmem__take_matrix(arena, hidden, columns);
     pass->wide = gmem__take_matrix(arena, gmem__max(gmem__max(3 * hidden, info->mlp_hidden), ends), columns);
+    gmem__cache_layout(&pass->cache, arena);
     pass->engine.scratch = gmem__take(arena, pass->engine.ops->scratch_bytes(pass->engine.threads), 1);
 }
 
-GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_batch, gmem_pass **out,
-                                      gmem_error *error) {
+GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
+                                       gmem_pass **out, gmem_error *error) {
     if (!network || !out || max_batch < 1)
         return gmem__fail(error, GMEM_E_ARGUMENT, "a pass needs a network and a batch of at least 1");
     const gmem_context *context = network->context;
@@ -113,6 +116,10 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
     pass->missing.capacity = max_batch;
     pass->prepared.capacity =
         gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column_bytes), max_batch + 1);
+    pass->cache.threshold = network->info.depth > 1 ? cache_threshold : 0;
+    pass->cache.slots = max_batch;
+    pass->cache.hidden = network->info.hidden;
+    pass->cache.tokens = network->info.tokens;
     gmem__layout_pass(pass, &pass->arena);
     if (!gmem__arena_reserve(context, &pass->arena)) {
         int64_t bytes = pass->arena.bytes;
@@ -122,8 +129,14 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
     }
     gmem__layout_pass(pass, &pass->arena);
     memset(pass->null_snippet, 0, (size_t)network->info.snippet_width * sizeof(float));
+    gmem__cache_reset(&pass->cache);
     *out = pass;
     return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_batch, gmem_pass **out,
+                                      gmem_error *error) {
+    return gmem__pass_create(network, max_batch, 0, out, error);
 }
 
 GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
@@ -132,6 +145,8 @@ GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     gmem__arena_release(context, &pass->arena);
     gmem__free(context, pass, 1, sizeof *pass);
 }
+
+GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }
 
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass) { return pass->prepared.capacity; }
 
@@ -502,8 +517,35 @@ static void gmem__run_final(const gmem_pass *pass, int64_t batch) {
     gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE);
 }
 
-GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,
-                                   const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+/* Brings the modulations of the samples that are computed to the front, or back: an exchange undoes itself. */
+static void gmem__exchange_found(gmem_pass *pass, int back) {
+    const int64_t count = pass->cache.computed_count;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t to = back ? count - 1 - i : i, from = pass->cache.computed[to];
+        const float *found = pass->found[to];
+        pass->found[to] = pass->found[from];
+        pass->found[from] = found;
+    }
+}
+
+/* All blocks, in which the cache may stand for those after the first. */
+static void gmem__run_blocks(gmem_pass *pass, int64_t slot, int64_t batch) {
+    const int64_t depth = pass->network->info.depth;
+    const int caching = pass->cache.threshold > 0;
+    if (caching) gmem__cache_enter(&pass->cache, batch, pass->x);
+    for (int64_t block = 0; block < (caching ? 1 : depth); block++)
+        gmem__run_block(pass, batch, block);
+    if (!caching) return;
+    gmem__cache_split(&pass->cache, slot, batch, pass->x);
+    gmem__exchange_found(pass, 0);
+    for (int64_t block = 1; block < depth && pass->cache.computed_count > 0; block++)
+        gmem__run_block(pass, pass->cache.computed_count, block);
+    gmem__exchange_found(pass, 1);
+    gmem__cache_join(&pass->cache, slot, batch, pass->x);
+}
+
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
     gmem__conditions conditions;
     conditions.snippets = snippets;
     conditions.labels = labels;
@@ -513,15 +555,18 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
     GMEM__TRY(gmem__check_conditions(pass, batch, batch, t, &conditions, error));
     gmem__find_modulations(pass, batch, t, &conditions);
     gmem__embed_patches(pass, batch, x);
-    for (int64_t block = 0; block < network->info.depth; block++) {
-        gmem__run_block(pass, batch, block);
-    }
+    gmem__run_blocks(pass, slot, batch);
     gmem__run_final(pass, batch);
     if (!gmem__all_finite(pass->wide, network->output.weight.rows * batch * network->info.tokens))
         return gmem__fail_at(error, GMEM_E_NONFINITE, gmem_file_path(network->file), -1,
                              "the network's output is not finite: its weights or its input hold NaN or infinity");
     gmem__unpatchify(network, batch, pass->wide, v);
     return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,
+                                   const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+    return gmem__pass_run(pass, 0, batch, x, t, snippets, labels, v, error);
 }
 
 #undef GMEM__PREPARED_COLUMNS

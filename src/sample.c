@@ -48,8 +48,8 @@ static gmem_status gmem__run_both(gmem__sampling *sampling, const gmem_velocity_
     const size_t half = (size_t)(sampling->batch * sampling->per_picture);
     memcpy(sampling->x, call->x, half * sizeof(float));
     memcpy(sampling->x + half, call->x, half * sizeof(float));
-    GMEM__TRY(gmem_pass_run(sampling->pass, 2 * sampling->batch, sampling->x, sampling->t, sampling->snippets,
-                            sampling->labels, sampling->v, error));
+    GMEM__TRY(gmem__pass_run(sampling->pass, 0, 2 * sampling->batch, sampling->x, sampling->t, sampling->snippets,
+                             sampling->labels, sampling->v, error));
     memcpy(call->conditional, sampling->v, half * sizeof(float));
     memcpy(call->unconditional, sampling->v + half, half * sizeof(float));
     return GMEM_OK;
@@ -70,11 +70,11 @@ static gmem_status gmem__network_velocity(void *user, const gmem_velocity_call *
     if (call->conditional && call->unconditional)
         GMEM__TRY(gmem__run_both(sampling, call, error));
     else if (call->conditional)
-        GMEM__TRY(gmem_pass_run(sampling->pass, sampling->batch, call->x, sampling->t, desc->snippets, desc->labels,
-                                call->conditional, error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, 0, sampling->batch, call->x, sampling->t, desc->snippets, desc->labels,
+                                 call->conditional, error));
     else
-        GMEM__TRY(gmem_pass_run(sampling->pass, sampling->batch, call->x, sampling->t, NULL, NULL, call->unconditional,
-                                error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, sampling->batch, sampling->batch, call->x, sampling->t, NULL, NULL,
+                                 call->unconditional, error));
     if (sampling->flip_sign) {
         gmem__negate(call->conditional, sampling->batch * sampling->per_picture);
         gmem__negate(call->unconditional, sampling->batch * sampling->per_picture);
@@ -150,6 +150,7 @@ static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling 
     gmem__sampling_fill(sampling, plan);
     memset(&integrate, 0, sizeof integrate);
     integrate.sampler = plan->desc;
+    integrate.sampler.cache_threshold = 0; /* the pass sees to it */
     integrate.batch = sampling->batch;
     integrate.per_picture = sampling->per_picture;
     integrate.channels = sampling->info->channels;
@@ -160,8 +161,10 @@ static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling 
     integrate.progress = desc->progress;
     integrate.progress_user = desc->progress_user;
     integrate.passes = desc->passes;
-    GMEM__TRY(gmem_pass_create(network, sampling->batch * (1 + sampling->guided), &sampling->pass, error));
+    GMEM__TRY(gmem__pass_create(network, sampling->batch * (1 + sampling->guided), plan->desc.cache_threshold,
+                                &sampling->pass, error));
     gmem_status status = gmem__integrate(network->context, &integrate, x, error);
+    if (status == GMEM_OK && desc->reuse) *desc->reuse = gmem__pass_reuse(sampling->pass);
     gmem_pass_destroy(sampling->pass);
     return status;
 }

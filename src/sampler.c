@@ -52,7 +52,8 @@ static gmem_status gmem__check_ranges(const gmem_sampler_desc *desc, gmem_error 
         return gmem__fail(error, GMEM_E_ARGUMENT, "a sampler setting is not one of its enumeration's values");
     if (!gmem__is_finite(desc->timestep_shift) || !gmem__is_finite(desc->atol) || !gmem__is_finite(desc->rtol) ||
         !gmem__is_finite(desc->diffusion_norm) || !gmem__is_finite(desc->last_step_size) ||
-        !gmem__is_finite(desc->cfg_scale) || !gmem__is_finite(desc->cfg_start) || !gmem__is_finite(desc->cfg_end))
+        !gmem__is_finite(desc->cfg_scale) || !gmem__is_finite(desc->cfg_start) || !gmem__is_finite(desc->cfg_end) ||
+        !gmem__is_finite(desc->cache_threshold))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a sampler setting is not a finite number");
     if (desc->steps < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the number of steps is negative");
     if (desc->timestep_shift < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the timestep shift is negative");
@@ -60,6 +61,7 @@ static gmem_status gmem__check_ranges(const gmem_sampler_desc *desc, gmem_error 
     if (desc->diffusion_norm < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the diffusion norm is negative");
     if (desc->last_step_size >= 1) return gmem__fail(error, GMEM_E_ARGUMENT, "the last step is not shorter than 1");
     if (desc->cfg_channels < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the number of guided channels is negative");
+    if (desc->cache_threshold < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the cache threshold is negative");
     if (desc->cfg_end != 0 && desc->cfg_end < desc->cfg_start)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the guidance interval ends before it starts");
     return GMEM_OK;
@@ -80,6 +82,9 @@ static gmem_status gmem__check_foreign(const gmem_sampler_desc *desc, const gmem
     if (method->repa && (desc->path != GMEM_PATH_LINEAR || desc->prediction != GMEM_PREDICT_VELOCITY))
         return gmem__fail(error, GMEM_E_COMBINATION, "%s is for the linear path and velocity prediction only",
                           method->name);
+    if (method->solver == GMEM__SOLVER_DOPRI && desc->cache_threshold > 0)
+        return gmem__fail(error, GMEM_E_COMBINATION,
+                          "a cache threshold is for methods whose times only go forward, not for %s", method->name);
     return GMEM_OK;
 }
 
