@@ -54,6 +54,12 @@ GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void); /* I8; NULL where the co
 GMEM__FN const gmem__narrow *gmem__avx2_dots(void);     /* I8 */
 #endif
 
+/* amx.c: whether the processor has AMX and the system grants it to this process; its kernels, NULL without; and the
+ * same loops on tiles in plain C, for tests on any machine. type: GMEM_BF16 or GMEM_I8. */
+GMEM__FN int gmem__has_amx(void);
+GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type);
+GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type);
+
 /* By instruction set: the fastest that this processor has, by a table of processor families where the mere presence of
  * an instruction does not tell; NULL where f32 kernels on rounded operands (bf16) or the portable kernel (int8) is
  * better. isa: GMEM_ISA_SCALAR, AVX2, AVX512 or AMX, never AUTO. type: GMEM_BF16 or GMEM_I8. */
