@@ -145,6 +145,10 @@ test_usage() {
     refuses 2 '--atol is for' sample --method rk4 --atol 1
     refuses 2 '--rtol is for' sample --method ab2 --rtol 1
     refuses 2 '--diffusion-norm is for' sample --method dpmpp2m --diffusion-norm 1
+    refuses 2 '--cache-threshold: expected a number' sample --cache-threshold -1
+    refuses 2 '--cache-threshold: expected a number' sample --cache-threshold much
+    refuses 2 'only go forward, not for dopri5' sample --method dopri5 --cache-threshold 0.1
+    refuses 2 'does not take --cache-threshold' eval --cache-threshold 0.1
     refuses 2 'ab3 needs at least 2 steps' sample --method ab3 --steps 1
     refuses 2 'timestep shift' sample --method sde-heun --timestep-shift 0.3
     refuses 2 'at least 2 steps' sample --steps 1
@@ -356,6 +360,14 @@ test_sample() {
         check "PNG text: $method" grep -aiq "sampler.$method" "$work/run/$method.png"
         check "PNG text: shift" grep -aq "timestep-shift 0.5" "$work/run/$method.png"
     done
+    good sample $quick -s 1 --rows 3,5 --cache-threshold 0 -o off.png
+    check "a threshold of 0 is none" eval '! grep -q reused "$work/err"'
+    good sample $quick -s 1 --rows 3,5 -o without.png
+    check "... and changes nothing" cmp "$work/run/off.png" "$work/run/without.png"
+    good sample --method euler --steps 11 -s 1 --rows 3,5 --cache-threshold 1000 -o cached.png --json
+    check "all but the first pass is reused" matches '^18 of 20 passes reused$' "$work/err"
+    check "... as JSON" json '.passes == 10 and .picture_passes == 20 and .picture_passes_reused == 18'
+    check "PNG text: threshold" grep -aq "cache-threshold 1000" "$work/run/cached.png"
     run sample $quick -o quiet.png -q
     check "-q silences standard output" empty "$work/out"
     check "-q silences standard error" empty "$work/err"

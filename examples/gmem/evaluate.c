@@ -15,6 +15,7 @@ typedef struct evaluation {
     float *v;
     gmem_pass *pass;
     const gmem_tensor *noise; /* (draws, batch, channels, height, width) */
+    gmem_reuse reuse;
     progress_bar bar;
 } evaluation;
 
@@ -125,15 +126,19 @@ static int show_passes(void *user, const gmem_progress *progress) {
 static gmem_status run_sampler(evaluation *e, gmem_sample_desc *desc, gmem_error *error) {
     const gmem_network_info *info = e->s.network_info;
     gmem_status status = GMEM_OK;
+    gmem_reuse reuse = {0, 0};
     e->most = e->s.args->batch ? e->s.args->batch : e->batch;
     desc->noise = given_noise;
     desc->progress = show_passes;
     desc->noise_user = desc->progress_user = e;
+    desc->reuse = &reuse;
     for (e->first = 0; e->first < e->batch && status == GMEM_OK; e->first += e->most) {
         desc->batch = e->batch - e->first < e->most ? e->batch - e->first : e->most;
         desc->snippets = e->snippets ? e->snippets + e->first * info->snippet_width : NULL;
         desc->labels = e->labels ? e->labels + e->first : NULL;
         status = gmem_sample(e->s.network, desc, e->x + e->first * latent_size(info), error);
+        e->reuse.passes += reuse.passes;
+        e->reuse.reused += reuse.reused;
     }
     return status;
 }
@@ -153,6 +158,7 @@ static outcome integrate(evaluation *e, gmem_error *error) {
     progress_end(&e->bar);
     if (status == GMEM_E_CANCELLED) return interrupt_check(error);
     TRY(in_network(&e->s, status, error));
+    sampler_note_reuse(&desc.sampler, &e->reuse);
     return save_latents(e, "out", e->x, error);
 }
 

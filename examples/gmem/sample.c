@@ -28,6 +28,7 @@ typedef struct drawing {
     uint8_t *picture;    /* (height, width, 3) */
     int64_t *items;      /* (count) rows or labels drawn; for mixtures unused */
     int64_t passes;      /* of all batches so far */
+    gmem_reuse reuse;    /* likewise */
     progress_bar bar;
     output out;
     double seconds;
@@ -191,6 +192,7 @@ static int step_done(void *user, const gmem_progress *progress) {
 static outcome sample_batch(drawing *d, int64_t first, int64_t count, gmem_error *error) {
     gmem_sample_desc desc;
     int64_t passes = 0;
+    gmem_reuse reuse = {0, 0};
     memset(&desc, 0, sizeof desc);
     desc.sampler = d->sampler;
     desc.batch = count;
@@ -203,8 +205,11 @@ static outcome sample_batch(drawing *d, int64_t first, int64_t count, gmem_error
     desc.progress = step_done;
     desc.progress_user = d;
     desc.passes = &passes;
+    desc.reuse = &reuse;
     gmem_status status = gmem_sample(d->s.network, &desc, d->z, error);
     d->passes += passes;
+    d->reuse.passes += reuse.passes;
+    d->reuse.reused += reuse.reused;
     if (status == GMEM_E_CANCELLED) return interrupt_check(error);
     return in_network(&d->s, status, error);
 }
@@ -362,6 +367,10 @@ static void print_json(const drawing *d, const facts *f) {
     json_unsigned(&json, "seed", d->seed);
     print_items(d, &json);
     json_integer(&json, "passes", d->passes);
+    if (d->sampler.cache_threshold > 0) {
+        json_integer(&json, "picture_passes", d->reuse.passes);
+        json_integer(&json, "picture_passes_reused", d->reuse.reused);
+    }
     json_number(&json, "seconds", d->seconds);
     json_close(&json, '}');
 }
@@ -372,6 +381,7 @@ static void report(const drawing *d, const facts *f) {
     note("backend: %s", gmem_context_backend(d->s.context));
     detail("%s: %s", f->method, f->settings);
     detail("%lld passes in batches of %lld, %.3g seconds", (long long)d->passes, (long long)d->batch, d->seconds);
+    sampler_note_reuse(&d->sampler, &d->reuse);
     if (d->s.autoencoder_info->family == GMEM_AE_VAVAE && !d->s.mean)
         note("no --latent-stats: latents are decoded as if they had mean 0 and std 1");
     if (d->s.args->json) {

@@ -95,6 +95,7 @@ static outcome fill_flags(const arguments *args, gmem_sampler_desc *out, gmem_er
     out->path = args->path ? (gmem_path)(args->path - 1) : GMEM_PATH_LINEAR;
     out->prediction = args->prediction ? (gmem_prediction)(args->prediction - 1) : GMEM_PREDICT_VELOCITY;
     out->cfg_scale = args->cfg_scale;
+    out->cache_threshold = args->cache_threshold;
     if (args->cfg_interval) TRY(parse_interval(args->cfg_interval, &out->cfg_start, &out->cfg_end, error));
     return OUTCOME_DONE;
 }
@@ -166,5 +167,11 @@ const char *sampler_text(const gmem_sampler_desc *sampler, char *out, size_t byt
         if (sampler->cfg_end > 0) add(&text, ",%g", sampler->cfg_end);
         if (sampler->cfg_channels > 0) add(&text, ", cfg-channels %d", sampler->cfg_channels);
     }
+    if (sampler->cache_threshold > 0) add(&text, ", cache-threshold %g", sampler->cache_threshold);
     return out;
+}
+
+void sampler_note_reuse(const gmem_sampler_desc *sampler, const gmem_reuse *reuse) {
+    if (sampler->cache_threshold > 0)
+        note("%lld of %lld passes reused", (long long)reuse->reused, (long long)reuse->passes);
 }

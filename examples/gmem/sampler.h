@@ -14,5 +14,7 @@ int sampler_draws_noise(const gmem_sampler_desc *sampler); /* one of the SDE met
 const char *sampler_method_name(const gmem_sampler_desc *sampler, char *out, size_t bytes);
 /* "steps 50, diffusion-form linear, ...": the settings that the method uses. */
 const char *sampler_text(const gmem_sampler_desc *sampler, char *out, size_t bytes);
+/* "30 of 98 passes reused", a pass being one of one picture, where there is a cache threshold. */
+void sampler_note_reuse(const gmem_sampler_desc *sampler, const gmem_reuse *reuse);
 
 #endif /* SAMPLER_H */
