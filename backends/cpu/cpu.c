@@ -30,14 +30,46 @@ static float *gmem__engine_scratch(const gmem__engine *engine, int thread) {
     return (float *)engine->scratch + GMEM__SHARED + (int64_t)thread * GMEM__SCRATCH;
 }
 
+/* By default LLVM's runtime lets threads without work spin for 200 ms, which a host that waits between steps would pay
+ * for. A millisecond bridges the gaps between a pass's products. Its functions are found where it is linked; GCC's
+ * runtime, a few milliseconds, can be set from outside only. */
+#if defined(_OPENMP) && defined(__clang__) && defined(__ELF__)
+#define GMEM__KMP_DEFAULT 200
+#ifdef __cplusplus
+extern "C" {
+#endif
+__attribute__((weak)) int kmp_get_blocktime(void);
+__attribute__((weak)) void kmp_set_blocktime(int milliseconds);
+#ifdef __cplusplus
+}
+#endif
+
+/* Where the host has chosen nothing else. Returns what to put back. */
+static int gmem__spin_briefly(void) {
+    if (!kmp_get_blocktime || !kmp_set_blocktime || kmp_get_blocktime() != GMEM__KMP_DEFAULT) return 0;
+    kmp_set_blocktime(1);
+    return GMEM__KMP_DEFAULT;
+}
+
+static void gmem__spin_as_before(int milliseconds) {
+    if (milliseconds) kmp_set_blocktime(milliseconds);
+}
+#undef GMEM__KMP_DEFAULT
+#elif defined(_OPENMP)
+static int gmem__spin_briefly(void) { return 0; }
+static void gmem__spin_as_before(int milliseconds) { (void)milliseconds; }
+#endif
+
 GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
                               void (*task)(const void *job, int64_t i, float *scratch), const void *job) {
     int64_t i;
 #ifdef _OPENMP
     if (engine->threads > 1 && tasks > 1) {
+        const int before = gmem__spin_briefly();
 #pragma omp parallel for schedule(dynamic) num_threads(engine->threads)
         for (i = 0; i < tasks; i++)
             task(job, i, gmem__engine_scratch(engine, omp_get_thread_num()));
+        gmem__spin_as_before(before);
         return;
     }
 #endif
