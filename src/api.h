@@ -199,9 +199,12 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
 typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8 } gmem_compute;
 
 typedef struct gmem_context_desc {
-    gmem_isa isa;             /* auto: the fastest that this processor has; a named one that is missing is an error */
-    gmem_compute compute;     /* f32 */
-    int threads;              /* 0: as many as the machine has; needs OpenMP for more than one */
+    gmem_isa isa;         /* auto: the fastest that this processor has; a named one that is missing is an error */
+    gmem_compute compute; /* f32 */
+    /* 0: as many as the machine has; needs OpenMP for more than one. Between steps they sleep: LLVM's runtime is told
+     * to let them after a millisecond; GCC's spins for some 5 ms first, and not where the program runs with
+     * GOMP_SPINCOUNT=1000, which also helps where other programs want the processor. */
+    int threads;
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
