@@ -36,7 +36,9 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     if (!gmem__hooks_are_whole(&desc->allocator, &desc->io))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a function of the allocator or of the files is missing");
     gmem_isa isa = desc->isa;
-    const gmem__ops *ops = gmem__cpu_ops(desc->isa, &isa);
+    const gmem__ops *ops = NULL;
+    if (isa == GMEM_ISA_AUTO && desc->compute != GMEM_COMPUTE_F32) ops = gmem__cpu_ops(GMEM_ISA_AMX, &isa);
+    if (!ops) ops = gmem__cpu_ops(desc->isa, &isa);
     if (!ops)
         return gmem__fail(error, GMEM_E_UNSUPPORTED, "the instruction set %s is not available on this processor",
                           gmem__isa_name(desc->isa));

@@ -30,6 +30,15 @@ static void add_kernels_of_this_build(void) {
 #endif
 }
 
+/* Kernels in plain C take long: on the fastest instruction set alone, which packs for the real ones too. */
+static int worth_running(int isa, const gmem__narrow *narrow) {
+    const int plain = strncmp(narrow->name, "avx", 3) != 0 && strncmp(narrow->name, "amx", 3) != 0;
+    int fastest = 0;
+    for (int i = 0; i < LENGTH(isas) && isas[i] != GMEM_ISA_AMX; i++)
+        if (gmem__cpu_ops(isas[i], NULL)) fastest = i;
+    return !plain || isa == fastest;
+}
+
 /* rounding, as the definition has it ------------------------------------------------------------------------------ */
 
 static double to_bf16(double value) { return (double)gmem__bf16_to_f32(gmem__f32_to_bf16((float)value)); }
@@ -164,7 +173,8 @@ static void check_case(const product_case *test, gmem_type type, gmem_type store
     for (int i = 0; i < LENGTH(isas); i++) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
         for (int k = 0; ops && k < kernel_count; k++)
-            if (kernels[k]->type == type) check_on(ops, kernels[k], &op, &w, &before, expected);
+            if (kernels[k]->type == type && worth_running(i, kernels[k]))
+                check_on(ops, kernels[k], &op, &w, &before, expected);
     }
     CHECK(matrix_guards_hold(&x));
     matrix_free(&x);
@@ -274,8 +284,9 @@ static void test_norms(void) {
             check_norm(ops, NULL, GMEM_COMPUTE_F32, shapes[s][0], shapes[s][1], shapes[s][2]);
             check_norm(ops, NULL, GMEM_COMPUTE_BF16, shapes[s][0], shapes[s][1], shapes[s][2]);
             for (int k = 0; k < kernel_count && shapes[s][0] < 10000; k++)
-                check_norm(ops, kernels[k], kernels[k]->type == GMEM_BF16 ? GMEM_COMPUTE_BF16 : GMEM_COMPUTE_INT8,
-                           shapes[s][0], shapes[s][1], shapes[s][2]);
+                if (worth_running(i, kernels[k]))
+                    check_norm(ops, kernels[k], kernels[k]->type == GMEM_BF16 ? GMEM_COMPUTE_BF16 : GMEM_COMPUTE_INT8,
+                               shapes[s][0], shapes[s][1], shapes[s][2]);
         }
     }
 }
@@ -347,7 +358,7 @@ static void check_attention(int64_t heads, int64_t head_dim, int64_t tokens, int
     for (int i = 0; i < LENGTH(isas); i++) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
         for (int n = 0; ops && n < kernel_count; n++) {
-            if (kernels[n]->type != GMEM_BF16) continue;
+            if (kernels[n]->type != GMEM_BF16 || !worth_running(i, kernels[n])) continue;
             matrix y = matrix_make(rows, columns, columns);
             gmem__engine engine = engine_make(ops, 2, &scratch);
             engine.bf16 = kernels[n];
@@ -384,6 +395,8 @@ int main(void) {
         for (int i = 0; i < LENGTH(isas); i++)
             if (gmem__cpu_ops(isas[i], NULL)) add_kernel(gmem__narrow_of(isas[i], narrow_types[t]));
     }
+    for (int t = 0; t < LENGTH(narrow_types); t++)
+        add_kernel(gmem__amx_stand_in(narrow_types[t]));
     add_kernel(gmem__portable_bf16());
     add_kernel(gmem__portable_i8());
     add_kernels_of_this_build();

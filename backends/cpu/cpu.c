@@ -1,6 +1,6 @@
 /* The CPU's operations: the choice of the instruction set, and the products cut into tasks. OpenMP pragmas stay in this
  * file, outside the kernels' target regions, where compilers mishandle them. */
-#include "cpu.h"
+#include "narrow.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -264,10 +264,13 @@ GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen) {
 #ifdef GMEM__X86
     static const gmem__cpu avx2 = GMEM__CPU_OPS("cpu/avx2", gmem__avx2_kernels);
     static const gmem__cpu avx512 = GMEM__CPU_OPS("cpu/avx512", gmem__avx512_kernels);
+    static const gmem__cpu amx = GMEM__CPU_OPS("cpu/amx", gmem__avx512_kernels);
     if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX2) && gmem__has_isa(GMEM_ISA_AVX2))
         cpu = &avx2, found = GMEM_ISA_AVX2;
     if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX512) && gmem__has_isa(GMEM_ISA_AVX512))
         cpu = &avx512, found = GMEM_ISA_AVX512;
+    /* tiles multiply narrow words; everything else is AVX-512's */
+    if (isa == GMEM_ISA_AMX && gmem__has_isa(GMEM_ISA_AVX512) && gmem__has_amx()) cpu = &amx, found = GMEM_ISA_AMX;
 #endif
     if (!cpu) return NULL;
     if (chosen) *chosen = found;

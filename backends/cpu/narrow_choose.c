@@ -36,6 +36,7 @@ static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
 
 GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type) {
 #ifdef GMEM__X86
+    if (isa == GMEM_ISA_AMX) return gmem__amx_narrow(type);
     if (isa >= GMEM_ISA_AVX2) return gmem__vector_dots(isa, type);
 #endif
     (void)isa;
