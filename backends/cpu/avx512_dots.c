@@ -23,7 +23,7 @@
 #define D_VECTOR            __m512i
 #define D_SUM               __m512
 #define D_ELEMENT           float
-#define D_BROADCAST(word)   _mm512_set1_epi32((int)(word))
+#define D_BROADCAST(p)      _mm512_set1_epi32((int)*(p))
 #define D_DOT(sum, w, x)    _mm512_dpbf16_ps((sum), (__m512bh)(w), (__m512bh)(x))
 #define D_ADD(a, b)         _mm512_add_ps((a), (b))
 #define D_ZERO()            _mm512_setzero_ps()
@@ -38,7 +38,7 @@
 #define D_VECTOR            __m512i
 #define D_SUM               __m512i
 #define D_ELEMENT           int32_t
-#define D_BROADCAST(word)   _mm512_set1_epi32((int)(word))
+#define D_BROADCAST(p)      _mm512_set1_epi32((int)*(p))
 #define D_DOT(sum, w, x)    _mm512_dpbusd_epi32((sum), (x), (w))
 #define D_ADD(a, b)         _mm512_add_epi32((a), (b))
 #define D_ZERO()            _mm512_setzero_si512()
