@@ -52,7 +52,7 @@ variant() {
 
 all_tests=$(ls tests/test_*.c | sed 's,tests/\(.*\)\.c,\1,')
 # Once is enough for whole models: their operations are tested in every variant.
-quick_tests=$(echo "$all_tests" | grep -v -e full -e emoji)
+quick_tests=$(echo "$all_tests" | grep -v -e full -e emoji -e compute)
 
 step_source() {
     run "gmem.h is what the parts give" tests/same_header.sh

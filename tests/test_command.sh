@@ -278,6 +278,18 @@ test_autoencoders() {
     good decode --autoencoder "$golden/vae_f8.pt" --input e -b 1 -o d
     check "decode" close_to d decoded "$io" decoded 1e-5
     check "decode: pixels" close_to d decoded_u8 "$io" decoded_u8 1e-3
+    local sit=(sample -m "$golden/sit_plain.pt" --heads 4 --label 1 --method repa-euler --steps 2 -o scaled.png)
+    for factor in none 0.25 '"0.25"' -1 1e999; do # beside the file, as diffusers keeps it
+        mkdir -p "$work/diffusers"
+        cp "$golden/vae_diffusers.safetensors" "$work/diffusers/diffusion_pytorch_model.safetensors"
+        sed "s/\"scaling_factor\": [^,}]*/\"scaling_factor\": $factor/" "$golden/vae_diffusers.config.json" >"$work/diffusers/config.json"
+        [ "$factor" = none ] && rm "$work/diffusers/config.json"
+        good "${sit[@]}" --autoencoder "$work/diffusers/diffusion_pytorch_model.safetensors"
+        check "the scaling factor of config.json: $factor" grep -aq \
+            "multiplier.$([ "$factor" = 0.25 ] && echo 0\\.25 || echo 0\\.18215)" "$work/run/scaled.png"
+    done
+    good "${sit[@]}" --autoencoder "$work/diffusers/diffusion_pytorch_model.safetensors" --multiplier 0.5
+    check "--multiplier comes first" grep -aq 'multiplier.0\.5' "$work/run/scaled.png"
     refuses 1 'z: expected any x 8' decode --autoencoder "$golden/vae_f8.pt" --input "$golden/sit_plain.io.safetensors" -o x
 }
 
