@@ -43,37 +43,45 @@ static void gmem__tile_store(const gmem__tiles *tiles, int n, void *p, int64_t s
 }
 
 /* TDPBF16PS takes subnormal numbers for zero, and gives none. */
-static float gmem__tile_flush(float x) { return x < FLT_MIN && x > -FLT_MIN ? 0 : x; }
+GMEM__INLINE float gmem__tile_flush(float x) { return x < FLT_MIN && x > -FLT_MIN ? 0 : x; }
 
-static float gmem__tile_half(uint32_t word, int high) {
-    return gmem__tile_flush(gmem__bf16_to_f32((uint16_t)(high ? word >> 16 : word)));
+GMEM__INLINE float gmem__tile_half(uint32_t word, int high) {
+    return gmem__tile_flush(gmem__bf16_to_f32((uint16_t)(word >> 16 * high)));
 }
 
 /* TDPBF16PS: the lower and the higher halves' products, which are exact, are summed apart, then added to the sum. */
 static void gmem__tile_dot_bf16(gmem__tiles *tiles, int sum, int weights, int x) {
-    for (int r = 0; r < 16; r++)
+    float values[16][2][16]; /* x, once for all rows */
+    for (int i = 0; i < 16 * 2 * 16; i++)
+        values[i / 32][i / 16 % 2][i % 16] = gmem__tile_half(tiles->word[x][i / 32][i % 16], i / 16 % 2);
+    for (int r = 0; r < 16; r++) {
+        float part[2][16], total;
+        memset(part, 0, sizeof part);
+        for (int k = 0; k < 16; k++)
+            for (int high = 0; high < 2; high++) {
+                const float w = gmem__tile_half(tiles->word[weights][r][k], high);
+                for (int c = 0; c < 16; c++)
+                    part[high][c] = gmem__tile_flush(part[high][c] + w * values[k][high][c]);
+            }
         for (int c = 0; c < 16; c++) {
-            float part[2] = {0, 0}, total;
-            for (int k = 0; k < 16; k++)
-                for (int high = 0; high < 2; high++)
-                    part[high] = gmem__tile_flush(part[high] + gmem__tile_half(tiles->word[weights][r][k], high) *
-                                                                   gmem__tile_half(tiles->word[x][k][c], high));
             memcpy(&total, &tiles->word[sum][r][c], sizeof total);
-            total = gmem__tile_flush(gmem__tile_flush(total) + gmem__tile_flush(part[0] + part[1]));
+            total = gmem__tile_flush(gmem__tile_flush(total) + gmem__tile_flush(part[0][c] + part[1][c]));
             memcpy(&tiles->word[sum][r][c], &total, sizeof total);
         }
+    }
 }
 
-static int32_t gmem__tile_byte(uint32_t word, int i) { return (signed char)(unsigned char)(word >> 8 * i); }
+GMEM__INLINE int32_t gmem__tile_byte(uint32_t word, int i) { return (signed char)(unsigned char)(word >> 8 * i); }
 
 /* TDPBSSD: signed by signed, without saturation. */
 static void gmem__tile_dot_i8(gmem__tiles *tiles, int sum, int weights, int x) {
     for (int r = 0; r < 16; r++)
         for (int k = 0; k < 16; k++)
-            for (int c = 0; c < 16; c++)
-                for (int i = 0; i < 4; i++)
-                    tiles->word[sum][r][c] += (uint32_t)(gmem__tile_byte(tiles->word[weights][r][k], i) *
-                                                         gmem__tile_byte(tiles->word[x][k][c], i));
+            for (int i = 0; i < 4; i++) {
+                const int32_t w = gmem__tile_byte(tiles->word[weights][r][k], i);
+                for (int c = 0; c < 16; c++)
+                    tiles->word[sum][r][c] += (uint32_t)(w * gmem__tile_byte(tiles->word[x][k][c], i));
+            }
 }
 
 #define TILE_STATE                gmem__tiles
@@ -81,7 +89,7 @@ static void gmem__tile_dot_i8(gmem__tiles *tiles, int sum, int weights, int x) {
 #define TILE_LOAD(n, p, stride)   gmem__tile_load(tiles, n, p, stride)
 #define TILE_STREAM(n, p, stride) gmem__tile_load(tiles, n, p, stride)
 #define TILE_STORE(n, p, stride)  gmem__tile_store(tiles, n, p, stride)
-#define TILE_PREFETCH(p)          GMEM__PREFETCH(p)
+#define TILE_PREFETCH(p)          ((void)*(const volatile char *)(p)) /* what is asked for must be there */
 
 #define GMEM__K(name)             gmem__stand_in_bf16_##name
 #define TILE_DOT(sum, weights, x) gmem__tile_dot_bf16(tiles, sum, weights, x)
@@ -103,9 +111,8 @@ static void gmem__tile_dot_i8(gmem__tiles *tiles, int sum, int weights, int x) {
     { name, type, GMEM__TILES_MR, GMEM__TILES_NR, GMEM__TILES_STRIPS, GMEM__TILES_BLOCK, 0, 1, begin, end, multiply }
 
 GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type) {
-    static const gmem__narrow bf16 =
-        GMEM__TILES("stand-in-amx-bf16", GMEM_BF16, NULL, NULL, gmem__stand_in_bf16_multiply);
-    static const gmem__narrow i8 = GMEM__TILES("stand-in-amx-int8", GMEM_I8, NULL, NULL, gmem__stand_in_i8_multiply);
+    static const gmem__narrow bf16 = GMEM__TILES("like-amx-bf16", GMEM_BF16, NULL, NULL, gmem__stand_in_bf16_multiply);
+    static const gmem__narrow i8 = GMEM__TILES("like-amx-int8", GMEM_I8, NULL, NULL, gmem__stand_in_i8_multiply);
     return type == GMEM_BF16 ? &bf16 : type == GMEM_I8 ? &i8 : NULL;
 }
 
