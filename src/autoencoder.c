@@ -353,7 +353,7 @@ static gmem_status gmem__ae_recognise(gmem__ae_builder *b) {
 
 /* SD-VAE's scaling factor, where the file states it: a number `scaling_factor`, at the root or in its `config`, or
  * safetensors metadata of that name; else the published 0.18215. (diffusers keeps it in a config.json beside the file,
- * which isn't read: pass the factor as `multiplier` where it differs.) */
+ * which the library doesn't read: its caller passes the factor as `multiplier` where it differs.) */
 static double gmem__ae_multiplier(const gmem_file *file) {
     double value = 0;
     const char *text = gmem_file_metadata(file, "scaling_factor");

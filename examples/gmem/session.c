@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "session.h"
 
+#include "diffusers.h"
 #include "interrupt.h"
 #include "machine.h"
 #include "model.h"
@@ -188,10 +189,18 @@ outcome open_autoencoder(session *s, gmem_error *error) {
     return OUTCOME_DONE;
 }
 
+/* From the flag, else beside the autoencoder, else in it. */
+static double find_multiplier(const session *s) {
+    if (s->args->multiplier > 0) return s->args->multiplier;
+    double factor = diffusers_scaling_factor(s->context, s->autoencoder_file);
+    if (factor > 0) detail("scaling factor: %g, of the config.json beside the autoencoder", factor);
+    return factor > 0 ? factor : s->autoencoder_info->multiplier;
+}
+
 outcome open_latent_stats(session *s, gmem_error *error) {
     gmem_file *file = NULL;
     int64_t channels = s->autoencoder_info->latent_channels;
-    s->multiplier = s->args->multiplier > 0 ? s->args->multiplier : s->autoencoder_info->multiplier;
+    s->multiplier = find_multiplier(s);
     if (!s->args->latent_stats && s->args->autoencoder) return OUTCOME_DONE;
     s->mean = session_floats(s, channels);
     s->std = session_floats(s, channels);
