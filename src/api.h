@@ -340,7 +340,8 @@ typedef struct gmem_save_desc {
     void *fill_user;
 } gmem_save_desc;
 
-/* Writes a safetensors file beside `path`, brings it to disk and renames it: it appears whole or not at all.
+/* Writes a safetensors file beside `path`, brings it to disk and renames it: it appears whole or not at all. A process
+ * that is killed on the way leaves PATH.tmp0 (or .tmp1 and so on), which nothing reads and another save leaves alone.
  * Errors: E_OPEN, E_WRITE, E_SYNC, E_RENAME, E_MEMORY, E_ARGUMENT, E_NAME (names must be unique). */
 GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gmem_save_desc *desc, gmem_error *error);
 /* The same discipline for any bytes (a PNG). */
