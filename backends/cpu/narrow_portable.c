@@ -7,10 +7,10 @@ static float gmem__word_dot_bf16(uint32_t w, uint32_t x) {
     return low + gmem__bf16_to_f32((uint16_t)(w >> 16)) * gmem__bf16_to_f32((uint16_t)(x >> 16));
 }
 
-/* Byte i of a word, of x less what it was offset by. */
+/* Byte i of a word, signed. */
 static int32_t gmem__word_byte(uint32_t word, int i) { return (int32_t)(signed char)(unsigned char)(word >> 8 * i); }
 
-/* x unsigned: the instruction's own arithmetic, whose offset the epilogue subtracts. */
+/* unsigned_x: as the instruction has it; the epilogue subtracts the offset. */
 static int32_t gmem__word_dot_i8(uint32_t w, uint32_t x, int unsigned_x) {
     int32_t sum = 0;
     for (int i = 0; i < 4; i++)
@@ -68,19 +68,20 @@ static void gmem__portable_run(const gmem__portable *kernel, const gmem__narrow_
     static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,         block, \
                                                unsigned_x, 1,    NULL, NULL, name##_multiply};
 
-GMEM__PORTABLE(gmem__portable_bf16_, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0)
-GMEM__PORTABLE(gmem__portable_i8_, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0)
+GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0)
+GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0)
 GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0)
 GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1)
 GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1)
+GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0)
 
 #undef GMEM__PORTABLE
 
-GMEM__FN const gmem__narrow *gmem__portable_bf16(void) { return &gmem__portable_bf16__kernel; }
-GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__portable_i8__kernel; }
+GMEM__FN const gmem__narrow *gmem__portable_bf16(void) { return &gmem__plain_bf16_kernel; }
+GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_kernel; }
 
 GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
     static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_dots_i8_kernel,
-                                                  &gmem__like_vnni_i8_kernel};
-    return i < 3 ? kernels[i] : NULL;
+                                                  &gmem__like_vnni_i8_kernel, &gmem__like_halves_i8_kernel};
+    return i < 4 ? kernels[i] : NULL;
 }
