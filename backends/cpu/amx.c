@@ -187,16 +187,19 @@ static void gmem__amx_end(void) { __asm__ volatile("tilerelease" : : : "memory")
 #undef TILE_STORE
 #undef TILE_PREFETCH
 
-GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type) {
+/* Whether they can run or not. */
+static const gmem__narrow *gmem__amx_kernel(gmem_type type) {
     static const gmem__narrow bf16 =
         GMEM__TILES("amx-bf16", GMEM_BF16, gmem__amx_begin, gmem__amx_end, gmem__amx_bf16_multiply);
     static const gmem__narrow i8 =
         GMEM__TILES("amx-int8", GMEM_I8, gmem__amx_begin, gmem__amx_end, gmem__amx_i8_multiply);
-    if (!gmem__has_amx()) return NULL;
     return type == GMEM_BF16 ? &bf16 : type == GMEM_I8 ? &i8 : NULL;
 }
 
-#undef GMEM__AMX
+GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type) {
+    return gmem__has_amx() ? gmem__amx_kernel(type) : NULL;
+}
+
 #else
 GMEM__FN int gmem__has_amx(void) { return 0; }
 
