@@ -110,7 +110,7 @@ typedef enum command_id {
     X(TEXT, "cfg-channels", 0, cfg_channels, "", "all|N", "all; LightningDiT: 3", SAMPLERS,                           \
       "channels that are guided")                                                                                     \
     X(NUMBER, "cache-threshold", 0, cache_threshold, "0..", "X", "0, off", SAMPLERS,                                  \
-      "reuse blocks that change less, such as 0.04")                                                                   \
+      "reuse blocks that change less, such as 0.04")                                                                  \
     X(INTEGER, "threads", 't', threads, "1..4096", "N", "all", COMPUTES, "of the processor")                          \
     X(CHOICE, "backend", 0, backend, "auto|cpu|opencl", "NAME", "auto", COMPUTES, "what computes")                    \
     X(TEXT, "device", 0, device, "", "N|NAME", "the first", COMPUTES, "one of gmem devices")                          \
