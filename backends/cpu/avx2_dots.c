@@ -57,18 +57,18 @@
 #endif
 
 /* Quads of bytes as two pairs of 16 bits: their first and third values, their second and fourth. */
-typedef struct gmem__halves {
+typedef struct gmem__byte_pairs {
     __m256i even, odd;
-} gmem__halves;
+} gmem__byte_pairs;
 
-GMEM__INLINE gmem__halves gmem__avx2_split(const uint32_t *p) {
+GMEM__INLINE gmem__byte_pairs gmem__avx2_split(const uint32_t *p) {
     const __m256i quads = GMEM__LOAD_256(p);
-    gmem__halves x;
+    gmem__byte_pairs x;
     x.even = _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8);
     x.odd = _mm256_srai_epi16(quads, 8);
     return x;
 }
-GMEM__INLINE __m256i gmem__avx2_dot(__m256i sum, gmem__halves w, gmem__halves x) {
+GMEM__INLINE __m256i gmem__avx2_dot(__m256i sum, gmem__byte_pairs w, gmem__byte_pairs x) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w.even, x.even));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(w.odd, x.odd));
 }
@@ -76,8 +76,8 @@ GMEM__INLINE __m256i gmem__avx2_dot(__m256i sum, gmem__halves w, gmem__halves x)
 #define GMEM__SPLIT_BLOCK 288                     /* words of a block */
 #define GMEM__SPLIT_WORDS (4 * GMEM__SPLIT_BLOCK) /* between a strip's even and odd halves */
 
-GMEM__INLINE gmem__halves gmem__avx2_broadcast(const uint32_t *p) {
-    gmem__halves w;
+GMEM__INLINE gmem__byte_pairs gmem__avx2_broadcast(const uint32_t *p) {
+    gmem__byte_pairs w;
     w.even = _mm256_set1_epi32((int)p[0]);
     w.odd = _mm256_set1_epi32((int)p[GMEM__SPLIT_WORDS]);
     return w;
@@ -88,7 +88,7 @@ GMEM__INLINE gmem__halves gmem__avx2_broadcast(const uint32_t *p) {
 #define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3)
 #define GMEM__K(name)       gmem__avx2_i8_##name
 #define D_WIDTH             8
-#define D_VECTOR            gmem__halves
+#define D_VECTOR            gmem__byte_pairs
 #define D_SUM               __m256i
 #define D_ELEMENT           int32_t
 #define D_BROADCAST(p)      gmem__avx2_broadcast(p)
@@ -105,7 +105,7 @@ static void gmem__avx2_i8_multiply_split(const gmem__narrow_block *block) {
     uint32_t halves[2 * GMEM__SPLIT_WORDS];
     gmem__narrow_block split = *block;
     for (int64_t i = 0; i < block->words * GMEM__MR; i += 8) {
-        const gmem__halves w = gmem__avx2_split(block->weights + i);
+        const gmem__byte_pairs w = gmem__avx2_split(block->weights + i);
         GMEM__STORE_256(halves + i, w.even);
         GMEM__STORE_256(halves + GMEM__SPLIT_WORDS + i, w.odd);
     }
