@@ -153,8 +153,9 @@ static inline void check_block(const gmem__narrow *kernel, int64_t strips, int64
     block.panels = x.word;
     block.product = sum_at(&s, 0, 0);
     block.product_step = s.step;
-    block.next_bytes = depth % 32 ? 0 : 1000 * panels;
-    char *next = (char *)need(block.next_bytes, 1);
+    block.next_bytes = depth % 32 ? 0 : block.strip_step * 4 - 24;
+    block.next_strips = depth % 32 ? 0 : 1 + panels % kernel->strips;
+    char *next = (char *)need(block.next_strips * block.strip_step, 4);
     block.next = block.next_bytes ? next : NULL;
     block_fill(kernel, &block, values, weights.word, x.word, &s);
     block_multiply(kernel, &block);

@@ -252,6 +252,24 @@ static void gmem__measure_tile(const gmem__narrow_tile *t) {
         }
 }
 
+/* Where a group's weights lie in the kept copy. */
+static const uint32_t *gmem__kept_group(const gmem__narrow_tile *t, const gmem__group *group, int64_t word) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t strip = group->half * job->shape.strips + t->tile.row / job->narrow->mr + group->strip;
+    return job->packed->words + strip * job->shape.strip_words + word * job->narrow->mr;
+}
+
+/* What comes after this block of the group: the next group, or after the last one the next block of the first. */
+static void gmem__announce_next(const gmem__narrow_tile *t, int64_t index, int64_t word, gmem__narrow_block *block) {
+    const int64_t next_word = index + 1 < t->groups ? word : word + block->words;
+    const int64_t words = gmem__min(block->words, t->job->shape.words - next_word);
+    const gmem__group next = gmem__group_of(t, (index + 1) % t->groups);
+    if (words <= 0) return;
+    block->next = (const char *)gmem__kept_group(t, &next, next_word);
+    block->next_strips = next.strips;
+    block->next_bytes = words * t->job->narrow->mr * 4;
+}
+
 static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int64_t word, int64_t words) {
     const gmem__narrow_job *job = t->job;
     const gmem__narrow *narrow = job->narrow;
@@ -268,11 +286,9 @@ static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int6
     block.product_step = GMEM__NC;
     block.product = t->product + (group.half * t->strips + group.strip) * narrow->mr * GMEM__NC;
     if (job->packed) {
-        const int64_t strip = group.half * job->shape.strips + t->tile.row / narrow->mr + group.strip;
-        block.weights = job->packed->words + strip * job->shape.strip_words + word * narrow->mr;
+        block.weights = gmem__kept_group(t, &group, word);
         block.strip_step = job->shape.strip_words;
-        block.next = (const char *)(block.weights + group.strips * block.strip_step);
-        block.next_bytes = index + 1 < t->groups ? group.strips * words * narrow->mr * 4 : 0;
+        gmem__announce_next(t, index, word, &block);
     } else {
         gmem__pack_group(t, &group, word, words, t->buffers[0]);
         block.weights = t->buffers[0];

@@ -23,8 +23,10 @@ typedef struct gmem__narrow_block {
     int first;     /* the sums start from zero, else from `product` */
     void *product; /* f32 for bf16, int32 for int8: (strips * mr, panel_count * nr), rows product_step apart */
     int64_t product_step;
-    const char *next;   /* weights that come next from memory, worth a prefetch while this block is computed, */
-    int64_t next_bytes; /* contiguous; 0: none */
+    /* Weights that come next from memory, worth a prefetch while this block is computed: next_bytes each of so many
+     * strips, strip_step words apart; 0: none. */
+    const char *next;
+    int64_t next_strips, next_bytes;
 } gmem__narrow_block;
 
 /* The kernel of one instruction set and one type. All fields constant. */
