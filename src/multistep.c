@@ -10,20 +10,19 @@ typedef struct gmem__multistep {
 } gmem__multistep;
 
 /* Adams-Bashforth: the integral over the interval of the polynomial through the latest slopes (Hairer, Norsett, Wanner:
- * "Solving Ordinary Differential Equations I", III.5). */
+ * "Solving Ordinary Differential Equations I", III.5). Slopes at one time, on a grid finer than f32, count once. */
 static gmem__multistep gmem__adams_weights(const gmem__plan *plan, int64_t i, int terms) {
     const double t = gmem__plan_time(plan, i), h = gmem__plan_time(plan, i + 1) - t;
     const double a = terms > 1 ? t - gmem__plan_time(plan, i - 1) : 0; /* back to the slope before, ... */
     const double b = terms > 2 ? t - gmem__plan_time(plan, i - 2) : 0; /* ... and to the one before that */
     gmem__multistep weights = {1, {h, 0, 0}};
-    if (terms == 2) {
-        weights.k[1] = -h * h / (2 * a);
-        weights.k[0] = h - weights.k[1];
-    } else if (terms == 3) {
+    if (a > 0 && b > a) {
         weights.k[1] = -h * h * (h / 3 + b / 2) / (a * (b - a));
         weights.k[2] = h * h * (h / 3 + a / 2) / (b * (b - a));
-        weights.k[0] = h - weights.k[1] - weights.k[2];
+    } else if (a > 0) {
+        weights.k[1] = -h * h / (2 * a);
     }
+    weights.k[0] = h - weights.k[1] - weights.k[2];
     return weights;
 }
 
@@ -38,13 +37,14 @@ static gmem__multistep gmem__dpmpp_weights(const gmem__plan *plan, int64_t i, in
     const gmem_path path = plan->desc.path;
     const gmem__path_point from = gmem__path_at(path, gmem__plan_time(plan, i));
     const gmem__path_point to = gmem__path_at(path, gmem__plan_time(plan, i + 1));
-    const double gain = to.alpha - from.alpha * to.sigma / from.sigma;
-    gmem__multistep weights = {to.sigma / from.sigma, {gain, 0, 0}};
+    const double kept = from.sigma > 0 ? to.sigma / from.sigma : 0, gain = to.alpha - from.alpha * kept;
+    gmem__multistep weights = {kept, {gain, 0, 0}};
     if (terms < 2 || i + 1 == plan->intervals) return weights;
     const gmem__path_point before = gmem__path_at(path, gmem__plan_time(plan, i - 1));
-    if (before.alpha <= 0) return weights;
-    const double lambda = gmem__log_ratio(&from), h = gmem__log_ratio(&to) - lambda;
-    weights.k[1] = -gain * h / (2 * (lambda - gmem__log_ratio(&before)));
+    if (before.alpha <= 0 || to.sigma <= 0) return weights;
+    const double lambda = gmem__log_ratio(&from), h_before = lambda - gmem__log_ratio(&before);
+    if (h_before <= 0) return weights;
+    weights.k[1] = -gain * (gmem__log_ratio(&to) - lambda) / (2 * h_before);
     weights.k[0] = gain - weights.k[1];
     return weights;
 }

@@ -253,6 +253,34 @@ static void test_one_interval(gmem_context *context) {
     }
 }
 
+static gmem_status constant(void *user, const gmem_velocity_call *call, gmem_error *error) {
+    (void)error;
+    for (int64_t i = 0; i < call->batch * call->per_picture; i++) {
+        call->conditional[i] = (float)((const gaussian *)user)->s;
+    }
+    return GMEM_OK;
+}
+
+/* A shift that leaves neighbouring times equal in f32. */
+static void test_equal_times(gmem_context *context) {
+    static const gmem_method multistep[] = {GMEM_AB2, GMEM_AB3, GMEM_DPMPP2M};
+    for (int i = 0; i < 3; i++) {
+        asked log;
+        float x[FIELD_COUNT], exact[FIELD_COUNT];
+        gaussian g = {GMEM_PATH_LINEAR, GMEM_PREDICT_VELOCITY, -1.5};
+        gmem_integrate_desc desc = field_desc(multistep[i], 400, &log);
+        desc.sampler.timestep_shift = 1e6;
+        desc.velocity = constant;
+        field_start(x);
+        for (int j = 0; j < FIELD_COUNT; j++) {
+            exact[j] = x[j] + (float)g.s;
+        }
+        desc.velocity_user = &g;
+        CHECK_OK(gmem_integrate(context, &desc, x, NULL));
+        CHECK_CLOSE("equal times", x, exact, FIELD_COUNT, 1e-4);
+    }
+}
+
 static gmem_status generator(void *user, int64_t index, int64_t batch, int64_t per_picture, float *out,
                              gmem_error *error) {
     (void)error;
@@ -733,6 +761,7 @@ int main(void) {
     test_dpmpp_orders(scalar);
     test_dpmpp_exact(scalar);
     test_one_interval(scalar);
+    test_equal_times(scalar);
     test_gaussians(scalar);
     test_passes(scalar);
     test_guidance_halves(scalar);
