@@ -683,6 +683,8 @@ GMEM_API const gmem_autoencoder_info *gmem_autoencoder_get_info(const gmem_autoe
  * [-1, 1], not clamped. Errors: E_MEMORY, E_ARGUMENT, E_NONFINITE. */
 GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t count, int64_t height, int64_t width,
                                  const float *z, float *out, gmem_error *error);
+/* Floating-point operations of decoding one latent of this size: convolutions and attention. */
+GMEM_API double gmem_decode_flop(const gmem_autoencoder *autoencoder, int64_t height, int64_t width);
 /* image (count, 3, height, width) in [-1, 1], both multiples of factor -> mean and logvar (count, latent_channels,
  * height / factor, width / factor); logvar clamped to [-30, 20]. Errors: as gmem_decode, E_COMBINATION (no encoder). */
 GMEM_API gmem_status gmem_encode(const gmem_autoencoder *autoencoder, int64_t count, int64_t height, int64_t width,
@@ -719,6 +721,54 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
  * Errors: E_ARGUMENT, E_LABEL. */
 GMEM_API gmem_status gmem_pass_prepare(gmem_pass *pass, int64_t times, const float *t, int64_t batch,
                                        const float *snippets, const int64_t *labels, int with_null, gmem_error *error);
+
+/* What a pass spends its time on. Linear layers include the normalisation before them, which is computed as their input
+ * is packed, and the activation or gate behind them. CONDITIONING: everything of time and condition. */
+#define GMEM_OPERATION_LIST(X)        \
+    X(CONDITIONING, "conditioning")   \
+    X(EMBEDDING, "embedding")         \
+    X(QKV, "norm and qkv")            \
+    X(ROTATE, "q, k norm and rotate") \
+    X(ATTENTION, "attention")         \
+    X(PROJ, "proj")                   \
+    X(MLP_IN, "norm and mlp_in")      \
+    X(MLP_OUT, "mlp_out")             \
+    X(FINAL, "final")                 \
+    X(NORM, "other norms")
+
+typedef enum gmem_operation {
+#define GMEM__OPERATION_ENUM(name, text) GMEM_OPERATION_##name,
+    GMEM_OPERATION_LIST(GMEM__OPERATION_ENUM)
+#undef GMEM__OPERATION_ENUM
+        GMEM_OPERATION_COUNT
+} gmem_operation;
+
+GMEM_API const char *gmem_operation_name(gmem_operation operation); /* "attention" */
+
+/* Sums over passes, by gmem_operation; the caller zeroes them and gives the clock, for the library has none. */
+typedef struct gmem_profile {
+    double (*clock)(void *user); /* seconds; called on the thread of the pass */
+    void *user;
+    struct {
+        int64_t calls;
+        double seconds, flop;
+    } operations[GMEM_OPERATION_COUNT];
+} gmem_profile;
+
+/* From now on passes and preparations add to `profile`, which must stay; NULL: no longer. Results are the same. What
+ * the operations' seconds leave of a pass's own is the rest: copies, patches, checks. */
+GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile);
+
+/* A linear layer by itself, to measure the kernels with: y = W x in what the context computes in. weight (rows, depth):
+ * F32, F16, BF16, or I8 with `scale` (rows); rows may lie apart. Both must stay until destroy. Where kernels want
+ * weights in an order of their own, the first run makes that copy. Belongs to one thread at a time.
+ * Errors: E_ARGUMENT, E_TYPE, E_SHAPE, E_MEMORY. */
+typedef struct gmem_linear gmem_linear;
+GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor *weight, const float *scale,
+                                        gmem_linear **out, gmem_error *error);
+GMEM_API void gmem_linear_destroy(gmem_linear *linear);
+/* x (depth, columns) -> y (rows, columns), channels first as all activations inside. Errors: E_ARGUMENT. */
+GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y, gmem_error *error);
 
 /* >>generate ----------------------------------------------------------------------------------------------------- */
 

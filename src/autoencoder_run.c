@@ -254,6 +254,25 @@ GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t co
     return GMEM_OK;
 }
 
+static double gmem__ae_conv_flop(const gmem__ae_conv *conv, double area) {
+    return 2.0 * (double)conv->weight.rows * (double)conv->weight.cols * area;
+}
+
+GMEM_API double gmem_decode_flop(const gmem_autoencoder *autoencoder, int64_t height, int64_t width) {
+    const gmem__ae_net *net = &autoencoder->decoder;
+    double area = (double)height * (double)width, flop = 0;
+    for (int64_t i = 0; i < net->count; i++) {
+        const gmem__ae_layer *layer = net->layers + i;
+        if (layer->upsample) area *= 4;
+        area /= (double)layer->stride * (double)layer->stride;
+        for (int conv = 0; conv < 4; conv++) { /* those that a layer has not are zero */
+            flop += gmem__ae_conv_flop(&layer->conv[conv], area);
+        }
+        if (layer->kind == GMEM__AE_ATTENTION) flop += 4.0 * area * area * (double)layer->in;
+    }
+    return flop;
+}
+
 /* The posterior's parameters (2 * size): mean, then logvar clamped as DiagonalGaussianDistribution does. */
 static void gmem__ae_split(const float *moments, int64_t size, float *mean, float *logvar) {
     memcpy(mean, moments, (size_t)size * sizeof(float));

@@ -37,11 +37,13 @@
 #include "../backends/cpu/cpu.c"
 #include "../backends/cpu/narrow.c"
 #include "context.c"
+#include "linear.c"
 
 /* ... the models ... */
 #include "recognise.c"
 #include "network.c"
 #include "cache.c"
+#include "profile.c"
 #include "pass.c"
 #include "autoencoder.c"
 #include "autoencoder_run.c"

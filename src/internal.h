@@ -306,6 +306,7 @@ typedef struct gmem__engine {
     /* The kernels of narrow products, found once: asking the processor takes longer than a small product. bf16 NULL:
      * f32 kernels on rounded operands. */
     const struct gmem__narrow *bf16, *int8;
+    struct gmem__profiler *profiler; /* of ops that time others (profile.h), else NULL */
 } gmem__engine;
 
 typedef struct gmem__ops {

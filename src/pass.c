@@ -8,6 +8,7 @@
  * (DiT, Peebles and Xie, 2212.09748; LightningDiT, 2501.01423; GMem, 2412.08781) */
 #include "cache.h"
 #include "network.h"
+#include "profile.h"
 
 #include <math.h>
 
@@ -35,6 +36,7 @@ typedef struct gmem__conditions {
 struct gmem_pass {
     const gmem_network *network;
     gmem__engine engine;
+    gmem__profiler profiler;
     gmem__arena arena;
     int64_t max_batch;
     gmem__cache cache;
@@ -144,6 +146,10 @@ GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     const gmem_context *context = pass->network->context;
     gmem__arena_release(context, &pass->arena);
     gmem__free(context, pass, 1, sizeof *pass);
+}
+
+GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
+    if (pass) gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, profile);
 }
 
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }

@@ -131,7 +131,7 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
     void *memory = gmem__blocks_take_raw(store->context, &store->blocks, bytes);
     weight->packed = (gmem__packed *)gmem__store_alloc(store, 1, sizeof *weight->packed);
     if (!memory || !weight->packed)
-        return gmem__fail_at(error, GMEM_E_MEMORY, gmem_file_path(store->file), -1,
+        return gmem__fail_at(error, GMEM_E_MEMORY, store->file ? gmem_file_path(store->file) : NULL, -1,
                              "no memory for the weights in the kernel's order: %lld bytes", (long long)bytes);
     gmem__cpu_packed_place(store->context, weight, swiglu, memory, weight->packed);
     weight->packed->file = store->file;
