@@ -54,7 +54,8 @@ static void test_instructions(void) {
 static void test_choice(void) {
     const gmem__narrow *wide = gmem__narrow_of(GMEM_ISA_AVX512, GMEM_I8), *bytes = gmem__avx2_dots();
     const gmem__narrow *half = gmem__narrow_of(GMEM_ISA_AVX512, GMEM_BF16), *vnni = gmem__avx_vnni_dots();
-    const int wide_vnni = cpuinfo_has("avx512_vnni"), narrow_vnni = vnni ? cpuinfo_has("avx_vnni") : 0;
+    const int wide_vnni = gmem__avx512_dots(GMEM_I8) ? cpuinfo_has("avx512_vnni") : 0,
+              narrow_vnni = vnni ? cpuinfo_has("avx_vnni") : 0;
     CHECK(gmem__narrow_of(GMEM_ISA_AVX2, GMEM_BF16) == NULL);
     CHECK(half == NULL || half == gmem__avx512_dots(GMEM_BF16));
     if (cpuinfo_has("avx512_bf16") == 0) CHECK(half == NULL);

@@ -5,6 +5,10 @@
 #ifdef GMEM__X86
 #include <immintrin.h>
 
+/* AVX512-BF16's intrinsics came with gcc 10 and clang 9. */
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define GMEM__AVX512_DOTS
+
 /* 12 rows, whose sums fill 24 of 32 registers, as in f32. */
 #define GMEM__MR        12
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
@@ -52,16 +56,23 @@
 #else
 #pragma GCC pop_options
 #endif
+#endif /* GMEM__AVX512_DOTS */
 
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
+#ifdef GMEM__AVX512_DOTS
     static const gmem__narrow bf16 = {
         "avx512-bf16", GMEM_BF16, GMEM__MR, 32, 1, 288, 0, 1, NULL, NULL, gmem__avx512_bf16_multiply};
     static const gmem__narrow i8 = {
         "avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply};
     return type == GMEM_BF16 ? &bf16 : &i8;
+#else
+    (void)type;
+    return NULL;
+#endif
 }
 
 #undef GMEM__MR
 #undef GMEM__REPEAT
 #undef V_PREFETCH
+#undef GMEM__AVX512_DOTS
 #endif /* GMEM__X86 */

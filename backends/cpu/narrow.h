@@ -50,10 +50,11 @@ GMEM__FN const gmem__narrow *gmem__portable_i8(void);
 GMEM__FN const gmem__narrow *gmem__portable_like(int i);
 
 #ifdef GMEM__X86
-/* avx512_dots.c, avx2_dots.c: whether the processor has the instruction is narrow_choose.c's question. */
+/* avx512_dots.c, avx2_dots.c: NULL where the compiler lacks the instruction; whether the processor has it is
+ * narrow_choose.c's question. */
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type);
-GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void); /* I8; NULL where the compiler lacks it */
-GMEM__FN const gmem__narrow *gmem__avx2_dots(void);     /* I8 */
+GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void); /* I8 */
+GMEM__FN const gmem__narrow *gmem__avx2_dots(void);     /* I8, always there */
 #endif
 
 /* amx.c: whether the processor has AMX and the system grants it to this process; its kernels, NULL without; and the
