@@ -166,8 +166,8 @@ typedef struct gmem_allocator {
 } gmem_allocator;
 
 /* Files. Every function may fail; none is called twice at once for the same file. Default: POSIX, or the C library.
- * All are needed, but for `map` and `unmap`, which come together. Failures of each can be injected, which is how the
- * tests prove the error paths. */
+ * All are needed, but for `map` and `unmap`, which come together, and `discard`, which may go with them. Failures of
+ * each can be injected, which is how the tests prove the error paths. */
 typedef struct gmem_io {
     void *user;
     /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure. */
@@ -185,6 +185,8 @@ typedef struct gmem_io {
     /* Maps the whole file for reading, or NULL: then it is read instead. The mapping outlives close. */
     const void *(*map)(void *user, void *file, int64_t bytes);
     void (*unmap)(void *user, const void *memory, int64_t bytes);
+    /* These bytes of a mapping are not needed for now: their memory may serve others, and they read the same later. */
+    void (*discard)(void *user, const void *memory, int64_t bytes);
     /* Moves a finished file over `to`, durably where the system can; 0 on success. */
     int (*rename)(void *user, const char *from, const char *to);
     int (*remove)(void *user, const char *path);
@@ -192,9 +194,20 @@ typedef struct gmem_io {
 
 typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_AVX512, GMEM_ISA_AMX } gmem_isa;
 
+/* What the large matrix products compute in: the blocks' linear layers, attention and the autoencoder's convolutions.
+ * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
+ * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
+ * autoencoder and the layers that suffer (network.c says which) compute in bf16. Where the processor lacks an
+ * instruction for it, the same rounding is computed with what it has. */
+typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8 } gmem_compute;
+
 typedef struct gmem_context_desc {
-    gmem_isa isa;             /* auto: the fastest that this processor has; a named one that is missing is an error */
-    int threads;              /* 0: as many as the machine has; needs OpenMP for more than one */
+    gmem_isa isa;         /* auto: the fastest that this processor has; a named one that is missing is an error */
+    gmem_compute compute; /* f32 */
+    /* 0: as many as the machine has; needs OpenMP for more than one. Between steps they sleep: LLVM's runtime is told
+     * to let them after a millisecond; GCC's spins for some 5 ms first, and not where the program runs with
+     * GOMP_SPINCOUNT=1000, which also helps where other programs want the processor. */
+    int threads;
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
@@ -213,6 +226,9 @@ GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, a
 /* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar". Lives as long as the context. */
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
+GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
+/* The kernels of the large products: "avx512", "avx512-bf16", "amx-int8", ... Lives as long as the context. */
+GMEM_API const char *gmem_context_kernels(const gmem_context *context);
 GMEM_API int gmem_context_threads(const gmem_context *context);
 
 /* >>tensors ------------------------------------------------------------------------------------------------------ */
@@ -327,7 +343,8 @@ typedef struct gmem_save_desc {
     void *fill_user;
 } gmem_save_desc;
 
-/* Writes a safetensors file beside `path`, brings it to disk and renames it: it appears whole or not at all.
+/* Writes a safetensors file beside `path`, brings it to disk and renames it: it appears whole or not at all. A process
+ * that is killed on the way leaves PATH.tmp0 (or .tmp1 and so on), which nothing reads and another save leaves alone.
  * Errors: E_OPEN, E_WRITE, E_SYNC, E_RENAME, E_MEMORY, E_ARGUMENT, E_NAME (names must be unique). */
 GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gmem_save_desc *desc, gmem_error *error);
 /* The same discipline for any bytes (a PNG). */
@@ -445,7 +462,11 @@ typedef enum gmem_method {
     GMEM_SDE_HEUN,
     GMEM_REPA_EULER,
     GMEM_REPA_HEUN,
-    GMEM_REPA_SDE
+    GMEM_REPA_SDE,
+    /* Not published with these models: ODE methods of one pass an interval, which remember earlier predictions. */
+    GMEM_AB2,    /* Adams-Bashforth: x' = x + h (v + h / (2 h_before) (v - v_before)), likewise on uneven grids */
+    GMEM_AB3,    /* its third order, from the third interval on; the first is Heun's, a pass more */
+    GMEM_DPMPP2M /* DPM-Solver++(2M), arXiv 2211.01095: the data x_1 is extrapolated in log(alpha / sigma) */
 } gmem_method;
 
 typedef enum gmem_diffusion_form {
@@ -486,6 +507,11 @@ typedef struct gmem_sampler_desc {
     double cfg_start, cfg_end; /* the interval of t, ends included; cfg_end 0: no end. Outside it one half alone is
                                   asked for: the conditional, but beyond a transport method's end the unconditional */
     int cfg_channels;          /* guided channels from the first; 0: all */
+    /* Step caching, opt-in; 0: off. In a pass of gmem_sample, the sum that a network's blocks after the first add is
+     * taken from the last pass that computed it, where what the first block adds has changed since by less than this
+     * (relative L1). Decided for each picture, and each half of a guided one, on its own: a picture does not depend on
+     * its batch. Not for DOPRI5, whose times go back, nor for gmem_integrate. After TeaCache, arXiv 2411.19108. */
+    double cache_threshold;
 } gmem_sampler_desc;
 
 /* What a pass asks of a velocity function: at one time t for the whole batch, the conditional half, the null half or
@@ -540,6 +566,12 @@ GMEM_API gmem_status gmem_sampler_check(const gmem_sampler_desc *desc, int time_
  * the network; otherwise its defaults are those of t = 0 being noise. */
 GMEM_API int64_t gmem_sampler_times(const gmem_sampler_desc *desc, double *out, int64_t capacity);
 
+/* What step caching did: passes of one sample each (two a picture where it is guided), and those of them in which only
+ * the first block was computed. */
+typedef struct gmem_reuse {
+    int64_t passes, reused;
+} gmem_reuse;
+
 /* Sampling with a network. `x` as in gmem_integrate, (batch, channels, height, width). */
 typedef struct gmem_sample_desc {
     gmem_sampler_desc sampler;
@@ -553,6 +585,7 @@ typedef struct gmem_sample_desc {
     gmem_progress_fn progress;
     void *progress_user;
     int64_t *passes;
+    gmem_reuse *reuse; /* receives what caching did, zeros without; or NULL */
 } gmem_sample_desc;
 
 GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
@@ -653,6 +686,8 @@ GMEM_API const gmem_autoencoder_info *gmem_autoencoder_get_info(const gmem_autoe
  * [-1, 1], not clamped. Errors: E_MEMORY, E_ARGUMENT, E_NONFINITE. */
 GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t count, int64_t height, int64_t width,
                                  const float *z, float *out, gmem_error *error);
+/* Floating-point operations of decoding one latent of this size: convolutions and attention. */
+GMEM_API double gmem_decode_flop(const gmem_autoencoder *autoencoder, int64_t height, int64_t width);
 /* image (count, 3, height, width) in [-1, 1], both multiples of factor -> mean and logvar (count, latent_channels,
  * height / factor, width / factor); logvar clamped to [-30, 20]. Errors: as gmem_decode, E_COMBINATION (no encoder). */
 GMEM_API gmem_status gmem_encode(const gmem_autoencoder *autoencoder, int64_t count, int64_t height, int64_t width,
@@ -690,6 +725,54 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
 GMEM_API gmem_status gmem_pass_prepare(gmem_pass *pass, int64_t times, const float *t, int64_t batch,
                                        const float *snippets, const int64_t *labels, int with_null, gmem_error *error);
 
+/* What a pass spends its time on. Linear layers include the normalisation before them, which is computed as their input
+ * is packed, and the activation or gate behind them. CONDITIONING: everything of time and condition. */
+#define GMEM_OPERATION_LIST(X)        \
+    X(CONDITIONING, "conditioning")   \
+    X(EMBEDDING, "embedding")         \
+    X(QKV, "norm and qkv")            \
+    X(ROTATE, "q, k norm and rotate") \
+    X(ATTENTION, "attention")         \
+    X(PROJ, "proj")                   \
+    X(MLP_IN, "norm and mlp_in")      \
+    X(MLP_OUT, "mlp_out")             \
+    X(FINAL, "final")                 \
+    X(NORM, "other norms")
+
+typedef enum gmem_operation {
+#define GMEM__OPERATION_ENUM(name, text) GMEM_OPERATION_##name,
+    GMEM_OPERATION_LIST(GMEM__OPERATION_ENUM)
+#undef GMEM__OPERATION_ENUM
+        GMEM_OPERATION_COUNT
+} gmem_operation;
+
+GMEM_API const char *gmem_operation_name(gmem_operation operation); /* "attention" */
+
+/* Sums over passes, by gmem_operation; the caller zeroes them and gives the clock, for the library has none. */
+typedef struct gmem_profile {
+    double (*clock)(void *user); /* seconds; called on the thread of the pass */
+    void *user;
+    struct {
+        int64_t calls;
+        double seconds, flop;
+    } operations[GMEM_OPERATION_COUNT];
+} gmem_profile;
+
+/* From now on passes and preparations add to `profile`, which must stay; NULL: no longer. Results are the same. What
+ * the operations' seconds leave of a pass's own is the rest: copies, patches, checks. */
+GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile);
+
+/* A linear layer by itself, to measure the kernels with: y = W x in what the context computes in. weight (rows, depth):
+ * F32, F16, BF16, or I8 with `scale` (rows); rows may lie apart. Both must stay until destroy. Where kernels want
+ * weights in an order of their own, the first run makes that copy. Belongs to one thread at a time.
+ * Errors: E_ARGUMENT, E_TYPE, E_SHAPE, E_MEMORY. */
+typedef struct gmem_linear gmem_linear;
+GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor *weight, const float *scale,
+                                        gmem_linear **out, gmem_error *error);
+GMEM_API void gmem_linear_destroy(gmem_linear *linear);
+/* x (depth, columns) -> y (rows, columns), channels first as all activations inside. Errors: E_ARGUMENT. */
+GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y, gmem_error *error);
+
 /* >>generate ----------------------------------------------------------------------------------------------------- */
 
 /* One call from files to pixels. Paths that a network does not need may be NULL. */
@@ -700,7 +783,9 @@ typedef struct gmem_generate_desc {
     const char *autoencoder;
     const char *latent_stats; /* VA-VAE family; or NULL: mean 0, std 1 */
     double multiplier;        /* 0: the autoencoder family's */
-    int64_t count;            /* pictures, sampled as one batch; 0: 1 */
+    int64_t count;            /* pictures; 0: 1 */
+    int64_t batch; /* sampled at once, which is faster and takes more memory; 0: as many as have 1024 tokens, at most
+                      16, but all with the torch generators, whose one stream gives other pictures for other batches */
     uint64_t seed;
     gmem_rng_kind rng;
     const char *const *memory; /* (memory_count) names or row numbers, used in turn; none: random rows, or with the
@@ -709,7 +794,7 @@ typedef struct gmem_generate_desc {
     const int64_t *labels; /* (label_count) used in turn, for class-conditional networks; none: random labels */
     int label_count;
     gmem_sampler_desc sampler;
-    gmem_progress_fn progress;
+    gmem_progress_fn progress; /* steps and passes count through all batches; `x` is the present one */
     void *progress_user;
 } gmem_generate_desc;
 
@@ -829,7 +914,9 @@ struct gmem_context {
     int threads;
     int no_map;
     gmem_isa isa;
+    gmem_compute compute;
     const struct gmem__ops *ops;
+    const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
     char backend[32];
 };
 
@@ -857,6 +944,8 @@ GMEM__FN void gmem__arena_release(const gmem_context *context, gmem__arena *aren
 /* Allocations that are freed together; small ones share a block. Zero-filled, `align` a power of two up to 64. */
 GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block **blocks, int64_t count, size_t bytes,
                                  size_t align);
+/* Large and uninitialised: the system gives such memory away without touching it. 64-byte aligned. */
+GMEM__FN void *gmem__blocks_take_raw(const gmem_context *context, struct gmem__block **blocks, int64_t bytes);
 GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks);
 
 /* io.c: the system's files, and whole files in memory or mapped --------------------------------------------------- */
@@ -893,17 +982,31 @@ GMEM__FN const gmem_tensor *gmem__find_scale(const gmem_file *file, const char *
 
 /* weights --------------------------------------------------------------------------------------------------------- */
 
+/* A copy of a weight in the order and type of a narrow kernel (backends/cpu/narrow.h). Its memory is reserved when the
+ * network is opened and filled by the first product that needs it; whoever finds it being filled does without. */
+typedef struct gmem__packed {
+    int state; /* GMEM__PACKED_*, read and written atomically */
+    uint32_t *words;
+    float *scale; /* int8: (rows) what multiplies each row, and (rows) the sum of its values */
+    int32_t *sum;
+    const gmem_file *file; /* whose mapping may be let go of once the copy is there; or NULL */
+} gmem__packed;
+
+enum { GMEM__PACKED_EMPTY, GMEM__PACKED_FILLING, GMEM__PACKED_READY };
+
 /* A matrix of weights in the file's own type, rows contiguous. Convolutions (O, I, k, k) count as (O, I * k * k). */
 typedef struct gmem__weight {
-    const void *data;   /* (rows, cols), little-endian, maybe unaligned */
-    const float *scale; /* (rows) for I8, else NULL */
-    gmem_type type;     /* F32, F16, BF16, I8 */
+    const void *data;     /* (rows, cols), little-endian, maybe unaligned */
+    const float *scale;   /* (rows) for I8, else NULL */
+    gmem_type type;       /* F32, F16, BF16, I8 */
+    gmem_compute compute; /* what products with it compute in */
+    gmem__packed *packed; /* or NULL */
     int64_t rows, cols;
     int64_t row_stride; /* elements */
 } gmem__weight;
 
-/* weights.c: what a model takes from its file. Matrices of the four types stay in the mapping; other types (F64), and
- * views whose rows are not contiguous, are copied to f32 into `store`, as are all vectors. */
+/* weights.c: what a model takes from its file. Matrices of the four types and vectors of f32 stay in the mapping; other
+ * types and what is not contiguous are copied to f32 into `store`. */
 typedef struct gmem__store {
     const gmem_context *context;
     const gmem_file *file;
@@ -919,6 +1022,10 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
 GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count,
                                  size_t bytes); /* zero-filled, freed with the store */
 GMEM__FN void gmem__store_free(gmem__store *store);
+/* Lets products with `weight` compute in this type, and reserves memory for the copy that its kernel wants, if any.
+ * swiglu: they end in GMEM__ACT_SWIGLU. */
+GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
+                                        gmem_error *error);
 
 /* the table of operations ----------------------------------------------------------------------------------------- */
 
@@ -934,20 +1041,6 @@ typedef enum gmem__activation {
     GMEM__ACT_SWIGLU /* y (rows / 2, columns): silu(row r) * row (r + rows / 2) */
 } gmem__activation;
 
-/* y = activation(W x + bias); with `gate` or `residual`: y += gate * (W x + bias). */
-typedef struct gmem__linear {
-    const gmem__weight *weight; /* (rows, depth) */
-    const float *bias;          /* (rows) or NULL */
-    const float *x;             /* (depth, columns), rows x_stride apart */
-    float *y;                   /* (rows, columns), rows y_stride apart */
-    int64_t x_stride, y_stride, columns;
-    gmem__activation activation;
-    int residual;
-    const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
-    int64_t gate_stride;
-    int64_t tokens; /* columns of one sample, where gate is given */
-} gmem__linear;
-
 /* y = norm(x) over channels, per column, then y = y * (1 + scale) + shift. */
 typedef struct gmem__norm {
     int rms; /* RMSNorm; else LayerNorm */
@@ -957,10 +1050,26 @@ typedef struct gmem__norm {
     const float *shift;  /* (samples, channels), samples modulation_stride apart; or NULL for 0 */
     const float *scale;  /* likewise; or NULL for 0 */
     int64_t modulation_stride;
-    const float *x; /* (channels, columns) */
-    float *y;       /* (channels, columns); may be x */
+    const float *x;             /* (channels, columns) */
+    float *y;                   /* (channels, columns) from column y_column on, rows y_stride apart; may be x */
+    int64_t y_stride, y_column; /* y_stride 0: columns */
     int64_t channels, columns, tokens;
 } gmem__norm;
+
+/* y = activation(W x + bias); with `gate` or `residual`: y += gate * (W x + bias). */
+typedef struct gmem__linear {
+    const gmem__weight *weight; /* (rows, depth) */
+    const float *bias;          /* (rows) or NULL */
+    const gmem__norm *norm;     /* x is what this gives, and computed on the way; its y is memory for that. Or NULL */
+    const float *x;             /* (depth, columns), rows x_stride apart; of no use with norm */
+    float *y;                   /* (rows, columns), rows y_stride apart */
+    int64_t x_stride, y_stride, columns;
+    gmem__activation activation;
+    int residual;
+    const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
+    int64_t gate_stride;
+    int64_t tokens; /* columns of one sample, where gate is given */
+} gmem__linear;
 
 /* In place on x (heads * head_dim, columns): norm over each head's channels, then rotary embedding. Pairs (2i, 2i+1)
  * of a head turn by the angle of column (token of the sample), pair i: x' = x cos - y sin, y' = y cos + x sin. */
@@ -981,6 +1090,7 @@ typedef struct gmem__attention {
     int64_t heads, head_dim, tokens, samples;
     int64_t stride, y_stride;
     float scale;
+    gmem_compute compute; /* int8 counts as bf16 */
 } gmem__attention;
 
 /* y = W * x + bias (+ residual), one image: x (in_channels, height, width), zero padding.
@@ -1012,6 +1122,10 @@ typedef struct gmem__engine {
     const struct gmem__ops *ops;
     int threads;
     void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned */
+    /* The kernels of narrow products, found once: asking the processor takes longer than a small product. bf16 NULL:
+     * f32 kernels on rounded operands. */
+    const struct gmem__narrow *bf16, *int8;
+    struct gmem__profiler *profiler; /* of ops that time others (profile.h), else NULL */
 } gmem__engine;
 
 typedef struct gmem__ops {
@@ -1029,6 +1143,17 @@ typedef struct gmem__ops {
  * GMEM_ISA_AUTO gives the fastest; `isa` (may be NULL) receives which. */
 GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen);
 GMEM__FN int gmem__cpu_count(void);
+/* backends/cpu/narrow.c: the kernels for BF16 or I8 with an instruction set (never AUTO), and their names. */
+GMEM__FN const struct gmem__narrow *gmem__cpu_narrow(gmem_isa isa, gmem_type type);
+GMEM__FN const char *gmem__cpu_narrow_name(const struct gmem__narrow *narrow);
+/* Bytes of the copy that products of this type with `weight` want, words, scales and sums one after the other; 0: none.
+ * A weight that no narrow kernel takes (too deep) gets `*compute` F32. */
+GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem__weight *weight, int swiglu,
+                                        gmem_compute *compute);
+GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
+                                     gmem__packed *packed);
+/* An engine without scratch. */
+GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context);
 
 /* The float and its bits: 1 where every one of `count` is finite. */
 GMEM__FN int gmem__all_finite(const float *x, int64_t count);
@@ -1296,6 +1421,18 @@ GMEM__FN void *gmem__blocks_take(const gmem_context *context, struct gmem__block
     return (char *)block + start;
 }
 
+GMEM__FN void *gmem__blocks_take_raw(const gmem_context *context, gmem__block **blocks, int64_t bytes) {
+    int64_t need;
+    if (!*blocks && !gmem__block_add(context, blocks, 0)) return NULL; /* the first one serves small takes */
+    if (!gmem__add(bytes, GMEM__ALIGNMENT, &need)) return NULL;
+    gmem__block *block = (gmem__block *)gmem__alloc_raw(context, need, 1);
+    if (!block) return NULL;
+    block->bytes = block->used = need;
+    block->next = (*blocks)->next;
+    (*blocks)->next = block;
+    return (char *)block + GMEM__ALIGNMENT;
+}
+
 GMEM__FN void gmem__blocks_free(const gmem_context *context, struct gmem__block **blocks) {
     while (*blocks) {
         gmem__block *block = *blocks;
@@ -1400,6 +1537,10 @@ GMEM__FN gmem_status gmem__parse_torch_legacy(gmem_file *file, gmem_error *error
 
 /* Whether the name of any selected tensor begins with `prefix`. */
 GMEM__FN int gmem__file_has_prefix(const gmem_file *file, const char *prefix);
+
+/* Gives the memory of these bytes back to the system until they are read again, where `data` lies in the file's
+ * mapping; else it does nothing. For weights of which a copy is in use. */
+GMEM__FN void gmem__file_discard(const gmem_file *file, const void *data, int64_t bytes);
 
 /* The global that alone could build the selection's `name` or what it lies in ("argparse.Namespace"), or NULL. */
 GMEM__FN const char *gmem__file_foreign_at(const gmem_file *file, const char *name);
@@ -1590,6 +1731,37 @@ static void gmem__system_unmap(void *user, const void *memory, int64_t bytes) {
     (void)user;
     munmap((void *)(uintptr_t)memory, (size_t)bytes);
 }
+
+/* Linux drops the pages from the process and takes them from the file when they are touched again. Its posix_madvise
+ * does nothing, and strict C99 hides what does. */
+#if defined(__linux__) && !defined(__alpha__)
+#define GMEM__SYSTEM_DISCARD gmem__system_discard
+#ifndef MADV_DONTNEED
+#define GMEM__DONTNEED 4
+#ifdef __cplusplus
+extern "C" {
+#endif
+int madvise(void *memory, size_t bytes, int advice);
+#ifdef __cplusplus
+}
+#endif
+#else
+#define GMEM__DONTNEED MADV_DONTNEED
+#endif
+
+/* Whole pages only: the others hold what belongs to somebody else. */
+static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
+    const long page = sysconf(_SC_PAGESIZE);
+    (void)user;
+    if (page <= 0) return;
+    const uintptr_t size = (uintptr_t)page, end = ((uintptr_t)memory + (uintptr_t)bytes) / size * size;
+    const uintptr_t start = ((uintptr_t)memory + size - 1) / size * size;
+    if (start < end) (void)madvise((void *)start, (size_t)(end - start), GMEM__DONTNEED);
+}
+#undef GMEM__DONTNEED
+#else
+#define GMEM__SYSTEM_DISCARD NULL
+#endif
 #endif
 
 /* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole anyway. */
@@ -1708,6 +1880,7 @@ GMEM__FN gmem_io gmem__system_io(void) {
 #if defined(GMEM__POSIX) && !defined(GMEM_NO_MMAP)
     io.map = gmem__system_map;
     io.unmap = gmem__system_unmap;
+    io.discard = GMEM__SYSTEM_DISCARD;
 #endif
     io.rename = gmem__system_rename;
     io.remove = gmem__system_remove;
@@ -1781,6 +1954,7 @@ GMEM__FN void gmem__bytes_close(const gmem_context *context, gmem__bytes *bytes)
 }
 
 #undef GMEM__POSIX
+#undef GMEM__SYSTEM_DISCARD
 /* ---- src/tensor.c ---- */
 /* Tensors: element types, exact conversions, and reads through any strides from data that may lie unaligned. */
 
@@ -5336,6 +5510,14 @@ GMEM_API void gmem_file_close(gmem_file *file) {
     gmem__free(context, file, 1, sizeof *file);
 }
 
+GMEM__FN void gmem__file_discard(const gmem_file *file, const void *data, int64_t bytes) {
+    const gmem_io *io = &file->context->io;
+    const uintptr_t start = (uintptr_t)file->bytes.data, at = (uintptr_t)data;
+    if (!file->bytes.mapped || !io->discard || at < start || at - start > (uintptr_t)file->bytes.size) return;
+    if (bytes < 1 || bytes > file->bytes.size - (int64_t)(at - start)) return;
+    io->discard(io->user, data, bytes);
+}
+
 /* answers --------------------------------------------------------------------------------------------------------- */
 
 GMEM_API const char *gmem_file_path(const gmem_file *file) { return file->path; }
@@ -5834,8 +6016,8 @@ GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gm
 #undef GMEM__SAVE_CHUNK
 #undef GMEM__SAVE_ATTEMPT
 /* ---- src/weights.c ---- */
-/* What a model takes from its file: matrices stay where they lie, vectors and what has another layout or type are
- * copied to f32. */
+/* What a model takes from its file: matrices and f32 vectors stay where they lie, so that opening touches none of them;
+ * what has another layout or type is copied to f32. */
 
 GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count, size_t bytes) {
     return gmem__blocks_take(store->context, &store->blocks, count, bytes, 64);
@@ -5855,10 +6037,20 @@ static void gmem__store_count(gmem__store *store, const gmem_tensor *tensor, int
     store->bytes += count * (int64_t)gmem_type_bytes(tensor->type);
 }
 
-/* A copy of the whole tensor in f32, its rows multiplied by `scale` (rows) where that is not NULL. */
-static gmem_status gmem__store_copy(gmem__store *store, const gmem_tensor *tensor, int64_t rows, const float *scale,
-                                    const float **out, gmem_error *error) {
+static int gmem__is_f32_array(const gmem_tensor *tensor) {
+    return tensor->type == GMEM_F32 && gmem__tensor_is_contiguous(tensor) &&
+           (uintptr_t)tensor->data % sizeof(float) == 0;
+}
+
+/* The whole tensor in f32, its rows multiplied by `scale` (rows) where that is not NULL: a copy, unless the file holds
+ * just that. */
+static gmem_status gmem__store_f32(gmem__store *store, const gmem_tensor *tensor, int64_t rows, const float *scale,
+                                   const float **out, gmem_error *error) {
     int64_t count = gmem_tensor_count(tensor);
+    if (!scale && gmem__is_f32_array(tensor)) {
+        *out = (const float *)tensor->data;
+        return GMEM_OK;
+    }
     float *copy = (float *)gmem__store_alloc(store, count, sizeof *copy);
     if (!copy) return gmem__store_no_memory(store, tensor->name, error);
     gmem_tensor_read_f32(tensor, 0, count, copy);
@@ -5879,7 +6071,7 @@ static gmem_status gmem__store_scale(gmem__store *store, const gmem_tensor *tens
     if (scale->type == GMEM_I8)
         return gmem__fail_at(error, GMEM_E_TYPE, gmem_file_path(store->file), -1,
                              "%s: expected floating point, found I8", gmem__quote(&quoted, scale->name));
-    GMEM__TRY(gmem__store_copy(store, scale, rows, NULL, out, error));
+    GMEM__TRY(gmem__store_f32(store, scale, rows, NULL, out, error));
     gmem__store_count(store, scale, 0);
     return GMEM_OK;
 }
@@ -5905,7 +6097,7 @@ static gmem_status gmem__store_rows(gmem__store *store, const gmem_tensor *tenso
         weight.row_stride = rows == 1 ? cols : tensor->stride[0];
     } else {
         const float *copy = NULL;
-        GMEM__TRY(gmem__store_copy(store, tensor, rows, weight.scale, &copy, error));
+        GMEM__TRY(gmem__store_f32(store, tensor, rows, weight.scale, &copy, error));
         weight.type = GMEM_F32;
         weight.scale = NULL;
         weight.data = copy;
@@ -5943,8 +6135,23 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
     const float *scale;
     GMEM__TRY(gmem__need(store->file, name, 1, &count, &tensor, error));
     GMEM__TRY(gmem__store_scale(store, tensor, count, &scale, error));
-    GMEM__TRY(gmem__store_copy(store, tensor, count, scale, out, error));
+    GMEM__TRY(gmem__store_f32(store, tensor, count, scale, out, error));
     gmem__store_count(store, tensor, 1);
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
+                                        gmem_error *error) {
+    weight->compute = compute;
+    const int64_t bytes = gmem__cpu_packed_bytes(store->context, weight, swiglu, &weight->compute);
+    if (bytes == 0) return GMEM_OK;
+    void *memory = gmem__blocks_take_raw(store->context, &store->blocks, bytes);
+    weight->packed = (gmem__packed *)gmem__store_alloc(store, 1, sizeof *weight->packed);
+    if (!memory || !weight->packed)
+        return gmem__fail_at(error, GMEM_E_MEMORY, store->file ? gmem_file_path(store->file) : NULL, -1,
+                             "no memory for the weights in the kernel's order: %lld bytes", (long long)bytes);
+    gmem__cpu_packed_place(store->context, weight, swiglu, memory, weight->packed);
+    weight->packed->file = store->file;
     return GMEM_OK;
 }
 
@@ -5980,7 +6187,7 @@ typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
 
 /* Scratch of one thread and what all share, in floats. The shared part holds an operand x that was packed for all row
  * blocks; where x is too deep for it, each task packs its own. */
-#define GMEM__SCRATCH (256 * 1024)
+#define GMEM__SCRATCH (512 * 1024)
 #define GMEM__SHARED  (2 * 1024 * 1024)
 
 /* Row operations go in tasks of so many columns (norm, rotate) or queries (attention), never across samples. */
@@ -5990,8 +6197,10 @@ typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
  * y (rows, columns) = W (rows, depth) x (depth, columns), then the epilogue. */
 typedef struct gmem__gemm {
     const gmem__weight *weight;
+    int round_bf16; /* both operands are rounded to bf16 first */
     const float *x; /* (depth, columns), rows x_stride apart */
     int64_t x_stride;
+    const gmem__norm *norm; /* or what x comes from, computed while it is packed */
     const gmem__conv *conv; /* or the image whose patches are x, which is then never stored whole */
     int64_t rows, depth, columns;
     /* epilogue: y = residual + gate * activation(W x + bias) */
@@ -6023,6 +6232,30 @@ GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *ti
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
                          int64_t panel_step, float *panels);
 
+struct gmem__narrow;
+
+/* Rows of a weight for a strip of a narrow kernel (narrow.h): its rows, where they lie in the strip, the depth. */
+typedef struct gmem__strip_part {
+    int64_t row, rows;  /* of the weight; below mr at the end */
+    int64_t k, words;   /* from this value of the depth on; words beyond the depth are zero */
+    const float *scale; /* int8: (rows) what the weight was divided by */
+} gmem__strip_part;
+
+/* The operands' conversions to words, and back, in vector code. */
+typedef struct gmem__narrow_rows {
+    /* int8: the scale of one row of weights, max |w| / 127 (NaN where the row is not finite), and its values' sum. */
+    void (*measure)(const gmem__weight *weight, int64_t row, float *scale, int32_t *sum);
+    /* strip (words / 16, mr, 16) of the part. */
+    void (*strip)(const struct gmem__narrow *narrow, const gmem__weight *weight, const gmem__strip_part *part,
+                  uint32_t *strip);
+    /* x (depth, columns), rows `stride` apart, to panels panel_step words apart, of which this fills `words` rows and
+     * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
+    void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
+                   int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
+    /* int8: sums (count, whole vectors) in place to floats: (sum - offset) * row_scale * scale (count). */
+    void (*dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale);
+} gmem__narrow_rows;
+
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
     /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
@@ -6037,6 +6270,15 @@ typedef struct gmem__kernels {
     void (*attention)(const gmem__attention *op, int64_t sample, int64_t head, int64_t begin, int64_t end,
                       float *scratch);
     void (*group_norm)(const gmem__group_norm *op, int64_t group);
+
+    /* Row i of a tile from the product to y: activation, gate, residual. up: where SWIGLU's second half begins. */
+    void (*finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up, float *product);
+    /* x (count) to the nearest bf16 values, in place. */
+    void (*round_bf16)(float *x, int64_t count);
+    const gmem__narrow_rows *(*narrow)(void);
+    /* Like attention, by the products of a bf16 kernel; gmem__narrow_attention_floats of scratch. Or NULL. */
+    void (*narrow_attention)(const struct gmem__narrow *narrow, const gmem__attention *op, int64_t sample, int64_t head,
+                             int64_t begin, int64_t end, float *scratch);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */
@@ -6045,6 +6287,10 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void);
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void);
 GMEM__FN const gmem__kernels *gmem__avx512_kernels(void);
 #endif
+
+/* scalar.c: weight[row][k .. k + count) as floats. scalar_narrow.c. */
+GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out);
+GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
 
 /* scalar_rows.c: the references of the row operations. */
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
@@ -6065,6 +6311,22 @@ GMEM__FN const gmem__kernels *gmem__engine_kernels(const gmem__engine *engine);
  * floats. What a task computes depends on its number only, so that results don't depend on the number of threads. */
 GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
                               void (*task)(const void *job, int64_t i, float *scratch), const void *job);
+
+/* A product cut into tasks over the columns, or the depth, of x, and over tiles of y; shared by f32 and narrow ones. */
+#define GMEM__PACK_ROWS    64 /* of x in a task that packs them */
+#define GMEM__PACK_COLUMNS 32 /* or columns, where a task needs them whole; every nr divides it */
+
+/* Whether gemm->norm can be computed while packing: a task's columns fit in its scratch. */
+GMEM__INLINE int gmem__norm_fits(const gmem__gemm *gemm) { return gemm->depth * GMEM__PACK_COLUMNS <= GMEM__SCRATCH; }
+/* cpu.c: columns [begin, begin + count) of gemm->norm's result: out (depth, GMEM__PACK_COLUMNS). */
+GMEM__FN void gmem__normed_columns(const gmem__kernels *kernels, const gmem__gemm *gemm, int64_t begin, int64_t count,
+                                   float *out);
+/* cpu.c: rows of y in a task, a multiple of mr and at most `largest`. */
+GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64_t columns, int64_t mr,
+                                 int64_t largest);
+/* narrow.c: the kernel for products with this weight, or NULL; and the product. */
+GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight);
+GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const struct gmem__narrow *narrow);
 
 #endif /* GMEM__CPU_H */
 
@@ -6175,7 +6437,7 @@ GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64
 #define GMEM__SCALAR_NR 32
 
 /* weight[row][k .. k + count) as floats. */
-static void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
     const unsigned char *data = (const unsigned char *)weight->data;
     const int64_t first = row * weight->row_stride + k;
     uint16_t half;
@@ -6225,23 +6487,26 @@ static float gmem__scalar_activate(gmem__activation activation, float x) {
     }
 }
 
-/* From the product's rows, GMEM__NC floats apart, to y. */
-static void gmem__scalar_epilogue(const gmem__gemm *gemm, const gmem__tile *tile, const float *product) {
+/* Row i of a tile from the product's rows, GMEM__NC floats apart, to y. */
+static void gmem__scalar_finish_row(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up_row,
+                                    float *product) {
     const int swiglu = gemm->activation == GMEM__ACT_SWIGLU;
-    for (int64_t i = 0; i < tile->rows; i++) {
-        const int64_t row = tile->row + i;
-        const float *sums = product + i * GMEM__NC, *up = product + (tile->rows + i) * GMEM__NC;
-        const float bias = gemm->bias ? gemm->bias[row] : 0;
-        const float up_bias = gemm->bias && swiglu ? gemm->bias[row + gemm->rows / 2] : 0;
-        const int64_t first = row * gemm->y_stride + tile->column;
-        for (int64_t c = 0; c < tile->columns; c++) {
-            float value = gmem__scalar_activate(gemm->activation, sums[c] + bias);
-            if (swiglu) value *= up[c] + up_bias;
-            if (gemm->gate) value *= gemm->gate[(tile->column + c) / gemm->tokens * gemm->gate_stride + row];
-            if (gemm->residual) value += gemm->residual[first + c];
-            gemm->y[first + c] = value;
-        }
+    const int64_t row = tile->row + i, first = row * gemm->y_stride + tile->column;
+    const float *sums = product + i * GMEM__NC, *up = product + (up_row + i) * GMEM__NC;
+    const float bias = gemm->bias ? gemm->bias[row] : 0;
+    const float up_bias = gemm->bias && swiglu ? gemm->bias[row + gemm->rows / 2] : 0;
+    for (int64_t c = 0; c < tile->columns; c++) {
+        float value = gmem__scalar_activate(gemm->activation, sums[c] + bias);
+        if (swiglu) value *= up[c] + up_bias;
+        if (gemm->gate) value *= gemm->gate[(tile->column + c) / gemm->tokens * gemm->gate_stride + row];
+        if (gemm->residual) value += gemm->residual[first + c];
+        gemm->y[first + c] = value;
     }
+}
+
+static void gmem__scalar_round_bf16(float *x, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        x[i] = gmem__bf16_to_f32(gmem__f32_to_bf16(x[i]));
 }
 
 static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
@@ -6256,13 +6521,16 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
         const int64_t step = (panels ? gemm->depth : depth) * nr;
         const float *first = panels ? panels + k * nr : own;
         if (!panels) gmem__pack(gemm, k, depth, tile->column, tile->columns, nr, step, own);
+        if (!panels && gemm->round_bf16) gmem__scalar_round_bf16(own, gmem__ceil_div(tile->columns, nr) * step);
         for (int64_t i = 0; i < rows; i++) {
             gmem__scalar_weights(gemm->weight, gmem__tile_row(gemm, tile, i), k, depth, weights);
+            if (gemm->round_bf16) gmem__scalar_round_bf16(weights, depth);
             for (int64_t c = 0; c < tile->columns; c += nr)
                 gmem__scalar_dot(weights, first + c / nr * step, depth, product + i * GMEM__NC + c);
         }
     }
-    gmem__scalar_epilogue(gemm, tile, product);
+    for (int64_t i = 0; i < tile->rows; i++)
+        gmem__scalar_finish_row(gemm, tile, i, tile->rows, product);
 }
 
 GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
@@ -6272,7 +6540,11 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           gmem__scalar_norm,
                                           gmem__scalar_rotate,
                                           gmem__scalar_attention,
-                                          gmem__scalar_group_norm};
+                                          gmem__scalar_group_norm,
+                                          gmem__scalar_finish_row,
+                                          gmem__scalar_round_bf16,
+                                          gmem__scalar_narrow,
+                                          NULL};
     return &kernels;
 }
 
@@ -6316,15 +6588,16 @@ static double gmem__scalar_affine(float x, gmem__moments moments, const float *w
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end) {
     const float *shift = op->shift ? op->shift + sample * op->modulation_stride : NULL;
     const float *scale = op->scale ? op->scale + sample * op->modulation_stride : NULL;
+    const int64_t y_stride = op->y_stride ? op->y_stride : op->columns;
     for (int64_t column = begin; column < end; column++) {
         const float *x = op->x + column;
-        float *y = op->y + column;
+        float *y = op->y + column - op->y_column;
         gmem__moments moments = gmem__scalar_moments(x, op->channels, op->columns, op->rms, (double)op->eps);
         for (int64_t c = 0; c < op->channels; c++) {
             double value = gmem__scalar_affine(x[c * op->columns], moments, op->weight, op->bias, c);
             if (scale) value *= 1 + (double)scale[c];
             if (shift) value += (double)shift[c];
-            y[c * op->columns] = (float)value;
+            y[c * y_stride] = (float)value;
         }
     }
 }
@@ -6403,6 +6676,339 @@ GMEM__FN void gmem__scalar_group_norm(const gmem__group_norm *op, int64_t group)
             op->y[i] = op->silu ? y / (1 + expf(-y)) : y;
         }
 }
+/* ---- backends/cpu/scalar_narrow.c ---- */
+/* The operands of narrow products without vector instructions: the template on vectors of one lane. */
+/* ---- backends/cpu/narrow.h ---- */
+/* Products with narrow operands: bf16 or int8 on both sides, summed in f32 or int32. Both operands are made of 32-bit
+ * words that hold 2 (bf16) or 4 (int8) values neighbouring in depth, the first in the lowest bits, as dot-product and
+ * tile instructions read them; so one packing, one loop and one epilogue serve them all.
+ *
+ *     weights   strips of mr rows:   (strip, words / 16, mr, 16)    an AMX tile is 16 rows of 16 words, 1 KB
+ *     x         panels of nr columns: (panel, words, nr)
+ *
+ * words: the depth in words, padded with zeros to a multiple of 16. Rows past the last one are zero, columns too. */
+#ifndef GMEM__NARROW_H
+#define GMEM__NARROW_H
+
+
+#define GMEM__TILE_WORDS 16
+
+/* One block of the depth of one group of strips, against all panels of a tile. */
+typedef struct gmem__narrow_block {
+    const uint32_t *weights; /* strips strip_step words apart; 64-byte aligned */
+    int64_t strips, strip_step;
+    const uint32_t *panels; /* panel_step words apart; 64-byte aligned */
+    int64_t panel_count, panel_step;
+    int64_t words; /* depth of this block, a multiple of GMEM__TILE_WORDS */
+    int first;     /* the sums start from zero, else from `product` */
+    void *product; /* f32 for bf16, int32 for int8: (strips * mr, panel_count * nr), rows product_step apart */
+    int64_t product_step;
+    /* Weights that come next from memory, worth a prefetch while this block is computed: next_bytes each of so many
+     * strips, strip_step words apart; 0: none. */
+    const char *next;
+    int64_t next_strips, next_bytes;
+} gmem__narrow_block;
+
+/* The kernel of one instruction set and one type. All fields constant. */
+typedef struct gmem__narrow {
+    const char *name; /* "avx512-bf16" */
+    gmem_type type;   /* GMEM_BF16 or GMEM_I8 */
+    int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC, at least 16) */
+    int64_t strips;   /* how many strips multiply takes at a time, at most */
+    int64_t block;    /* words of a block of the depth, at most; a multiple of GMEM__TILE_WORDS */
+    int unsigned_x;   /* int8: bytes of x are stored as x + 128; the epilogue subtracts 128 * sum of the weight row */
+    int keep;         /* packed weights are kept for all passes; else each pass packs them from the file's type */
+    void (*begin)(void); /* around the products of one task on one thread (AMX's configuration), or NULL */
+    void (*end)(void);
+    void (*multiply)(const gmem__narrow_block *block);
+} gmem__narrow;
+
+/* narrow_portable.c: plain C, the reference, and what runs where there is no vector instruction. */
+GMEM__FN const gmem__narrow *gmem__portable_bf16(void);
+GMEM__FN const gmem__narrow *gmem__portable_i8(void);
+/* The same under the shapes of kernels that need an instruction, for tests: the i-th, NULL after the last. */
+GMEM__FN const gmem__narrow *gmem__portable_like(int i);
+
+#ifdef GMEM__X86
+/* avx512_dots.c, avx2_dots.c: NULL where the compiler lacks the instruction; whether the processor has it is
+ * narrow_choose.c's question. */
+GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type);
+GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void); /* I8 */
+GMEM__FN const gmem__narrow *gmem__avx2_dots(void);     /* I8, always there */
+#endif
+
+/* amx.c: whether the processor has AMX and the system grants it to this process; its kernels, NULL without; and the
+ * same loops on tiles in plain C, for tests on any machine. type: GMEM_BF16 or GMEM_I8. */
+GMEM__FN int gmem__has_amx(void);
+GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type);
+GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type);
+
+/* By instruction set: the fastest that this processor has, by a table of processor families where the mere presence of
+ * an instruction does not tell; NULL where f32 kernels on rounded operands (bf16) or the portable kernel (int8) is
+ * better. isa: GMEM_ISA_SCALAR, AVX2, AVX512 or AMX, never AUTO. type: GMEM_BF16 or GMEM_I8. */
+GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type);
+
+#endif /* GMEM__NARROW_H */
+
+#include <math.h>
+
+#define GMEM__K(name)       gmem__scalar_##name
+#define V_WIDTH             1
+#define V_F32               float
+#define V_I32               uint32_t
+#define V_LOAD(p)           (*(p))
+#define V_STORE(p, a)       (*(p) = (a))
+#define V_ZERO()            0.0f
+#define V_SET1(a)           ((float)(a))
+#define V_ADD(a, b)         ((a) + (b))
+#define V_MUL(a, b)         ((a) * (b))
+#define V_DIV(a, b)         ((a) / (b))
+#define V_FMA(a, b, c)      ((a) * (b) + (c))
+#define V_MAX(a, b)         ((a) > (b) ? (a) : (b))
+#define V_ABS(a)            fabsf(a)
+#define V_ROUND(a)          rintf(a)
+#define V_SUM(a)            (a)
+#define V_MAXIMUM(a)        (a)
+#define V_ROUND_BF16(a)     gmem__bf16_to_f32(gmem__f32_to_bf16(a))
+#define V_WORD_BF16(lo, hi) ((uint32_t)gmem__f32_to_bf16(lo) | (uint32_t)gmem__f32_to_bf16(hi) << 16)
+#define V_WORD_I8(a, b, c, d) \
+    (gmem__byte_of(a) | gmem__byte_of(b) << 8 | gmem__byte_of(c) << 16 | gmem__byte_of(d) << 24)
+#define V_FLIP_SIGNS(word)   ((word) ^ 0x80808080u)
+#define V_STORE_WORDS(p, a)  (*(p) = (a))
+#define V_FROM_I32(p, minus) ((float)(*(p) - (minus)))
+#define V_STORE_I8(p, a)     (*(p) = (signed char)gmem__small_int(a))
+#define V_STORE_BF16(p, a)   gmem__store_bf16((p), (a))
+
+/* Rounded to nearest even; what is not finite has shown itself in the scale. */
+GMEM__INLINE int gmem__small_int(float a) { return a > -128.5f && a < 127.5f ? (int)rintf(a) : 0; }
+GMEM__INLINE uint32_t gmem__byte_of(float a) { return (uint32_t)gmem__small_int(a) & 0xff; }
+GMEM__INLINE void gmem__store_bf16(char *p, float a) {
+    const uint16_t half = gmem__f32_to_bf16(a);
+    memcpy(p, &half, sizeof half);
+}
+GMEM__INLINE float gmem__scalar_load_lanes(const float *p, int64_t lanes) {
+    (void)lanes;
+    return *p;
+}
+GMEM__INLINE void gmem__scalar_store_lanes(float *p, float a, int64_t lanes) {
+    (void)lanes;
+    *p = a;
+}
+static void gmem__scalar_convert(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
+    gmem__scalar_weights(weight, row, k, count, out);
+}
+
+/* ---- backends/cpu/narrow.inc ---- */
+/* Template: the operands of narrow products (narrow.h): weights to strips, columns of x to panels, and the sums of int8
+ * products back to floats. */
+
+/* Values of a row that are converted at a time: whole words of a strip for both types. */
+#define GMEM__RUN 512
+
+/* max |w| of a row, and 0, or NaN where a value is not finite. */
+static float GMEM__K(largest)(const float *x, int64_t count) {
+    V_F32 largest = V_ZERO(), finite = V_ZERO();
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 value = GMEM__K(load_lanes)(x + i, count - i);
+        largest = V_MAX(largest, V_ABS(value));
+        finite = V_FMA(value, V_ZERO(), finite);
+    }
+    return V_MAXIMUM(largest) + V_SUM(finite);
+}
+
+/* x (count) to int8, divided by `scale`; to whole vectors. Returns their sum. */
+static int32_t GMEM__K(quantise)(const float *x, int64_t count, float scale, signed char *out) {
+    const V_F32 inverse = V_SET1(scale > 0 ? 1 / scale : 0);
+    V_F32 sum = V_ZERO(); /* exact: below 2^24 */
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 value = V_ROUND(V_MUL(GMEM__K(load_lanes)(x + i, count - i), inverse));
+        V_STORE_I8(out + i, value);
+        sum = V_ADD(sum, value);
+    }
+    return (int32_t)V_SUM(sum);
+}
+
+static void GMEM__K(measure_weights)(const gmem__weight *weight, int64_t row, float *scale, int32_t *sum) {
+    float values[GMEM__RUN + V_WIDTH];
+    signed char bytes[GMEM__RUN + V_WIDTH];
+    float largest = 0;
+    *sum = 0;
+    if (weight->type == GMEM_I8) {
+        const signed char *data = (const signed char *)weight->data + row * weight->row_stride;
+        for (int64_t k = 0; k < weight->cols; k++)
+            *sum += data[k];
+        *scale = weight->scale[row];
+        return;
+    }
+    for (int64_t k = 0; k < weight->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, weight->cols - k);
+        GMEM__K(convert)(weight, row, k, count, values);
+        const float part = GMEM__K(largest)(values, count);
+        largest = !(part <= largest) ? part : largest; /* NaN stays */
+        if (largest != largest) break;
+    }
+    *scale = largest / 127;
+    for (int64_t k = 0; k < weight->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, weight->cols - k);
+        GMEM__K(convert)(weight, row, k, count, values);
+        *sum += GMEM__K(quantise)(values, count, *scale, bytes);
+    }
+}
+
+/* Values [k, k + count) of one row as narrow values, zero beyond the row's end. */
+static void GMEM__K(narrow_values)(const gmem__narrow *narrow, const gmem__weight *weight, int64_t row, int64_t k,
+                                   int64_t count, float scale, char *out) {
+    const int64_t bytes = narrow->type == GMEM_BF16 ? 2 : 1;
+    const int64_t inside = gmem__max(0, gmem__min(count, weight->cols - k));
+    float values[GMEM__RUN + V_WIDTH];
+    if (weight->type == narrow->type) {
+        memcpy(out, (const char *)weight->data + (row * weight->row_stride + k) * bytes, (size_t)(inside * bytes));
+    } else if (inside > 0) {
+        GMEM__K(convert)(weight, row, k, inside, values);
+        if (bytes == 1) (void)GMEM__K(quantise)(values, inside, scale, (signed char *)out);
+        for (int64_t i = 0; bytes == 2 && i < inside; i += V_WIDTH)
+            V_STORE_BF16(out + 2 * i, V_ROUND_BF16(V_LOAD(values + i)));
+    }
+    memset(out + inside * bytes, 0, (size_t)((count - inside) * bytes));
+}
+
+static void GMEM__K(pack_narrow_strip)(const gmem__narrow *narrow, const gmem__weight *weight,
+                                       const gmem__strip_part *part, uint32_t *strip) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, run = GMEM__RUN / per_word;
+    char values[GMEM__RUN * 2 + 2 * V_WIDTH];
+    for (int64_t r = 0; r < narrow->mr; r++) {
+        uint32_t *out = strip + r * GMEM__TILE_WORDS;
+        for (int64_t word = 0; word < part->words; word += run) {
+            const int64_t words = gmem__min(run, part->words - word);
+            if (r < part->rows) GMEM__K(narrow_values)
+            (narrow, weight, part->row + r, part->k + word * per_word, words * per_word,
+             part->scale ? part->scale[r] : 1, values);
+            else memset(values, 0, (size_t)words * 4);
+            for (int64_t i = 0; i < words; i += GMEM__TILE_WORDS, out += narrow->mr * GMEM__TILE_WORDS)
+                memcpy(out, values + i * 4, GMEM__TILE_WORDS * 4);
+        }
+    }
+}
+
+/* One vector of columns, all of the depth, as pairs of bf16. */
+static void GMEM__K(panel_bf16)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
+                                uint32_t *panel) {
+    int64_t w = 0;
+    for (; w < depth / 2; w++, x += 2 * stride, panel += nr) {
+        const V_F32 low = V_ROUND_BF16(GMEM__K(load_lanes)(x, lanes));
+        const V_F32 high = V_ROUND_BF16(GMEM__K(load_lanes)(x + stride, lanes));
+        V_STORE_WORDS(panel, V_WORD_BF16(low, high));
+    }
+    for (; w < words; w++, panel += nr) {
+        const V_F32 low = 2 * w < depth ? V_ROUND_BF16(GMEM__K(load_lanes)(x, lanes)) : V_ZERO();
+        V_STORE_WORDS(panel, V_WORD_BF16(low, V_ZERO()));
+    }
+}
+
+/* The same as four int8, each column divided by its scale, which is found first. */
+static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
+                              int unsigned_x, uint32_t *panel, float *scale) {
+    V_F32 a = V_ZERO(), b = V_ZERO(), finite = V_ZERO(), value[4];
+    for (int64_t k = 0; k < depth; k++) {
+        const V_F32 row = GMEM__K(load_lanes)(x + k * stride, lanes);
+        if (k % 2)
+            a = V_MAX(a, V_ABS(row));
+        else
+            b = V_MAX(b, V_ABS(row));
+        finite = V_FMA(row, V_ZERO(), finite);
+    }
+    const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
+    const V_F32 inverse = V_DIV(V_SET1(127), largest);
+    GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    for (int64_t w = 0; w < words; w++, panel += nr) {
+        for (int64_t i = 0; i < 4; i++)
+            value[i] =
+                4 * w + i < depth ? V_MUL(GMEM__K(load_lanes)(x + (4 * w + i) * stride, lanes), inverse) : V_ZERO();
+        const V_I32 word = V_WORD_I8(value[0], value[1], value[2], value[3]);
+        V_STORE_WORDS(panel, unsigned_x ? V_FLIP_SIGNS(word) : word);
+    }
+}
+
+static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth,
+                                        int64_t words, int64_t columns, uint32_t *panels, int64_t panel_step,
+                                        float *scale) {
+    const int64_t nr = narrow->nr;
+    for (int64_t i = 0; i < gmem__round_up(columns, nr); i += V_WIDTH) {
+        uint32_t *panel = panels + i / nr * panel_step + i % nr;
+        if (i >= columns) /* a panel's last columns */
+            for (int64_t w = 0; w < words; w++)
+                memset(panel + w * nr, 0, V_WIDTH * sizeof *panel);
+        else if (narrow->type == GMEM_BF16)
+            GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
+        else
+            GMEM__K(panel_i8)(x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, scale + i);
+    }
+}
+
+static void GMEM__K(dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale) {
+    const V_F32 factor = V_SET1(row_scale);
+    float *out = (float *)sums;
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 sum = V_FROM_I32((const int32_t *)sums + i, offset);
+        V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+    }
+}
+
+static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
+    static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
+                                           GMEM__K(pack_narrow_panels), GMEM__K(dequantise)};
+    return &rows;
+}
+
+#undef GMEM__RUN
+
+GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scalar_narrow_rows(); }
+
+/* ---- backends/cpu/vector_end.inc ---- */
+/* Withdraws what an instruction set defined, so that the next one can. */
+#undef GMEM__K
+#undef GMEM__MR
+#undef GMEM__REPEAT
+#undef V_WIDTH
+#undef V_F32
+#undef V_I32
+#undef V_MASK
+#undef V_LOAD
+#undef V_STORE
+#undef V_ZERO
+#undef V_SET1
+#undef V_ADD
+#undef V_SUB
+#undef V_MUL
+#undef V_DIV
+#undef V_MAX
+#undef V_MIN
+#undef V_SQRT
+#undef V_ABS
+#undef V_FMA
+#undef V_FNMA
+#undef V_ROUND
+#undef V_LESS
+#undef V_IS_NAN
+#undef V_SELECT
+#undef V_SCALE2
+#undef V_LOAD_F16
+#undef V_LOAD_BF16
+#undef V_LOAD_I8
+#undef V_PREFETCH
+#undef V_LOAD_F32
+#undef V_LOAD_PART
+#undef V_STORE_PART
+#undef V_SUM
+#undef V_MAXIMUM
+#undef V_ROUND_BF16
+#undef V_WORD_BF16
+#undef V_WORD_I8
+#undef V_FLIP_SIGNS
+#undef V_STORE_WORDS
+#undef V_STORE_BF16
+#undef V_STORE_I8
+#undef V_FROM_I32
 /* ---- backends/cpu/avx2.c ---- */
 /* AVX2 with FMA and F16C: the vector operations that the templates are written in, and the templates. */
 
@@ -6453,6 +7059,19 @@ GMEM__FN void gmem__scalar_group_norm(const gmem__group_norm *op, int64_t group)
 #define V_SUM(a)              gmem__avx2_sum(a)
 #define V_MAXIMUM(a)          gmem__avx2_maximum(a)
 
+/* To the nearest bf16, kept as a float; NaN stays NaN. */
+#define V_ROUND_BF16(a) gmem__avx2_round_to_bf16(a)
+/* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
+#define V_WORD_BF16(lo, hi)    _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
+#define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
+#define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
+#define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
+#define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
+#define V_STORE_I8(p, a)       _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))
+#define V_FROM_I32(p, minus) \
+    _mm256_cvtepi32_ps(      \
+        _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32(minus)))
+
 /* The GEMM's micro-kernel: 6 rows, whose sums fill 12 of 16 registers. */
 #define GMEM__MR        6
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
@@ -6476,6 +7095,31 @@ GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+GMEM__INLINE __m256 gmem__avx2_round_to_bf16(__m256 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256 rounded = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32((int)0xffff0000)));
+    return _mm256_blendv_ps(rounded, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), V_IS_NAN(a));
+}
+GMEM__INLINE __m128i gmem__avx2_halves(__m256 rounded) {
+    const __m256i halves = _mm256_srli_epi32(_mm256_castps_si256(rounded), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
+GMEM__INLINE __m128i gmem__avx2_bytes(__m256 a) {
+    const __m256i whole = _mm256_cvtps_epi32(a);
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    return _mm_packs_epi16(halves, halves);
+}
+GMEM__INLINE __m256i gmem__avx2_word_i8(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256i byte = _mm256_set1_epi32(0xff);
+    const __m256i low = _mm256_or_si256(_mm256_and_si256(_mm256_cvtps_epi32(a), byte),
+                                        _mm256_slli_epi32(_mm256_and_si256(_mm256_cvtps_epi32(b), byte), 8));
+    const __m256i high =
+        _mm256_or_si256(_mm256_and_si256(_mm256_cvtps_epi32(c), byte), _mm256_slli_epi32(_mm256_cvtps_epi32(d), 8));
+    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
 }
 
 /* ---- backends/cpu/math.inc ---- */
@@ -6555,6 +7199,13 @@ static void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int64_t k,
 #undef GMEM__SCALED_I8
 }
 
+static void GMEM__K(round_bf16)(float *x, int64_t count) {
+    const int64_t whole = count / V_WIDTH * V_WIDTH, rest = count - whole;
+    for (int64_t i = 0; i < whole; i += V_WIDTH)
+        V_STORE(x + i, V_ROUND_BF16(V_LOAD(x + i)));
+    if (rest) V_STORE_PART(x + whole, V_ROUND_BF16(V_LOAD_PART(x + whole, rest)), rest);
+}
+
 /* The strips of a tile in the order of their use: all rows of one block of the depth, then of the next. */
 typedef struct GMEM__K(strips) {
     const gmem__gemm *gemm;
@@ -6589,6 +7240,7 @@ static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, i
             memset(out, 0, (size_t)part.depth * sizeof *out);
         } else {
             GMEM__K(convert)(gemm->weight, row, part.k, part.depth, out);
+            if (gemm->round_bf16) GMEM__K(round_bf16)(out, part.depth);
         }
     }
 }
@@ -6599,7 +7251,7 @@ static const gmem__unaligned_f32 *GMEM__K(in_place)(const GMEM__K(strips) * stri
     const gmem__weight *weight = strips->gemm->weight;
     const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, 0, 1);
     const int evicting = GMEM__MR > 8 && weight->row_stride % 1024 == 0;
-    if (weight->type != GMEM_F32 || evicting || part.end > strips->rows) return NULL;
+    if (weight->type != GMEM_F32 || strips->gemm->round_bf16 || evicting || part.end > strips->rows) return NULL;
     const int64_t row = gmem__tile_row(strips->gemm, strips->tile, part.first);
     if (gmem__tile_row(strips->gemm, strips->tile, part.end - 1) != row + GMEM__MR - 1) return NULL;
     return (const gmem__unaligned_f32 *)weight->data + row * weight->row_stride + part.k;
@@ -6717,13 +7369,14 @@ static void GMEM__K(store)(const float *row, float gate, const float *residual, 
     if (rest) V_STORE_PART(y + c, V_FMA(g, V_LOAD_PART(row + c, rest), V_LOAD_PART(residual + c, rest)), rest);
 }
 
-/* Row i of the tile from the product to y. */
-static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, float *product) {
+/* Row i of the tile from the product to y; SWIGLU's other half begins with the product's row `up_row`. */
+static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up_row,
+                                float *product) {
     const int64_t row = tile->row + i, padded = gmem__round_up(tile->columns, V_WIDTH);
     float *sums = product + i * GMEM__NC;
     GMEM__K(activate)(gemm->activation, gemm->bias ? gemm->bias[row] : 0.0f, padded, sums);
     if (gemm->activation == GMEM__ACT_SWIGLU) {
-        const float *up = product + (tile->rows + i) * GMEM__NC;
+        const float *up = product + (up_row + i) * GMEM__NC;
         const V_F32 bias = V_SET1(gemm->bias ? gemm->bias[row + gemm->rows / 2] : 0.0f);
         for (int64_t c = 0; c < padded; c += V_WIDTH)
             V_STORE(sums + c, V_MUL(V_LOAD(sums + c), V_ADD(V_LOAD(up + c), bias)));
@@ -6764,8 +7417,10 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
         const int64_t panel_step = (panels ? gemm->depth : at.depth) * GMEM__NR;
         const float *panel = panels ? panels + at.k * GMEM__NR : own;
-        if (!panels && at.first == 0)
+        if (!panels && at.first == 0) {
             gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
+            if (gemm->round_bf16) GMEM__K(round_bf16)(own, parts * panel_step);
+        }
         for (int64_t i = 0; i < parts; i++, panel += panel_step) {
             float *sums = product + at.first * GMEM__NC + i * GMEM__NR;
             if (s + 2 < strips.count) GMEM__K(prefetch)(&strips, s + 2, i, parts);
@@ -6777,7 +7432,7 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         }
     }
     for (int64_t i = 0; i < tile->rows; i++)
-        GMEM__K(finish_row)(gemm, tile, i, product);
+        GMEM__K(finish_row)(gemm, tile, i, tile->rows, product);
 }
 
 #undef GMEM__NR
@@ -6872,7 +7527,7 @@ GMEM__INLINE V_F32 GMEM__K(normalise)(const float *row, int64_t column, int64_t 
 static void GMEM__K(norm)(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end) {
     const float *shift = op->shift ? op->shift + sample * op->modulation_stride : NULL;
     const float *scale = op->scale ? op->scale + sample * op->modulation_stride : NULL;
-    const int64_t columns = end - begin;
+    const int64_t columns = end - begin, y_stride = op->y_stride ? op->y_stride : op->columns;
     GMEM__K(moments) moments;
     GMEM__K(measure)(op->x + begin, op->channels, op->columns, columns, op->rms, op->eps, &moments);
     for (int64_t c = 0; c < op->channels; c++) {
@@ -6880,7 +7535,7 @@ static void GMEM__K(norm)(const gmem__norm *op, int64_t sample, int64_t begin, i
         const double weight = (op->weight ? (double)op->weight[c] : 1) * modulation;
         const double bias = (op->bias ? (double)op->bias[c] : 0) * modulation + (shift ? (double)shift[c] : 0);
         const float *x = op->x + c * op->columns + begin;
-        float *y = op->y + c * op->columns + begin;
+        float *y = op->y + c * y_stride + begin - op->y_column;
         for (int64_t i = 0; i < columns; i += V_WIDTH) {
             V_F32 value = GMEM__K(normalise)(x, i, columns - i, &moments, (float)weight, (float)bias);
             GMEM__K(store_lanes)(y + i, value, columns - i);
@@ -7090,6 +7745,329 @@ typedef char GMEM__K(blocks_fit)[sizeof(GMEM__K(blocks)) <= GMEM__SCRATCH * size
 #undef GMEM__KEYS
 #undef GMEM__CHANNELS
 #undef GMEM__LANES
+/* ---- backends/cpu/narrow.inc ---- */
+/* Template: the operands of narrow products (narrow.h): weights to strips, columns of x to panels, and the sums of int8
+ * products back to floats. */
+
+/* Values of a row that are converted at a time: whole words of a strip for both types. */
+#define GMEM__RUN 512
+
+/* max |w| of a row, and 0, or NaN where a value is not finite. */
+static float GMEM__K(largest)(const float *x, int64_t count) {
+    V_F32 largest = V_ZERO(), finite = V_ZERO();
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 value = GMEM__K(load_lanes)(x + i, count - i);
+        largest = V_MAX(largest, V_ABS(value));
+        finite = V_FMA(value, V_ZERO(), finite);
+    }
+    return V_MAXIMUM(largest) + V_SUM(finite);
+}
+
+/* x (count) to int8, divided by `scale`; to whole vectors. Returns their sum. */
+static int32_t GMEM__K(quantise)(const float *x, int64_t count, float scale, signed char *out) {
+    const V_F32 inverse = V_SET1(scale > 0 ? 1 / scale : 0);
+    V_F32 sum = V_ZERO(); /* exact: below 2^24 */
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 value = V_ROUND(V_MUL(GMEM__K(load_lanes)(x + i, count - i), inverse));
+        V_STORE_I8(out + i, value);
+        sum = V_ADD(sum, value);
+    }
+    return (int32_t)V_SUM(sum);
+}
+
+static void GMEM__K(measure_weights)(const gmem__weight *weight, int64_t row, float *scale, int32_t *sum) {
+    float values[GMEM__RUN + V_WIDTH];
+    signed char bytes[GMEM__RUN + V_WIDTH];
+    float largest = 0;
+    *sum = 0;
+    if (weight->type == GMEM_I8) {
+        const signed char *data = (const signed char *)weight->data + row * weight->row_stride;
+        for (int64_t k = 0; k < weight->cols; k++)
+            *sum += data[k];
+        *scale = weight->scale[row];
+        return;
+    }
+    for (int64_t k = 0; k < weight->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, weight->cols - k);
+        GMEM__K(convert)(weight, row, k, count, values);
+        const float part = GMEM__K(largest)(values, count);
+        largest = !(part <= largest) ? part : largest; /* NaN stays */
+        if (largest != largest) break;
+    }
+    *scale = largest / 127;
+    for (int64_t k = 0; k < weight->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, weight->cols - k);
+        GMEM__K(convert)(weight, row, k, count, values);
+        *sum += GMEM__K(quantise)(values, count, *scale, bytes);
+    }
+}
+
+/* Values [k, k + count) of one row as narrow values, zero beyond the row's end. */
+static void GMEM__K(narrow_values)(const gmem__narrow *narrow, const gmem__weight *weight, int64_t row, int64_t k,
+                                   int64_t count, float scale, char *out) {
+    const int64_t bytes = narrow->type == GMEM_BF16 ? 2 : 1;
+    const int64_t inside = gmem__max(0, gmem__min(count, weight->cols - k));
+    float values[GMEM__RUN + V_WIDTH];
+    if (weight->type == narrow->type) {
+        memcpy(out, (const char *)weight->data + (row * weight->row_stride + k) * bytes, (size_t)(inside * bytes));
+    } else if (inside > 0) {
+        GMEM__K(convert)(weight, row, k, inside, values);
+        if (bytes == 1) (void)GMEM__K(quantise)(values, inside, scale, (signed char *)out);
+        for (int64_t i = 0; bytes == 2 && i < inside; i += V_WIDTH)
+            V_STORE_BF16(out + 2 * i, V_ROUND_BF16(V_LOAD(values + i)));
+    }
+    memset(out + inside * bytes, 0, (size_t)((count - inside) * bytes));
+}
+
+static void GMEM__K(pack_narrow_strip)(const gmem__narrow *narrow, const gmem__weight *weight,
+                                       const gmem__strip_part *part, uint32_t *strip) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, run = GMEM__RUN / per_word;
+    char values[GMEM__RUN * 2 + 2 * V_WIDTH];
+    for (int64_t r = 0; r < narrow->mr; r++) {
+        uint32_t *out = strip + r * GMEM__TILE_WORDS;
+        for (int64_t word = 0; word < part->words; word += run) {
+            const int64_t words = gmem__min(run, part->words - word);
+            if (r < part->rows) GMEM__K(narrow_values)
+            (narrow, weight, part->row + r, part->k + word * per_word, words * per_word,
+             part->scale ? part->scale[r] : 1, values);
+            else memset(values, 0, (size_t)words * 4);
+            for (int64_t i = 0; i < words; i += GMEM__TILE_WORDS, out += narrow->mr * GMEM__TILE_WORDS)
+                memcpy(out, values + i * 4, GMEM__TILE_WORDS * 4);
+        }
+    }
+}
+
+/* One vector of columns, all of the depth, as pairs of bf16. */
+static void GMEM__K(panel_bf16)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
+                                uint32_t *panel) {
+    int64_t w = 0;
+    for (; w < depth / 2; w++, x += 2 * stride, panel += nr) {
+        const V_F32 low = V_ROUND_BF16(GMEM__K(load_lanes)(x, lanes));
+        const V_F32 high = V_ROUND_BF16(GMEM__K(load_lanes)(x + stride, lanes));
+        V_STORE_WORDS(panel, V_WORD_BF16(low, high));
+    }
+    for (; w < words; w++, panel += nr) {
+        const V_F32 low = 2 * w < depth ? V_ROUND_BF16(GMEM__K(load_lanes)(x, lanes)) : V_ZERO();
+        V_STORE_WORDS(panel, V_WORD_BF16(low, V_ZERO()));
+    }
+}
+
+/* The same as four int8, each column divided by its scale, which is found first. */
+static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
+                              int unsigned_x, uint32_t *panel, float *scale) {
+    V_F32 a = V_ZERO(), b = V_ZERO(), finite = V_ZERO(), value[4];
+    for (int64_t k = 0; k < depth; k++) {
+        const V_F32 row = GMEM__K(load_lanes)(x + k * stride, lanes);
+        if (k % 2)
+            a = V_MAX(a, V_ABS(row));
+        else
+            b = V_MAX(b, V_ABS(row));
+        finite = V_FMA(row, V_ZERO(), finite);
+    }
+    const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
+    const V_F32 inverse = V_DIV(V_SET1(127), largest);
+    GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    for (int64_t w = 0; w < words; w++, panel += nr) {
+        for (int64_t i = 0; i < 4; i++)
+            value[i] =
+                4 * w + i < depth ? V_MUL(GMEM__K(load_lanes)(x + (4 * w + i) * stride, lanes), inverse) : V_ZERO();
+        const V_I32 word = V_WORD_I8(value[0], value[1], value[2], value[3]);
+        V_STORE_WORDS(panel, unsigned_x ? V_FLIP_SIGNS(word) : word);
+    }
+}
+
+static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth,
+                                        int64_t words, int64_t columns, uint32_t *panels, int64_t panel_step,
+                                        float *scale) {
+    const int64_t nr = narrow->nr;
+    for (int64_t i = 0; i < gmem__round_up(columns, nr); i += V_WIDTH) {
+        uint32_t *panel = panels + i / nr * panel_step + i % nr;
+        if (i >= columns) /* a panel's last columns */
+            for (int64_t w = 0; w < words; w++)
+                memset(panel + w * nr, 0, V_WIDTH * sizeof *panel);
+        else if (narrow->type == GMEM_BF16)
+            GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
+        else
+            GMEM__K(panel_i8)(x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, scale + i);
+    }
+}
+
+static void GMEM__K(dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale) {
+    const V_F32 factor = V_SET1(row_scale);
+    float *out = (float *)sums;
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 sum = V_FROM_I32((const int32_t *)sums + i, offset);
+        V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+    }
+}
+
+static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
+    static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
+                                           GMEM__K(pack_narrow_panels), GMEM__K(dequantise)};
+    return &rows;
+}
+
+#undef GMEM__RUN
+/* ---- backends/cpu/narrow_attention.inc ---- */
+/* Template: attention through a bf16 kernel's products: scores S = K^T Q and values Y = V P, both operands packed as
+ * narrow.h has them. All keys of a head are packed once; queries go GMEM__COLUMN_BLOCK at a time, and as all their
+ * scores fit, the softmax is plain. */
+
+#define GMEM__LANES GMEM__COLUMN_BLOCK
+
+/* Where things lie in a task's scratch; gmem__narrow_attention_floats (drivers.c) says how much they take. */
+typedef struct GMEM__K(packed_head) {
+    const gmem__narrow *narrow;
+    int64_t tokens, channels;
+    int64_t channel_words, token_words; /* padded */
+    uint32_t *k;                        /* strips of keys, in words along the channels */
+    uint32_t *v;                        /* strips of channels, in words along the keys */
+    uint32_t *q, *p;                    /* panels of queries: (channel_words, nr), (token_words, nr) */
+    float *s, *y;                       /* (padded tokens or channels, GMEM__LANES) */
+} GMEM__K(packed_head);
+
+static GMEM__K(packed_head) GMEM__K(place_head)(const gmem__narrow *narrow, const gmem__attention *op, float *scratch) {
+    GMEM__K(packed_head) head;
+    const int64_t keys = gmem__round_up(op->tokens, narrow->mr), rows = gmem__round_up(op->head_dim, narrow->mr);
+    head.narrow = narrow;
+    head.tokens = op->tokens;
+    head.channels = op->head_dim;
+    head.channel_words = gmem__round_up(gmem__ceil_div(op->head_dim, 2), GMEM__TILE_WORDS);
+    head.token_words = gmem__round_up(gmem__ceil_div(op->tokens, 2), GMEM__TILE_WORDS);
+    head.s = scratch;
+    head.y = head.s + keys * GMEM__LANES;
+    head.q = (uint32_t *)(void *)(head.y + rows * GMEM__LANES);
+    head.p = head.q + head.channel_words * GMEM__LANES;
+    head.k = head.p + head.token_words * GMEM__LANES;
+    head.v = head.k + keys * head.channel_words;
+    return head;
+}
+
+/* A key's words lie along the channels, across the vectors: turned in pieces of a vector's keys. */
+static void GMEM__K(pack_keys)(const GMEM__K(packed_head) * head, const float *k, int64_t stride) {
+    const int64_t mr = head->narrow->mr, strip_words = head->channel_words * mr;
+    uint32_t words[V_WIDTH];
+    memset(head->k, 0, (size_t)(gmem__ceil_div(head->tokens, mr) * strip_words) * sizeof *head->k);
+    for (int64_t key = 0; key < head->tokens; key += V_WIDTH) {
+        const int64_t lanes = gmem__min(V_WIDTH, head->tokens - key);
+        uint32_t *at[V_WIDTH];
+        for (int64_t i = 0; i < lanes; i++)
+            at[i] = head->k + (key + i) / mr * strip_words + (key + i) % mr * GMEM__TILE_WORDS;
+        for (int64_t c = 0; c < head->channels; c += 2) {
+            const float *row = k + c * stride + key;
+            const V_F32 low = V_ROUND_BF16(GMEM__K(load_lanes)(row, lanes));
+            const V_F32 high =
+                c + 1 < head->channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row + stride, lanes)) : V_ZERO();
+            const int64_t word = c / 2 / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + c / 2 % GMEM__TILE_WORDS;
+            V_STORE_WORDS(words, V_WORD_BF16(low, high));
+            for (int64_t i = 0; i < lanes; i++)
+                at[i][word] = words[i];
+        }
+    }
+}
+
+/* A channel's words lie along the keys, as in a row of weights. */
+static void GMEM__K(pack_values)(const GMEM__K(packed_head) * head, const float *v, int64_t stride) {
+    gmem__weight weight;
+    memset(&weight, 0, sizeof weight);
+    weight.data = v;
+    weight.type = GMEM_F32;
+    weight.rows = head->channels;
+    weight.cols = head->tokens;
+    weight.row_stride = stride;
+    for (int64_t c = 0; c < head->channels; c += head->narrow->mr) {
+        gmem__strip_part part;
+        memset(&part, 0, sizeof part);
+        part.row = c;
+        part.rows = gmem__min(head->narrow->mr, head->channels - c);
+        part.words = head->token_words;
+        GMEM__K(pack_narrow_strip)(head->narrow, &weight, &part, head->v + c * head->token_words);
+    }
+}
+
+/* out (rows, GMEM__LANES) = strips * panels, over the whole depth. */
+static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t *strips, int64_t rows, int64_t words,
+                                     const uint32_t *panels, int64_t queries, float *out) {
+    const int64_t count = gmem__ceil_div(rows, narrow->mr);
+    gmem__narrow_block block;
+    memset(&block, 0, sizeof block);
+    block.strip_step = words * narrow->mr;
+    block.panel_step = words * narrow->nr;
+    block.panel_count = gmem__ceil_div(queries, narrow->nr);
+    block.product_step = GMEM__LANES;
+    for (int64_t strip = 0; strip < count; strip += narrow->strips)
+        for (int64_t word = 0; word < words; word += narrow->block) {
+            block.strips = gmem__min(narrow->strips, count - strip);
+            block.weights = strips + strip * block.strip_step + word * narrow->mr;
+            block.panels = panels + word * narrow->nr;
+            block.words = gmem__min(narrow->block, words - word);
+            block.first = word == 0;
+            block.product = out + strip * narrow->mr * GMEM__LANES;
+            narrow->multiply(&block);
+        }
+}
+
+/* p = exp(scale * (s - its column's largest)) of one vector of queries; returns the sums. */
+static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t lane, float scale) {
+    const int64_t nr = head->narrow->nr, tokens = head->tokens;
+    const float *s = head->s + lane;
+    uint32_t *p = head->p + lane / nr * head->token_words * nr + lane % nr;
+    V_F32 largest = V_LOAD(s), other = largest, sum = V_ZERO(), high;
+    int64_t key = 1;
+    for (; key + 1 < tokens; key += 2) { /* two chains, as a maximum takes several cycles */
+        largest = V_MAX(largest, V_LOAD(s + key * GMEM__LANES));
+        other = V_MAX(other, V_LOAD(s + (key + 1) * GMEM__LANES));
+    }
+    if (key < tokens) largest = V_MAX(largest, V_LOAD(s + key * GMEM__LANES));
+    largest = V_MUL(V_MAX(largest, other), V_SET1(scale));
+    for (key = 0; key < tokens; key += 2, p += nr, s += 2 * GMEM__LANES) {
+        V_F32 low = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s), V_SET1(scale)), largest));
+        low = V_ROUND_BF16(low);
+        high = V_ZERO();
+        if (key + 1 < tokens)
+            high = V_ROUND_BF16(GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest)));
+        sum = V_ADD(sum, V_ADD(low, high));
+        V_STORE_WORDS(p, V_WORD_BF16(low, high));
+    }
+    for (key = gmem__ceil_div(tokens, 2); key < head->token_words; key++, p += nr)
+        V_STORE_WORDS(p, V_WORD_BF16(V_ZERO(), V_ZERO()));
+    return sum;
+}
+
+static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gmem__attention *op, const float *q,
+                                    float *y, int64_t queries) {
+    float inverse[GMEM__LANES];
+    GMEM__K(pack_narrow_panels)
+    (head->narrow, q, op->stride, head->channels, head->channel_words, queries, head->q,
+     head->channel_words * head->narrow->nr, NULL);
+    GMEM__K(multiply_strips)
+    (head->narrow, head->k, head->tokens, head->channel_words, head->q, queries, head->s);
+    for (int64_t i = 0; i < gmem__round_up(queries, head->narrow->nr); i += V_WIDTH)
+        V_STORE(inverse + i, V_DIV(V_SET1(1), GMEM__K(softmax_words)(head, i, op->scale)));
+    GMEM__K(multiply_strips)
+    (head->narrow, head->v, head->channels, head->token_words, head->p, queries, head->y);
+    for (int64_t c = 0; c < head->channels; c++)
+        for (int64_t i = 0; i < queries; i += V_WIDTH) {
+            const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
+            GMEM__K(store_lanes)(y + c * op->y_stride + i, value, queries - i);
+        }
+}
+
+static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__attention *op, int64_t sample,
+                                      int64_t head, int64_t begin, int64_t end, float *scratch) {
+    const GMEM__K(packed_head) packed = GMEM__K(place_head)(narrow, op, scratch);
+    const int64_t row = head * op->head_dim, column = sample * op->tokens;
+    GMEM__K(pack_keys)(&packed, op->k + row * op->stride + column, op->stride);
+    GMEM__K(pack_values)(&packed, op->v + row * op->stride + column, op->stride);
+    if (narrow->begin) narrow->begin();
+    for (int64_t query = begin; query < end; query += GMEM__LANES)
+        GMEM__K(attend_queries)
+    (&packed, op, op->q + row * op->stride + column + query, op->y + row * op->y_stride + column + query,
+     gmem__min(GMEM__LANES, end - query));
+    if (narrow->end) narrow->end();
+}
+
+#undef GMEM__LANES
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -7098,9 +8076,17 @@ typedef char GMEM__K(blocks_fit)[sizeof(GMEM__K(blocks)) <= GMEM__SCRATCH * size
 #endif
 
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
-    static const gmem__kernels kernels = {
-        GMEM__MR,          2 * V_WIDTH,          gmem__avx2_gemm,      gmem__avx2_norm,
-        gmem__avx2_rotate, gmem__avx2_attention, gmem__avx2_group_norm};
+    static const gmem__kernels kernels = {GMEM__MR,
+                                          2 * V_WIDTH,
+                                          gmem__avx2_gemm,
+                                          gmem__avx2_norm,
+                                          gmem__avx2_rotate,
+                                          gmem__avx2_attention,
+                                          gmem__avx2_group_norm,
+                                          gmem__avx2_finish_row,
+                                          gmem__avx2_round_bf16,
+                                          gmem__avx2_narrow_rows,
+                                          gmem__avx2_narrow_attention};
     return &kernels;
 }
 
@@ -7141,6 +8127,14 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_STORE_PART
 #undef V_SUM
 #undef V_MAXIMUM
+#undef V_ROUND_BF16
+#undef V_WORD_BF16
+#undef V_WORD_I8
+#undef V_FLIP_SIGNS
+#undef V_STORE_WORDS
+#undef V_STORE_BF16
+#undef V_STORE_I8
+#undef V_FROM_I32
 #endif /* GMEM__X86 */
 /* ---- backends/cpu/avx512.c ---- */
 /* AVX-512 (F, BW, DQ, VL): the vector operations that the templates are written in, and the templates. */
@@ -7191,6 +8185,17 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_SUM(a)              _mm512_reduce_add_ps(a)
 #define V_MAXIMUM(a)          _mm512_reduce_max_ps(a)
 
+/* To the nearest bf16, kept as a float; NaN stays NaN. */
+#define V_ROUND_BF16(a) gmem__avx512_round_to_bf16(a)
+/* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
+#define V_WORD_BF16(lo, hi)    _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
+#define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
+#define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
+#define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
+#define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
+#define V_STORE_I8(p, a)       _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
+#define V_FROM_I32(p, minus)   _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
+
 /* The GEMM's micro-kernel: 12 rows, whose sums fill 24 of 32 registers. */
 #define GMEM__MR        12
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
@@ -7201,9 +8206,29 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #else
 #pragma GCC diagnostic push /* g++ 12 takes its own header's undefined operands for a mistake (GCC 105593) */
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+
+GMEM__INLINE __m512 gmem__avx512_round_to_bf16(__m512 a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i rounded = _mm512_and_si512(up, _mm512_set1_epi32((int)0xffff0000));
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi32(V_IS_NAN(a), rounded, _mm512_set1_epi32(0x7fc00000)));
+}
+GMEM__INLINE __m256i gmem__avx512_halves(__m512 rounded) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(rounded), 16));
+}
+GMEM__INLINE __m512i gmem__avx512_word_i8(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512i byte = _mm512_set1_epi32(0xff);
+    const __m512i low = _mm512_or_si512(_mm512_and_si512(_mm512_cvtps_epi32(a), byte),
+                                        _mm512_slli_epi32(_mm512_and_si512(_mm512_cvtps_epi32(b), byte), 8));
+    const __m512i high =
+        _mm512_or_si512(_mm512_and_si512(_mm512_cvtps_epi32(c), byte), _mm512_slli_epi32(_mm512_cvtps_epi32(d), 8));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
 
 /* ---- backends/cpu/math.inc ---- */
 /* Template: exp and the activations on vectors. */
@@ -7282,6 +8307,13 @@ static void GMEM__K(convert)(const gmem__weight *weight, int64_t row, int64_t k,
 #undef GMEM__SCALED_I8
 }
 
+static void GMEM__K(round_bf16)(float *x, int64_t count) {
+    const int64_t whole = count / V_WIDTH * V_WIDTH, rest = count - whole;
+    for (int64_t i = 0; i < whole; i += V_WIDTH)
+        V_STORE(x + i, V_ROUND_BF16(V_LOAD(x + i)));
+    if (rest) V_STORE_PART(x + whole, V_ROUND_BF16(V_LOAD_PART(x + whole, rest)), rest);
+}
+
 /* The strips of a tile in the order of their use: all rows of one block of the depth, then of the next. */
 typedef struct GMEM__K(strips) {
     const gmem__gemm *gemm;
@@ -7316,6 +8348,7 @@ static void GMEM__K(pack_strip)(const GMEM__K(strips) * strips, int64_t strip, i
             memset(out, 0, (size_t)part.depth * sizeof *out);
         } else {
             GMEM__K(convert)(gemm->weight, row, part.k, part.depth, out);
+            if (gemm->round_bf16) GMEM__K(round_bf16)(out, part.depth);
         }
     }
 }
@@ -7326,7 +8359,7 @@ static const gmem__unaligned_f32 *GMEM__K(in_place)(const GMEM__K(strips) * stri
     const gmem__weight *weight = strips->gemm->weight;
     const GMEM__K(part) part = GMEM__K(part_of)(strips, strip, 0, 1);
     const int evicting = GMEM__MR > 8 && weight->row_stride % 1024 == 0;
-    if (weight->type != GMEM_F32 || evicting || part.end > strips->rows) return NULL;
+    if (weight->type != GMEM_F32 || strips->gemm->round_bf16 || evicting || part.end > strips->rows) return NULL;
     const int64_t row = gmem__tile_row(strips->gemm, strips->tile, part.first);
     if (gmem__tile_row(strips->gemm, strips->tile, part.end - 1) != row + GMEM__MR - 1) return NULL;
     return (const gmem__unaligned_f32 *)weight->data + row * weight->row_stride + part.k;
@@ -7444,13 +8477,14 @@ static void GMEM__K(store)(const float *row, float gate, const float *residual, 
     if (rest) V_STORE_PART(y + c, V_FMA(g, V_LOAD_PART(row + c, rest), V_LOAD_PART(residual + c, rest)), rest);
 }
 
-/* Row i of the tile from the product to y. */
-static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, float *product) {
+/* Row i of the tile from the product to y; SWIGLU's other half begins with the product's row `up_row`. */
+static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up_row,
+                                float *product) {
     const int64_t row = tile->row + i, padded = gmem__round_up(tile->columns, V_WIDTH);
     float *sums = product + i * GMEM__NC;
     GMEM__K(activate)(gemm->activation, gemm->bias ? gemm->bias[row] : 0.0f, padded, sums);
     if (gemm->activation == GMEM__ACT_SWIGLU) {
-        const float *up = product + (tile->rows + i) * GMEM__NC;
+        const float *up = product + (up_row + i) * GMEM__NC;
         const V_F32 bias = V_SET1(gemm->bias ? gemm->bias[row + gemm->rows / 2] : 0.0f);
         for (int64_t c = 0; c < padded; c += V_WIDTH)
             V_STORE(sums + c, V_MUL(V_LOAD(sums + c), V_ADD(V_LOAD(up + c), bias)));
@@ -7491,8 +8525,10 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
         const int64_t panel_step = (panels ? gemm->depth : at.depth) * GMEM__NR;
         const float *panel = panels ? panels + at.k * GMEM__NR : own;
-        if (!panels && at.first == 0)
+        if (!panels && at.first == 0) {
             gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
+            if (gemm->round_bf16) GMEM__K(round_bf16)(own, parts * panel_step);
+        }
         for (int64_t i = 0; i < parts; i++, panel += panel_step) {
             float *sums = product + at.first * GMEM__NC + i * GMEM__NR;
             if (s + 2 < strips.count) GMEM__K(prefetch)(&strips, s + 2, i, parts);
@@ -7504,7 +8540,7 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         }
     }
     for (int64_t i = 0; i < tile->rows; i++)
-        GMEM__K(finish_row)(gemm, tile, i, product);
+        GMEM__K(finish_row)(gemm, tile, i, tile->rows, product);
 }
 
 #undef GMEM__NR
@@ -7599,7 +8635,7 @@ GMEM__INLINE V_F32 GMEM__K(normalise)(const float *row, int64_t column, int64_t 
 static void GMEM__K(norm)(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end) {
     const float *shift = op->shift ? op->shift + sample * op->modulation_stride : NULL;
     const float *scale = op->scale ? op->scale + sample * op->modulation_stride : NULL;
-    const int64_t columns = end - begin;
+    const int64_t columns = end - begin, y_stride = op->y_stride ? op->y_stride : op->columns;
     GMEM__K(moments) moments;
     GMEM__K(measure)(op->x + begin, op->channels, op->columns, columns, op->rms, op->eps, &moments);
     for (int64_t c = 0; c < op->channels; c++) {
@@ -7607,7 +8643,7 @@ static void GMEM__K(norm)(const gmem__norm *op, int64_t sample, int64_t begin, i
         const double weight = (op->weight ? (double)op->weight[c] : 1) * modulation;
         const double bias = (op->bias ? (double)op->bias[c] : 0) * modulation + (shift ? (double)shift[c] : 0);
         const float *x = op->x + c * op->columns + begin;
-        float *y = op->y + c * op->columns + begin;
+        float *y = op->y + c * y_stride + begin - op->y_column;
         for (int64_t i = 0; i < columns; i += V_WIDTH) {
             V_F32 value = GMEM__K(normalise)(x, i, columns - i, &moments, (float)weight, (float)bias);
             GMEM__K(store_lanes)(y + i, value, columns - i);
@@ -7817,6 +8853,329 @@ typedef char GMEM__K(blocks_fit)[sizeof(GMEM__K(blocks)) <= GMEM__SCRATCH * size
 #undef GMEM__KEYS
 #undef GMEM__CHANNELS
 #undef GMEM__LANES
+/* ---- backends/cpu/narrow.inc ---- */
+/* Template: the operands of narrow products (narrow.h): weights to strips, columns of x to panels, and the sums of int8
+ * products back to floats. */
+
+/* Values of a row that are converted at a time: whole words of a strip for both types. */
+#define GMEM__RUN 512
+
+/* max |w| of a row, and 0, or NaN where a value is not finite. */
+static float GMEM__K(largest)(const float *x, int64_t count) {
+    V_F32 largest = V_ZERO(), finite = V_ZERO();
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 value = GMEM__K(load_lanes)(x + i, count - i);
+        largest = V_MAX(largest, V_ABS(value));
+        finite = V_FMA(value, V_ZERO(), finite);
+    }
+    return V_MAXIMUM(largest) + V_SUM(finite);
+}
+
+/* x (count) to int8, divided by `scale`; to whole vectors. Returns their sum. */
+static int32_t GMEM__K(quantise)(const float *x, int64_t count, float scale, signed char *out) {
+    const V_F32 inverse = V_SET1(scale > 0 ? 1 / scale : 0);
+    V_F32 sum = V_ZERO(); /* exact: below 2^24 */
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 value = V_ROUND(V_MUL(GMEM__K(load_lanes)(x + i, count - i), inverse));
+        V_STORE_I8(out + i, value);
+        sum = V_ADD(sum, value);
+    }
+    return (int32_t)V_SUM(sum);
+}
+
+static void GMEM__K(measure_weights)(const gmem__weight *weight, int64_t row, float *scale, int32_t *sum) {
+    float values[GMEM__RUN + V_WIDTH];
+    signed char bytes[GMEM__RUN + V_WIDTH];
+    float largest = 0;
+    *sum = 0;
+    if (weight->type == GMEM_I8) {
+        const signed char *data = (const signed char *)weight->data + row * weight->row_stride;
+        for (int64_t k = 0; k < weight->cols; k++)
+            *sum += data[k];
+        *scale = weight->scale[row];
+        return;
+    }
+    for (int64_t k = 0; k < weight->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, weight->cols - k);
+        GMEM__K(convert)(weight, row, k, count, values);
+        const float part = GMEM__K(largest)(values, count);
+        largest = !(part <= largest) ? part : largest; /* NaN stays */
+        if (largest != largest) break;
+    }
+    *scale = largest / 127;
+    for (int64_t k = 0; k < weight->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, weight->cols - k);
+        GMEM__K(convert)(weight, row, k, count, values);
+        *sum += GMEM__K(quantise)(values, count, *scale, bytes);
+    }
+}
+
+/* Values [k, k + count) of one row as narrow values, zero beyond the row's end. */
+static void GMEM__K(narrow_values)(const gmem__narrow *narrow, const gmem__weight *weight, int64_t row, int64_t k,
+                                   int64_t count, float scale, char *out) {
+    const int64_t bytes = narrow->type == GMEM_BF16 ? 2 : 1;
+    const int64_t inside = gmem__max(0, gmem__min(count, weight->cols - k));
+    float values[GMEM__RUN + V_WIDTH];
+    if (weight->type == narrow->type) {
+        memcpy(out, (const char *)weight->data + (row * weight->row_stride + k) * bytes, (size_t)(inside * bytes));
+    } else if (inside > 0) {
+        GMEM__K(convert)(weight, row, k, inside, values);
+        if (bytes == 1) (void)GMEM__K(quantise)(values, inside, scale, (signed char *)out);
+        for (int64_t i = 0; bytes == 2 && i < inside; i += V_WIDTH)
+            V_STORE_BF16(out + 2 * i, V_ROUND_BF16(V_LOAD(values + i)));
+    }
+    memset(out + inside * bytes, 0, (size_t)((count - inside) * bytes));
+}
+
+static void GMEM__K(pack_narrow_strip)(const gmem__narrow *narrow, const gmem__weight *weight,
+                                       const gmem__strip_part *part, uint32_t *strip) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, run = GMEM__RUN / per_word;
+    char values[GMEM__RUN * 2 + 2 * V_WIDTH];
+    for (int64_t r = 0; r < narrow->mr; r++) {
+        uint32_t *out = strip + r * GMEM__TILE_WORDS;
+        for (int64_t word = 0; word < part->words; word += run) {
+            const int64_t words = gmem__min(run, part->words - word);
+            if (r < part->rows) GMEM__K(narrow_values)
+            (narrow, weight, part->row + r, part->k + word * per_word, words * per_word,
+             part->scale ? part->scale[r] : 1, values);
+            else memset(values, 0, (size_t)words * 4);
+            for (int64_t i = 0; i < words; i += GMEM__TILE_WORDS, out += narrow->mr * GMEM__TILE_WORDS)
+                memcpy(out, values + i * 4, GMEM__TILE_WORDS * 4);
+        }
+    }
+}
+
+/* One vector of columns, all of the depth, as pairs of bf16. */
+static void GMEM__K(panel_bf16)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
+                                uint32_t *panel) {
+    int64_t w = 0;
+    for (; w < depth / 2; w++, x += 2 * stride, panel += nr) {
+        const V_F32 low = V_ROUND_BF16(GMEM__K(load_lanes)(x, lanes));
+        const V_F32 high = V_ROUND_BF16(GMEM__K(load_lanes)(x + stride, lanes));
+        V_STORE_WORDS(panel, V_WORD_BF16(low, high));
+    }
+    for (; w < words; w++, panel += nr) {
+        const V_F32 low = 2 * w < depth ? V_ROUND_BF16(GMEM__K(load_lanes)(x, lanes)) : V_ZERO();
+        V_STORE_WORDS(panel, V_WORD_BF16(low, V_ZERO()));
+    }
+}
+
+/* The same as four int8, each column divided by its scale, which is found first. */
+static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
+                              int unsigned_x, uint32_t *panel, float *scale) {
+    V_F32 a = V_ZERO(), b = V_ZERO(), finite = V_ZERO(), value[4];
+    for (int64_t k = 0; k < depth; k++) {
+        const V_F32 row = GMEM__K(load_lanes)(x + k * stride, lanes);
+        if (k % 2)
+            a = V_MAX(a, V_ABS(row));
+        else
+            b = V_MAX(b, V_ABS(row));
+        finite = V_FMA(row, V_ZERO(), finite);
+    }
+    const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
+    const V_F32 inverse = V_DIV(V_SET1(127), largest);
+    GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    for (int64_t w = 0; w < words; w++, panel += nr) {
+        for (int64_t i = 0; i < 4; i++)
+            value[i] =
+                4 * w + i < depth ? V_MUL(GMEM__K(load_lanes)(x + (4 * w + i) * stride, lanes), inverse) : V_ZERO();
+        const V_I32 word = V_WORD_I8(value[0], value[1], value[2], value[3]);
+        V_STORE_WORDS(panel, unsigned_x ? V_FLIP_SIGNS(word) : word);
+    }
+}
+
+static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth,
+                                        int64_t words, int64_t columns, uint32_t *panels, int64_t panel_step,
+                                        float *scale) {
+    const int64_t nr = narrow->nr;
+    for (int64_t i = 0; i < gmem__round_up(columns, nr); i += V_WIDTH) {
+        uint32_t *panel = panels + i / nr * panel_step + i % nr;
+        if (i >= columns) /* a panel's last columns */
+            for (int64_t w = 0; w < words; w++)
+                memset(panel + w * nr, 0, V_WIDTH * sizeof *panel);
+        else if (narrow->type == GMEM_BF16)
+            GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
+        else
+            GMEM__K(panel_i8)(x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, scale + i);
+    }
+}
+
+static void GMEM__K(dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale) {
+    const V_F32 factor = V_SET1(row_scale);
+    float *out = (float *)sums;
+    for (int64_t i = 0; i < count; i += V_WIDTH) {
+        const V_F32 sum = V_FROM_I32((const int32_t *)sums + i, offset);
+        V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+    }
+}
+
+static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
+    static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
+                                           GMEM__K(pack_narrow_panels), GMEM__K(dequantise)};
+    return &rows;
+}
+
+#undef GMEM__RUN
+/* ---- backends/cpu/narrow_attention.inc ---- */
+/* Template: attention through a bf16 kernel's products: scores S = K^T Q and values Y = V P, both operands packed as
+ * narrow.h has them. All keys of a head are packed once; queries go GMEM__COLUMN_BLOCK at a time, and as all their
+ * scores fit, the softmax is plain. */
+
+#define GMEM__LANES GMEM__COLUMN_BLOCK
+
+/* Where things lie in a task's scratch; gmem__narrow_attention_floats (drivers.c) says how much they take. */
+typedef struct GMEM__K(packed_head) {
+    const gmem__narrow *narrow;
+    int64_t tokens, channels;
+    int64_t channel_words, token_words; /* padded */
+    uint32_t *k;                        /* strips of keys, in words along the channels */
+    uint32_t *v;                        /* strips of channels, in words along the keys */
+    uint32_t *q, *p;                    /* panels of queries: (channel_words, nr), (token_words, nr) */
+    float *s, *y;                       /* (padded tokens or channels, GMEM__LANES) */
+} GMEM__K(packed_head);
+
+static GMEM__K(packed_head) GMEM__K(place_head)(const gmem__narrow *narrow, const gmem__attention *op, float *scratch) {
+    GMEM__K(packed_head) head;
+    const int64_t keys = gmem__round_up(op->tokens, narrow->mr), rows = gmem__round_up(op->head_dim, narrow->mr);
+    head.narrow = narrow;
+    head.tokens = op->tokens;
+    head.channels = op->head_dim;
+    head.channel_words = gmem__round_up(gmem__ceil_div(op->head_dim, 2), GMEM__TILE_WORDS);
+    head.token_words = gmem__round_up(gmem__ceil_div(op->tokens, 2), GMEM__TILE_WORDS);
+    head.s = scratch;
+    head.y = head.s + keys * GMEM__LANES;
+    head.q = (uint32_t *)(void *)(head.y + rows * GMEM__LANES);
+    head.p = head.q + head.channel_words * GMEM__LANES;
+    head.k = head.p + head.token_words * GMEM__LANES;
+    head.v = head.k + keys * head.channel_words;
+    return head;
+}
+
+/* A key's words lie along the channels, across the vectors: turned in pieces of a vector's keys. */
+static void GMEM__K(pack_keys)(const GMEM__K(packed_head) * head, const float *k, int64_t stride) {
+    const int64_t mr = head->narrow->mr, strip_words = head->channel_words * mr;
+    uint32_t words[V_WIDTH];
+    memset(head->k, 0, (size_t)(gmem__ceil_div(head->tokens, mr) * strip_words) * sizeof *head->k);
+    for (int64_t key = 0; key < head->tokens; key += V_WIDTH) {
+        const int64_t lanes = gmem__min(V_WIDTH, head->tokens - key);
+        uint32_t *at[V_WIDTH];
+        for (int64_t i = 0; i < lanes; i++)
+            at[i] = head->k + (key + i) / mr * strip_words + (key + i) % mr * GMEM__TILE_WORDS;
+        for (int64_t c = 0; c < head->channels; c += 2) {
+            const float *row = k + c * stride + key;
+            const V_F32 low = V_ROUND_BF16(GMEM__K(load_lanes)(row, lanes));
+            const V_F32 high =
+                c + 1 < head->channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row + stride, lanes)) : V_ZERO();
+            const int64_t word = c / 2 / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + c / 2 % GMEM__TILE_WORDS;
+            V_STORE_WORDS(words, V_WORD_BF16(low, high));
+            for (int64_t i = 0; i < lanes; i++)
+                at[i][word] = words[i];
+        }
+    }
+}
+
+/* A channel's words lie along the keys, as in a row of weights. */
+static void GMEM__K(pack_values)(const GMEM__K(packed_head) * head, const float *v, int64_t stride) {
+    gmem__weight weight;
+    memset(&weight, 0, sizeof weight);
+    weight.data = v;
+    weight.type = GMEM_F32;
+    weight.rows = head->channels;
+    weight.cols = head->tokens;
+    weight.row_stride = stride;
+    for (int64_t c = 0; c < head->channels; c += head->narrow->mr) {
+        gmem__strip_part part;
+        memset(&part, 0, sizeof part);
+        part.row = c;
+        part.rows = gmem__min(head->narrow->mr, head->channels - c);
+        part.words = head->token_words;
+        GMEM__K(pack_narrow_strip)(head->narrow, &weight, &part, head->v + c * head->token_words);
+    }
+}
+
+/* out (rows, GMEM__LANES) = strips * panels, over the whole depth. */
+static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t *strips, int64_t rows, int64_t words,
+                                     const uint32_t *panels, int64_t queries, float *out) {
+    const int64_t count = gmem__ceil_div(rows, narrow->mr);
+    gmem__narrow_block block;
+    memset(&block, 0, sizeof block);
+    block.strip_step = words * narrow->mr;
+    block.panel_step = words * narrow->nr;
+    block.panel_count = gmem__ceil_div(queries, narrow->nr);
+    block.product_step = GMEM__LANES;
+    for (int64_t strip = 0; strip < count; strip += narrow->strips)
+        for (int64_t word = 0; word < words; word += narrow->block) {
+            block.strips = gmem__min(narrow->strips, count - strip);
+            block.weights = strips + strip * block.strip_step + word * narrow->mr;
+            block.panels = panels + word * narrow->nr;
+            block.words = gmem__min(narrow->block, words - word);
+            block.first = word == 0;
+            block.product = out + strip * narrow->mr * GMEM__LANES;
+            narrow->multiply(&block);
+        }
+}
+
+/* p = exp(scale * (s - its column's largest)) of one vector of queries; returns the sums. */
+static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t lane, float scale) {
+    const int64_t nr = head->narrow->nr, tokens = head->tokens;
+    const float *s = head->s + lane;
+    uint32_t *p = head->p + lane / nr * head->token_words * nr + lane % nr;
+    V_F32 largest = V_LOAD(s), other = largest, sum = V_ZERO(), high;
+    int64_t key = 1;
+    for (; key + 1 < tokens; key += 2) { /* two chains, as a maximum takes several cycles */
+        largest = V_MAX(largest, V_LOAD(s + key * GMEM__LANES));
+        other = V_MAX(other, V_LOAD(s + (key + 1) * GMEM__LANES));
+    }
+    if (key < tokens) largest = V_MAX(largest, V_LOAD(s + key * GMEM__LANES));
+    largest = V_MUL(V_MAX(largest, other), V_SET1(scale));
+    for (key = 0; key < tokens; key += 2, p += nr, s += 2 * GMEM__LANES) {
+        V_F32 low = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s), V_SET1(scale)), largest));
+        low = V_ROUND_BF16(low);
+        high = V_ZERO();
+        if (key + 1 < tokens)
+            high = V_ROUND_BF16(GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest)));
+        sum = V_ADD(sum, V_ADD(low, high));
+        V_STORE_WORDS(p, V_WORD_BF16(low, high));
+    }
+    for (key = gmem__ceil_div(tokens, 2); key < head->token_words; key++, p += nr)
+        V_STORE_WORDS(p, V_WORD_BF16(V_ZERO(), V_ZERO()));
+    return sum;
+}
+
+static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gmem__attention *op, const float *q,
+                                    float *y, int64_t queries) {
+    float inverse[GMEM__LANES];
+    GMEM__K(pack_narrow_panels)
+    (head->narrow, q, op->stride, head->channels, head->channel_words, queries, head->q,
+     head->channel_words * head->narrow->nr, NULL);
+    GMEM__K(multiply_strips)
+    (head->narrow, head->k, head->tokens, head->channel_words, head->q, queries, head->s);
+    for (int64_t i = 0; i < gmem__round_up(queries, head->narrow->nr); i += V_WIDTH)
+        V_STORE(inverse + i, V_DIV(V_SET1(1), GMEM__K(softmax_words)(head, i, op->scale)));
+    GMEM__K(multiply_strips)
+    (head->narrow, head->v, head->channels, head->token_words, head->p, queries, head->y);
+    for (int64_t c = 0; c < head->channels; c++)
+        for (int64_t i = 0; i < queries; i += V_WIDTH) {
+            const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
+            GMEM__K(store_lanes)(y + c * op->y_stride + i, value, queries - i);
+        }
+}
+
+static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__attention *op, int64_t sample,
+                                      int64_t head, int64_t begin, int64_t end, float *scratch) {
+    const GMEM__K(packed_head) packed = GMEM__K(place_head)(narrow, op, scratch);
+    const int64_t row = head * op->head_dim, column = sample * op->tokens;
+    GMEM__K(pack_keys)(&packed, op->k + row * op->stride + column, op->stride);
+    GMEM__K(pack_values)(&packed, op->v + row * op->stride + column, op->stride);
+    if (narrow->begin) narrow->begin();
+    for (int64_t query = begin; query < end; query += GMEM__LANES)
+        GMEM__K(attend_queries)
+    (&packed, op, op->q + row * op->stride + column + query, op->y + row * op->y_stride + column + query,
+     gmem__min(GMEM__LANES, end - query));
+    if (narrow->end) narrow->end();
+}
+
+#undef GMEM__LANES
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -7832,7 +9191,11 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_norm,
                                           gmem__avx512_rotate,
                                           gmem__avx512_attention,
-                                          gmem__avx512_group_norm};
+                                          gmem__avx512_group_norm,
+                                          gmem__avx512_finish_row,
+                                          gmem__avx512_round_bf16,
+                                          gmem__avx512_narrow_rows,
+                                          gmem__avx512_narrow_attention};
     return &kernels;
 }
 
@@ -7873,7 +9236,1441 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_STORE_PART
 #undef V_SUM
 #undef V_MAXIMUM
+#undef V_ROUND_BF16
+#undef V_WORD_BF16
+#undef V_WORD_I8
+#undef V_FLIP_SIGNS
+#undef V_STORE_WORDS
+#undef V_STORE_BF16
+#undef V_STORE_I8
+#undef V_FROM_I32
 #endif /* GMEM__X86 */
+/* ---- backends/cpu/avx512_dots.c ---- */
+/* Narrow kernels of AVX-512: pairs of bf16 (AVX512-BF16) and quads of int8 (AVX512-VNNI), one instruction a dot
+ * product. */
+
+#ifdef GMEM__X86
+#include <immintrin.h>
+
+/* AVX512-BF16's intrinsics came with gcc 10 and clang 9. */
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define GMEM__AVX512_DOTS
+
+/* 12 rows, whose sums fill 24 of 32 registers, as in f32. */
+#define GMEM__MR        12
+#define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define V_PREFETCH(p)   __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
+#endif
+
+#define GMEM__K(name)       gmem__avx512_bf16_##name
+#define D_WIDTH             16
+#define D_VECTOR            __m512i
+#define D_SUM               __m512
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm512_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm512_dpbf16_ps((sum), (__m512bh)(w), (__m512bh)(x))
+#define D_ADD(a, b)         _mm512_add_ps((a), (b))
+#define D_ZERO()            _mm512_setzero_ps()
+#define D_LOAD(p)           _mm512_loadu_si512(p)
+#define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+
+#define GMEM__PANEL (2 * D_WIDTH)
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, two vectors) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        b##r = D_DOT(b##r, w, x1);                                      \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__K
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+/* The first operand of the instruction, x, is unsigned. */
+#define GMEM__K(name)       gmem__avx512_vnni_##name
+#define D_WIDTH             16
+#define D_VECTOR            __m512i
+#define D_SUM               __m512i
+#define D_ELEMENT           int32_t
+#define D_BROADCAST(p)      _mm512_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm512_dpbusd_epi32((sum), (x), (w))
+#define D_ADD(a, b)         _mm512_add_epi32((a), (b))
+#define D_ZERO()            _mm512_setzero_si512()
+#define D_LOAD(p)           _mm512_loadu_si512(p)
+#define D_LOAD_SUM(p)       _mm512_loadu_si512(p)
+#define D_STORE_SUM(p, sum) _mm512_storeu_si512((p), (sum))
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+
+#define GMEM__PANEL (2 * D_WIDTH)
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, two vectors) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        b##r = D_DOT(b##r, w, x1);                                      \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__K
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif /* GMEM__AVX512_DOTS */
+
+GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
+#ifdef GMEM__AVX512_DOTS
+    static const gmem__narrow bf16 = {
+        "avx512-bf16", GMEM_BF16, GMEM__MR, 32, 1, 288, 0, 1, NULL, NULL, gmem__avx512_bf16_multiply};
+    static const gmem__narrow i8 = {
+        "avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply};
+    return type == GMEM_BF16 ? &bf16 : &i8;
+#else
+    (void)type;
+    return NULL;
+#endif
+}
+
+#undef GMEM__MR
+#undef GMEM__REPEAT
+#undef V_PREFETCH
+#undef GMEM__AVX512_DOTS
+#endif /* GMEM__X86 */
+/* ---- backends/cpu/avx2_dots.c ---- */
+/* Narrow kernels on 256 bits, for int8: AVX-VNNI's dot products, and for processors without them AVX2's products of
+ * pairs of 16 bits. Its products of bytes take one instruction less, but three to a dot product that compete for the
+ * same two ports, against two. */
+
+#ifdef GMEM__X86
+#include <immintrin.h>
+
+#define V_PREFETCH(p) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+
+/* AVX-VNNI's intrinsics came with gcc 11 and clang 12. */
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
+#define GMEM__AVX_VNNI
+#endif
+
+#define GMEM__LOAD_256(p)       _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define GMEM__STORE_256(p, sum) _mm256_storeu_si256((__m256i *)(void *)(p), (sum))
+
+#ifdef GMEM__AVX_VNNI
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,avxvnni"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,avxvnni")
+#endif
+
+#define GMEM__MR            6
+#define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3) X(4) X(5)
+#define GMEM__K(name)       gmem__avx_vnni_##name
+#define D_WIDTH             8
+#define D_VECTOR            __m256i
+#define D_SUM               __m256i
+#define D_ELEMENT           int32_t
+#define D_BROADCAST(p)      _mm256_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm256_dpbusd_avx_epi32((sum), (x), (w))
+#define D_ADD(a, b)         _mm256_add_epi32((a), (b))
+#define D_ZERO()            _mm256_setzero_si256()
+#define D_LOAD(p)           GMEM__LOAD_256(p)
+#define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
+#define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+
+#define GMEM__PANEL (2 * D_WIDTH)
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, two vectors) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        b##r = D_DOT(b##r, w, x1);                                      \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__K
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+#undef GMEM__MR
+#undef GMEM__REPEAT
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif /* GMEM__AVX_VNNI */
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+
+/* Quads of bytes as two pairs of 16 bits: their first and third values, their second and fourth. */
+typedef struct gmem__byte_pairs {
+    __m256i even, odd;
+} gmem__byte_pairs;
+
+GMEM__INLINE gmem__byte_pairs gmem__avx2_split(const uint32_t *p) {
+    const __m256i quads = GMEM__LOAD_256(p);
+    gmem__byte_pairs x;
+    x.even = _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8);
+    x.odd = _mm256_srai_epi16(quads, 8);
+    return x;
+}
+GMEM__INLINE __m256i gmem__avx2_dot(__m256i sum, gmem__byte_pairs w, gmem__byte_pairs x) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w.even, x.even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(w.odd, x.odd));
+}
+
+#define GMEM__SPLIT_BLOCK 288                     /* words of a block */
+#define GMEM__SPLIT_WORDS (4 * GMEM__SPLIT_BLOCK) /* between a strip's even and odd halves */
+
+GMEM__INLINE gmem__byte_pairs gmem__avx2_broadcast(const uint32_t *p) {
+    gmem__byte_pairs w;
+    w.even = _mm256_set1_epi32((int)p[0]);
+    w.odd = _mm256_set1_epi32((int)p[GMEM__SPLIT_WORDS]);
+    return w;
+}
+
+/* 4 rows: both operands take two registers. */
+#define GMEM__MR            4
+#define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3)
+#define GMEM__K(name)       gmem__avx2_i8_##name
+#define D_WIDTH             8
+#define D_VECTOR            gmem__byte_pairs
+#define D_SUM               __m256i
+#define D_ELEMENT           int32_t
+#define D_BROADCAST(p)      gmem__avx2_broadcast(p)
+#define D_DOT(sum, w, x)    gmem__avx2_dot((sum), (w), (x))
+#define D_ADD(a, b)         _mm256_add_epi32((a), (b))
+#define D_ZERO()            _mm256_setzero_si256()
+#define D_LOAD(p)           gmem__avx2_split(p)
+#define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
+#define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+
+#define GMEM__PANEL (2 * D_WIDTH)
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, two vectors) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        b##r = D_DOT(b##r, w, x1);                                      \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__K
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+/* The strip is split once for all panels. */
+static void gmem__avx2_i8_multiply_split(const gmem__narrow_block *block) {
+    uint32_t halves[2 * GMEM__SPLIT_WORDS];
+    gmem__narrow_block split = *block;
+    for (int64_t i = 0; i < block->words * GMEM__MR; i += 8) {
+        const gmem__byte_pairs w = gmem__avx2_split(block->weights + i);
+        GMEM__STORE_256(halves + i, w.even);
+        GMEM__STORE_256(halves + GMEM__SPLIT_WORDS + i, w.odd);
+    }
+    split.weights = halves;
+    gmem__avx2_i8_multiply(&split);
+}
+#undef GMEM__MR
+#undef GMEM__REPEAT
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
+#ifdef GMEM__AVX_VNNI
+    static const gmem__narrow vnni = {"avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, 1, NULL, NULL, gmem__avx_vnni_multiply};
+    return &vnni;
+#else
+    return NULL;
+#endif
+}
+
+GMEM__FN const gmem__narrow *gmem__avx2_dots(void) {
+    static const gmem__narrow bytes = {
+        "avx2-int8", GMEM_I8, 4, 16, 1, GMEM__SPLIT_BLOCK, 0, 1, NULL, NULL, gmem__avx2_i8_multiply_split};
+    return &bytes;
+}
+
+#undef V_PREFETCH
+#undef GMEM__SPLIT_BLOCK
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__LOAD_256
+#undef GMEM__STORE_256
+#undef GMEM__AVX_VNNI
+#endif /* GMEM__X86 */
+/* ---- backends/cpu/narrow_portable.c ---- */
+/* Narrow kernels in plain C: the reference of those made of special instructions, what runs without them, and under
+ * those kernels' shapes the stand-in that tests their packing, loops and epilogues on any machine. */
+
+static float gmem__word_dot_bf16(uint32_t w, uint32_t x) {
+    const float low = gmem__bf16_to_f32((uint16_t)w) * gmem__bf16_to_f32((uint16_t)x);
+    return low + gmem__bf16_to_f32((uint16_t)(w >> 16)) * gmem__bf16_to_f32((uint16_t)(x >> 16));
+}
+
+/* Byte i of a word, signed. */
+static int32_t gmem__word_byte(uint32_t word, int i) { return (int32_t)(signed char)(unsigned char)(word >> 8 * i); }
+
+/* unsigned_x: as the instruction has it; the epilogue subtracts the offset. */
+static int32_t gmem__word_dot_i8(uint32_t w, uint32_t x, int unsigned_x) {
+    int32_t sum = 0;
+    for (int i = 0; i < 4; i++)
+        sum += gmem__word_byte(w, i) * (unsigned_x ? (int32_t)(x >> 8 * i & 0xff) : gmem__word_byte(x, i));
+    return sum;
+}
+
+typedef struct gmem__portable {
+    int64_t mr, nr;
+    gmem_type type;
+    int unsigned_x;
+} gmem__portable;
+
+/* One row of a strip against one panel. */
+static void gmem__portable_row(const gmem__portable *kernel, const gmem__narrow_block *block, const uint32_t *row,
+                               const uint32_t *panel, char *product) {
+    float sums[32];
+    int32_t counts[32];
+    memset(sums, 0, sizeof sums);
+    memset(counts, 0, sizeof counts);
+    for (int64_t word = 0; word < block->words; word++, panel += kernel->nr) {
+        const uint32_t w = row[word / GMEM__TILE_WORDS * kernel->mr * GMEM__TILE_WORDS + word % GMEM__TILE_WORDS];
+        for (int64_t c = 0; c < kernel->nr; c++) {
+            if (kernel->type == GMEM_BF16)
+                sums[c] += gmem__word_dot_bf16(w, panel[c]);
+            else
+                counts[c] += gmem__word_dot_i8(w, panel[c], kernel->unsigned_x);
+        }
+    }
+    for (int64_t c = 0; c < kernel->nr; c++, product += 4) {
+        float sum = 0;
+        int32_t count = 0;
+        if (!block->first) memcpy(&sum, product, 4), memcpy(&count, product, 4);
+        sum += sums[c], count += counts[c];
+        memcpy(product, kernel->type == GMEM_BF16 ? (const void *)&sum : (const void *)&count, 4);
+    }
+}
+
+static void gmem__portable_run(const gmem__portable *kernel, const gmem__narrow_block *block) {
+    for (int64_t i = 0; i < block->strips * block->panel_count * kernel->mr; i++) {
+        const int64_t r = i % kernel->mr, panel = i / kernel->mr % block->panel_count;
+        const int64_t strip = i / kernel->mr / block->panel_count;
+        const int64_t at = (strip * kernel->mr + r) * block->product_step + panel * kernel->nr;
+        gmem__portable_row(kernel, block, block->weights + strip * block->strip_step + r * GMEM__TILE_WORDS,
+                           block->panels + panel * block->panel_step, (char *)block->product + at * 4);
+    }
+}
+
+/* A kernel of given shape: multiply takes nothing but a block, so each has its own. */
+#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, unsigned_x)                         \
+    static void name##_multiply(const gmem__narrow_block *b) {                                      \
+        const gmem__portable kernel = {mr, nr, type, unsigned_x};                                   \
+        gmem__portable_run(&kernel, b);                                                             \
+    }                                                                                               \
+    static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,         block, \
+                                               unsigned_x, 1,    NULL, NULL, name##_multiply};
+
+GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0)
+GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0)
+GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0)
+GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1)
+GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1)
+GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0)
+
+#undef GMEM__PORTABLE
+
+GMEM__FN const gmem__narrow *gmem__portable_bf16(void) { return &gmem__plain_bf16_kernel; }
+GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_kernel; }
+
+GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
+    static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_dots_i8_kernel,
+                                                  &gmem__like_vnni_i8_kernel, &gmem__like_halves_i8_kernel};
+    return i < 4 ? kernels[i] : NULL;
+}
+/* ---- backends/cpu/amx.c ---- */
+/* AMX: narrow kernels of tile instructions (Intel SDM, volume 1, chapter 18), and beside them the same kernels on tiles
+ * in plain C, which test the loops on machines without. Assembly of our own rather than intrinsics: gcc's don't say
+ * which memory they touch, and clang may spill tiles of its own choice (LLVM 110190). */
+
+#include <float.h>
+
+/* Blocks of 288 words: two strips of that are 36 KB of the first-level cache's 48. A shorter block would load and store
+ * the sums more often, 8 KB each time beside the 2 KB of x in a step, all from the second-level cache: with 12 steps
+ * (192 words) 42 bytes a cycle, with 18 steps 38, of about 47 that it gives. int8 of depth 1152 is one block. */
+#define GMEM__TILES_MR     16
+#define GMEM__TILES_NR     16
+#define GMEM__TILES_STRIPS 2
+#define GMEM__TILES_BLOCK  288
+
+/* What LDTILECFG reads: eight tiles of 16 rows of 64 bytes. */
+typedef struct gmem__tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} gmem__tile_config;
+
+static const gmem__tile_config gmem__tile_shapes = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+/* the stand-in ---------------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__tiles {
+    uint32_t word[8][16][16]; /* tile, row, column */
+} gmem__tiles;
+
+static void gmem__tile_zero(gmem__tiles *tiles, int n) { memset(tiles->word[n], 0, sizeof tiles->word[n]); }
+
+static void gmem__tile_load(gmem__tiles *tiles, int n, const void *p, int64_t stride) {
+    gmem__tile_zero(tiles, n);
+    for (int r = 0; r < gmem__tile_shapes.rows[n]; r++)
+        memcpy(tiles->word[n][r], (const char *)p + r * stride, gmem__tile_shapes.row_bytes[n]);
+}
+
+static void gmem__tile_store(const gmem__tiles *tiles, int n, void *p, int64_t stride) {
+    for (int r = 0; r < gmem__tile_shapes.rows[n]; r++)
+        memcpy((char *)p + r * stride, tiles->word[n][r], gmem__tile_shapes.row_bytes[n]);
+}
+
+/* TDPBF16PS takes subnormal numbers for zero, and gives none. */
+GMEM__INLINE float gmem__tile_flush(float x) { return x < FLT_MIN && x > -FLT_MIN ? 0 : x; }
+
+GMEM__INLINE float gmem__tile_half(uint32_t word, int high) {
+    return gmem__tile_flush(gmem__bf16_to_f32((uint16_t)(word >> 16 * high)));
+}
+
+/* TDPBF16PS: the lower and the higher halves' products, which are exact, are summed apart, then added to the sum. */
+static void gmem__tile_dot_bf16(gmem__tiles *tiles, int sum, int weights, int x) {
+    float values[16][2][16]; /* x, once for all rows */
+    for (int i = 0; i < 16 * 2 * 16; i++)
+        values[i / 32][i / 16 % 2][i % 16] = gmem__tile_half(tiles->word[x][i / 32][i % 16], i / 16 % 2);
+    for (int r = 0; r < 16; r++) {
+        float part[2][16], total;
+        memset(part, 0, sizeof part);
+        for (int k = 0; k < 16; k++)
+            for (int high = 0; high < 2; high++) {
+                const float w = gmem__tile_half(tiles->word[weights][r][k], high);
+                for (int c = 0; c < 16; c++)
+                    part[high][c] = gmem__tile_flush(part[high][c] + w * values[k][high][c]);
+            }
+        for (int c = 0; c < 16; c++) {
+            memcpy(&total, &tiles->word[sum][r][c], sizeof total);
+            total = gmem__tile_flush(gmem__tile_flush(total) + gmem__tile_flush(part[0][c] + part[1][c]));
+            memcpy(&tiles->word[sum][r][c], &total, sizeof total);
+        }
+    }
+}
+
+GMEM__INLINE int32_t gmem__tile_byte(uint32_t word, int i) { return (signed char)(unsigned char)(word >> 8 * i); }
+
+/* TDPBSSD: signed by signed, without saturation. */
+static void gmem__tile_dot_i8(gmem__tiles *tiles, int sum, int weights, int x) {
+    for (int r = 0; r < 16; r++)
+        for (int k = 0; k < 16; k++)
+            for (int i = 0; i < 4; i++) {
+                const int32_t w = gmem__tile_byte(tiles->word[weights][r][k], i);
+                for (int c = 0; c < 16; c++)
+                    tiles->word[sum][r][c] += (uint32_t)(w * gmem__tile_byte(tiles->word[x][k][c], i));
+            }
+}
+
+#define TILE_STATE                gmem__tiles
+#define TILE_ZERO(n)              gmem__tile_zero(tiles, n)
+#define TILE_LOAD(n, p, stride)   gmem__tile_load(tiles, n, p, stride)
+#define TILE_STREAM(n, p, stride) gmem__tile_load(tiles, n, p, stride)
+#define TILE_STORE(n, p, stride)  gmem__tile_store(tiles, n, p, stride)
+#define TILE_PREFETCH(p)          ((void)*(const volatile char *)(p)) /* what is asked for must be there */
+
+#define GMEM__K(name)             gmem__stand_in_bf16_##name
+#define TILE_DOT(sum, weights, x) gmem__tile_dot_bf16(tiles, sum, weights, x)
+/* ---- backends/cpu/tiles.inc ---- */
+/* Template: a narrow kernel (narrow.h) of tile instructions, on eight tiles of 16 rows of 64 bytes: 0 to 3 sum 2 strips
+ * x 2 panels (0 and 1 the first strip's), 4 and 5 hold weights (16 rows x 16 words), 6 and 7 x (16 words x 16 columns).
+ *
+ * TILE_ZERO(n), TILE_LOAD(n, p, stride), TILE_STREAM(n, p, stride) of what is too large for the first-level cache,
+ * TILE_STORE(n, p, stride), TILE_DOT(sum, weights, x), all with literal numbers and strides in bytes;
+ * TILE_PREFETCH(p) to the second-level cache. They may use `tiles`, a TILE_STATE *.
+ *
+ * A step of 2 x 2 products takes 64 cycles and 4 KB of operands: 64 bytes a cycle, more than the second-level cache
+ * gives. So the strips' block stays in the first-level one, 2 KB of each step, and x is streamed past it. */
+
+#define TILE_ROW (GMEM__TILE_WORDS * 4) /* bytes between rows of an operand */
+
+/* The weights that come next, asked for line by line: after each product of a strip, of one strip. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; after a product */
+} GMEM__K(fetch);
+
+GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
+    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    GMEM__K(fetch) fetch = {NULL, 0, 0};
+    if (strip >= block->next_strips) return fetch;
+    fetch.at = block->next + strip * block->strip_step * 4;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, products);
+    return fetch;
+}
+
+GMEM__INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        TILE_PREFETCH(fetch->at);
+}
+
+/* What a step multiplies: tiles of all strips and of one or two panels. */
+typedef struct GMEM__K(operands) {
+    const uint32_t *weights, *x;
+    int64_t panels; /* 0: nothing is left */
+} GMEM__K(operands);
+
+/* At the end of the depth the next panels begin. */
+GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
+    GMEM__K(operands) operands;
+    if (word == block->words) panel += 2, word = 0;
+    operands.weights = block->weights + word * GMEM__TILE_WORDS;
+    operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
+    operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
+    return operands;
+}
+
+GMEM__INLINE void GMEM__K(load)(TILE_STATE *tiles, const gmem__narrow_block *block, GMEM__K(operands) at) {
+    TILE_STREAM(6, at.x, TILE_ROW);
+    TILE_LOAD(4, at.weights, TILE_ROW);
+    if (at.panels > 1) TILE_STREAM(7, at.x + block->panel_step, TILE_ROW);
+    if (block->strips > 1) TILE_LOAD(5, at.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* The products of what was loaded before. Each tile's successor is loaded as soon as no product needs it any more, so
+ * that the next step can begin before this one has ended; x, which is slower to come, two products before its use. */
+GMEM__INLINE void GMEM__K(step)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                GMEM__K(operands) next, GMEM__K(fetch) fetch[2]) {
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_DOT(0, 4, 6);
+    GMEM__K(fetch_some)(&fetch[0]);
+    if (two_strips) {
+        TILE_DOT(2, 5, 6);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels) TILE_STREAM(6, next.x, TILE_ROW);
+    if (two_panels) {
+        TILE_DOT(1, 4, 7);
+        GMEM__K(fetch_some)(&fetch[0]);
+    }
+    if (next.panels) TILE_LOAD(4, next.weights, TILE_ROW);
+    if (two_strips && two_panels) {
+        TILE_DOT(3, 5, 7);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels > 1) TILE_STREAM(7, next.x + block->panel_step, TILE_ROW);
+    if (next.panels && two_strips) TILE_LOAD(5, next.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* In the order of the first products, as the stores are in that of the last. */
+GMEM__INLINE void GMEM__K(begin_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      const uint32_t *product) {
+    const uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    if (block->first) {
+        TILE_ZERO(0);
+        TILE_ZERO(2);
+        TILE_ZERO(1);
+        TILE_ZERO(3);
+    } else {
+        TILE_LOAD(0, product, stride);
+        if (two_strips) TILE_LOAD(2, below, stride);
+        if (two_panels) TILE_LOAD(1, product + GMEM__TILE_WORDS, stride);
+        if (two_strips && two_panels) TILE_LOAD(3, below + GMEM__TILE_WORDS, stride);
+    }
+    (void)tiles;
+}
+
+GMEM__INLINE void GMEM__K(store_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      uint32_t *product) {
+    uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_STORE(0, product, stride);
+    if (two_strips) TILE_STORE(2, below, stride);
+    if (two_panels) TILE_STORE(1, product + GMEM__TILE_WORDS, stride);
+    if (two_strips && two_panels) TILE_STORE(3, below + GMEM__TILE_WORDS, stride);
+    (void)tiles;
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    TILE_STATE state, *tiles = &state;
+    GMEM__K(fetch) fetch[2] = {GMEM__K(fetch_of)(block, 0), GMEM__K(fetch_of)(block, 1)};
+    GMEM__K(load)(tiles, block, GMEM__K(operands_at)(block, 0, 0));
+    for (int64_t panel = 0; panel < block->panel_count; panel += 2) {
+        const int64_t panels = gmem__min(2, block->panel_count - panel);
+        uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
+        GMEM__K(begin_sums)(tiles, block, panels, product);
+        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+            GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
+        GMEM__K(store_sums)(tiles, block, panels, product);
+    }
+}
+
+#undef TILE_ROW
+#undef TILE_DOT
+#undef GMEM__K
+
+#define GMEM__K(name)             gmem__stand_in_i8_##name
+#define TILE_DOT(sum, weights, x) gmem__tile_dot_i8(tiles, sum, weights, x)
+/* ---- backends/cpu/tiles.inc ---- */
+/* Template: a narrow kernel (narrow.h) of tile instructions, on eight tiles of 16 rows of 64 bytes: 0 to 3 sum 2 strips
+ * x 2 panels (0 and 1 the first strip's), 4 and 5 hold weights (16 rows x 16 words), 6 and 7 x (16 words x 16 columns).
+ *
+ * TILE_ZERO(n), TILE_LOAD(n, p, stride), TILE_STREAM(n, p, stride) of what is too large for the first-level cache,
+ * TILE_STORE(n, p, stride), TILE_DOT(sum, weights, x), all with literal numbers and strides in bytes;
+ * TILE_PREFETCH(p) to the second-level cache. They may use `tiles`, a TILE_STATE *.
+ *
+ * A step of 2 x 2 products takes 64 cycles and 4 KB of operands: 64 bytes a cycle, more than the second-level cache
+ * gives. So the strips' block stays in the first-level one, 2 KB of each step, and x is streamed past it. */
+
+#define TILE_ROW (GMEM__TILE_WORDS * 4) /* bytes between rows of an operand */
+
+/* The weights that come next, asked for line by line: after each product of a strip, of one strip. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; after a product */
+} GMEM__K(fetch);
+
+GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
+    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    GMEM__K(fetch) fetch = {NULL, 0, 0};
+    if (strip >= block->next_strips) return fetch;
+    fetch.at = block->next + strip * block->strip_step * 4;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, products);
+    return fetch;
+}
+
+GMEM__INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        TILE_PREFETCH(fetch->at);
+}
+
+/* What a step multiplies: tiles of all strips and of one or two panels. */
+typedef struct GMEM__K(operands) {
+    const uint32_t *weights, *x;
+    int64_t panels; /* 0: nothing is left */
+} GMEM__K(operands);
+
+/* At the end of the depth the next panels begin. */
+GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
+    GMEM__K(operands) operands;
+    if (word == block->words) panel += 2, word = 0;
+    operands.weights = block->weights + word * GMEM__TILE_WORDS;
+    operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
+    operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
+    return operands;
+}
+
+GMEM__INLINE void GMEM__K(load)(TILE_STATE *tiles, const gmem__narrow_block *block, GMEM__K(operands) at) {
+    TILE_STREAM(6, at.x, TILE_ROW);
+    TILE_LOAD(4, at.weights, TILE_ROW);
+    if (at.panels > 1) TILE_STREAM(7, at.x + block->panel_step, TILE_ROW);
+    if (block->strips > 1) TILE_LOAD(5, at.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* The products of what was loaded before. Each tile's successor is loaded as soon as no product needs it any more, so
+ * that the next step can begin before this one has ended; x, which is slower to come, two products before its use. */
+GMEM__INLINE void GMEM__K(step)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                GMEM__K(operands) next, GMEM__K(fetch) fetch[2]) {
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_DOT(0, 4, 6);
+    GMEM__K(fetch_some)(&fetch[0]);
+    if (two_strips) {
+        TILE_DOT(2, 5, 6);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels) TILE_STREAM(6, next.x, TILE_ROW);
+    if (two_panels) {
+        TILE_DOT(1, 4, 7);
+        GMEM__K(fetch_some)(&fetch[0]);
+    }
+    if (next.panels) TILE_LOAD(4, next.weights, TILE_ROW);
+    if (two_strips && two_panels) {
+        TILE_DOT(3, 5, 7);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels > 1) TILE_STREAM(7, next.x + block->panel_step, TILE_ROW);
+    if (next.panels && two_strips) TILE_LOAD(5, next.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* In the order of the first products, as the stores are in that of the last. */
+GMEM__INLINE void GMEM__K(begin_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      const uint32_t *product) {
+    const uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    if (block->first) {
+        TILE_ZERO(0);
+        TILE_ZERO(2);
+        TILE_ZERO(1);
+        TILE_ZERO(3);
+    } else {
+        TILE_LOAD(0, product, stride);
+        if (two_strips) TILE_LOAD(2, below, stride);
+        if (two_panels) TILE_LOAD(1, product + GMEM__TILE_WORDS, stride);
+        if (two_strips && two_panels) TILE_LOAD(3, below + GMEM__TILE_WORDS, stride);
+    }
+    (void)tiles;
+}
+
+GMEM__INLINE void GMEM__K(store_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      uint32_t *product) {
+    uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_STORE(0, product, stride);
+    if (two_strips) TILE_STORE(2, below, stride);
+    if (two_panels) TILE_STORE(1, product + GMEM__TILE_WORDS, stride);
+    if (two_strips && two_panels) TILE_STORE(3, below + GMEM__TILE_WORDS, stride);
+    (void)tiles;
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    TILE_STATE state, *tiles = &state;
+    GMEM__K(fetch) fetch[2] = {GMEM__K(fetch_of)(block, 0), GMEM__K(fetch_of)(block, 1)};
+    GMEM__K(load)(tiles, block, GMEM__K(operands_at)(block, 0, 0));
+    for (int64_t panel = 0; panel < block->panel_count; panel += 2) {
+        const int64_t panels = gmem__min(2, block->panel_count - panel);
+        uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
+        GMEM__K(begin_sums)(tiles, block, panels, product);
+        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+            GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
+        GMEM__K(store_sums)(tiles, block, panels, product);
+    }
+}
+
+#undef TILE_ROW
+#undef TILE_DOT
+#undef GMEM__K
+
+#undef TILE_STATE
+#undef TILE_ZERO
+#undef TILE_LOAD
+#undef TILE_STREAM
+#undef TILE_STORE
+#undef TILE_PREFETCH
+
+/* A kernel on tiles. */
+#define GMEM__TILES(name, type, begin, end, multiply) \
+    { name, type, GMEM__TILES_MR, GMEM__TILES_NR, GMEM__TILES_STRIPS, GMEM__TILES_BLOCK, 0, 1, begin, end, multiply }
+
+GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type) {
+    static const gmem__narrow bf16 = GMEM__TILES("like-amx-bf16", GMEM_BF16, NULL, NULL, gmem__stand_in_bf16_multiply);
+    static const gmem__narrow i8 = GMEM__TILES("like-amx-int8", GMEM_I8, NULL, NULL, gmem__stand_in_i8_multiply);
+    return type == GMEM_BF16 ? &bf16 : type == GMEM_I8 ? &i8 : NULL;
+}
+
+/* the instructions ------------------------------------------------------------------------------------------------ */
+
+/* Where the compiler's assembler knows them. MemorySanitizer doesn't see what a tile stores. */
+#if defined(GMEM__X86) && defined(__linux__) && !defined(__ILP32__)
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define GMEM__AMX 1
+#endif
+#endif
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#undef GMEM__AMX
+#endif
+#endif
+
+#ifdef GMEM__AMX
+#include <cpuid.h>
+
+static int64_t gmem__arch_prctl(int64_t code, uintptr_t argument) {
+    int64_t result = 158; /* arch_prctl, which libraries don't declare */
+    __asm__ volatile("syscall" : "+a"(result) : "D"(code), "S"(argument) : "rcx", "r11", "memory");
+    return result;
+}
+
+/* Tiles are 8 KB of state that Linux keeps for those who ask. Asking again is harmless; being refused (an old kernel, a
+ * filter, an alternative signal stack too small for it) is not an error. */
+static int gmem__tiles_permitted(void) {
+    enum { GET_PERMISSION = 0x1022, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    uint64_t permitted = 0;
+    gmem__arch_prctl(REQUEST_PERMISSION, TILE_DATA);
+    return gmem__arch_prctl(GET_PERMISSION, (uintptr_t)&permitted) == 0 && (permitted >> TILE_DATA & 1) != 0;
+}
+
+GMEM__FN int gmem__has_amx(void) {
+    unsigned a, b, c, d, low, high;
+    const unsigned osxsave = 1u << 27, tile_state = 3u << 17; /* XCR0: configuration and data */
+    const unsigned tiles = 1u << 22 | 1u << 24 | 1u << 25;    /* AMX-BF16, AMX-TILE, AMX-INT8 */
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & osxsave)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tiles) != tiles) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & tile_state) == tile_state && gmem__tiles_permitted();
+}
+
+/* The configuration is the thread's own and is nobody's between two calls: loaded for each task, then released. */
+static void gmem__amx_begin(void) { __asm__ volatile("ldtilecfg %0" : : "m"(gmem__tile_shapes)); }
+static void gmem__amx_end(void) { __asm__ volatile("tilerelease" : : : "memory"); }
+
+#define TILE_STATE   char
+#define TILE_ZERO(n) __asm__ volatile("tilezero %%tmm" #n : : : "memory")
+#define TILE_LOAD(n, p, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #n : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define TILE_STREAM(n, p, stride) \
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #n : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define TILE_STORE(n, p, stride) \
+    __asm__ volatile("tilestored %%tmm" #n ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define TILE_PREFETCH(p) __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
+
+#define GMEM__K(name)             gmem__amx_bf16_##name
+#define TILE_DOT(sum, weights, x) __asm__ volatile("tdpbf16ps %%tmm" #x ", %%tmm" #weights ", %%tmm" #sum : :)
+/* ---- backends/cpu/tiles.inc ---- */
+/* Template: a narrow kernel (narrow.h) of tile instructions, on eight tiles of 16 rows of 64 bytes: 0 to 3 sum 2 strips
+ * x 2 panels (0 and 1 the first strip's), 4 and 5 hold weights (16 rows x 16 words), 6 and 7 x (16 words x 16 columns).
+ *
+ * TILE_ZERO(n), TILE_LOAD(n, p, stride), TILE_STREAM(n, p, stride) of what is too large for the first-level cache,
+ * TILE_STORE(n, p, stride), TILE_DOT(sum, weights, x), all with literal numbers and strides in bytes;
+ * TILE_PREFETCH(p) to the second-level cache. They may use `tiles`, a TILE_STATE *.
+ *
+ * A step of 2 x 2 products takes 64 cycles and 4 KB of operands: 64 bytes a cycle, more than the second-level cache
+ * gives. So the strips' block stays in the first-level one, 2 KB of each step, and x is streamed past it. */
+
+#define TILE_ROW (GMEM__TILE_WORDS * 4) /* bytes between rows of an operand */
+
+/* The weights that come next, asked for line by line: after each product of a strip, of one strip. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; after a product */
+} GMEM__K(fetch);
+
+GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
+    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    GMEM__K(fetch) fetch = {NULL, 0, 0};
+    if (strip >= block->next_strips) return fetch;
+    fetch.at = block->next + strip * block->strip_step * 4;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, products);
+    return fetch;
+}
+
+GMEM__INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        TILE_PREFETCH(fetch->at);
+}
+
+/* What a step multiplies: tiles of all strips and of one or two panels. */
+typedef struct GMEM__K(operands) {
+    const uint32_t *weights, *x;
+    int64_t panels; /* 0: nothing is left */
+} GMEM__K(operands);
+
+/* At the end of the depth the next panels begin. */
+GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
+    GMEM__K(operands) operands;
+    if (word == block->words) panel += 2, word = 0;
+    operands.weights = block->weights + word * GMEM__TILE_WORDS;
+    operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
+    operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
+    return operands;
+}
+
+GMEM__INLINE void GMEM__K(load)(TILE_STATE *tiles, const gmem__narrow_block *block, GMEM__K(operands) at) {
+    TILE_STREAM(6, at.x, TILE_ROW);
+    TILE_LOAD(4, at.weights, TILE_ROW);
+    if (at.panels > 1) TILE_STREAM(7, at.x + block->panel_step, TILE_ROW);
+    if (block->strips > 1) TILE_LOAD(5, at.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* The products of what was loaded before. Each tile's successor is loaded as soon as no product needs it any more, so
+ * that the next step can begin before this one has ended; x, which is slower to come, two products before its use. */
+GMEM__INLINE void GMEM__K(step)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                GMEM__K(operands) next, GMEM__K(fetch) fetch[2]) {
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_DOT(0, 4, 6);
+    GMEM__K(fetch_some)(&fetch[0]);
+    if (two_strips) {
+        TILE_DOT(2, 5, 6);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels) TILE_STREAM(6, next.x, TILE_ROW);
+    if (two_panels) {
+        TILE_DOT(1, 4, 7);
+        GMEM__K(fetch_some)(&fetch[0]);
+    }
+    if (next.panels) TILE_LOAD(4, next.weights, TILE_ROW);
+    if (two_strips && two_panels) {
+        TILE_DOT(3, 5, 7);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels > 1) TILE_STREAM(7, next.x + block->panel_step, TILE_ROW);
+    if (next.panels && two_strips) TILE_LOAD(5, next.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* In the order of the first products, as the stores are in that of the last. */
+GMEM__INLINE void GMEM__K(begin_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      const uint32_t *product) {
+    const uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    if (block->first) {
+        TILE_ZERO(0);
+        TILE_ZERO(2);
+        TILE_ZERO(1);
+        TILE_ZERO(3);
+    } else {
+        TILE_LOAD(0, product, stride);
+        if (two_strips) TILE_LOAD(2, below, stride);
+        if (two_panels) TILE_LOAD(1, product + GMEM__TILE_WORDS, stride);
+        if (two_strips && two_panels) TILE_LOAD(3, below + GMEM__TILE_WORDS, stride);
+    }
+    (void)tiles;
+}
+
+GMEM__INLINE void GMEM__K(store_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      uint32_t *product) {
+    uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_STORE(0, product, stride);
+    if (two_strips) TILE_STORE(2, below, stride);
+    if (two_panels) TILE_STORE(1, product + GMEM__TILE_WORDS, stride);
+    if (two_strips && two_panels) TILE_STORE(3, below + GMEM__TILE_WORDS, stride);
+    (void)tiles;
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    TILE_STATE state, *tiles = &state;
+    GMEM__K(fetch) fetch[2] = {GMEM__K(fetch_of)(block, 0), GMEM__K(fetch_of)(block, 1)};
+    GMEM__K(load)(tiles, block, GMEM__K(operands_at)(block, 0, 0));
+    for (int64_t panel = 0; panel < block->panel_count; panel += 2) {
+        const int64_t panels = gmem__min(2, block->panel_count - panel);
+        uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
+        GMEM__K(begin_sums)(tiles, block, panels, product);
+        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+            GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
+        GMEM__K(store_sums)(tiles, block, panels, product);
+    }
+}
+
+#undef TILE_ROW
+#undef TILE_DOT
+#undef GMEM__K
+
+#define GMEM__K(name)             gmem__amx_i8_##name
+#define TILE_DOT(sum, weights, x) __asm__ volatile("tdpbssd %%tmm" #x ", %%tmm" #weights ", %%tmm" #sum : :)
+/* ---- backends/cpu/tiles.inc ---- */
+/* Template: a narrow kernel (narrow.h) of tile instructions, on eight tiles of 16 rows of 64 bytes: 0 to 3 sum 2 strips
+ * x 2 panels (0 and 1 the first strip's), 4 and 5 hold weights (16 rows x 16 words), 6 and 7 x (16 words x 16 columns).
+ *
+ * TILE_ZERO(n), TILE_LOAD(n, p, stride), TILE_STREAM(n, p, stride) of what is too large for the first-level cache,
+ * TILE_STORE(n, p, stride), TILE_DOT(sum, weights, x), all with literal numbers and strides in bytes;
+ * TILE_PREFETCH(p) to the second-level cache. They may use `tiles`, a TILE_STATE *.
+ *
+ * A step of 2 x 2 products takes 64 cycles and 4 KB of operands: 64 bytes a cycle, more than the second-level cache
+ * gives. So the strips' block stays in the first-level one, 2 KB of each step, and x is streamed past it. */
+
+#define TILE_ROW (GMEM__TILE_WORDS * 4) /* bytes between rows of an operand */
+
+/* The weights that come next, asked for line by line: after each product of a strip, of one strip. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; after a product */
+} GMEM__K(fetch);
+
+GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
+    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    GMEM__K(fetch) fetch = {NULL, 0, 0};
+    if (strip >= block->next_strips) return fetch;
+    fetch.at = block->next + strip * block->strip_step * 4;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, products);
+    return fetch;
+}
+
+GMEM__INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        TILE_PREFETCH(fetch->at);
+}
+
+/* What a step multiplies: tiles of all strips and of one or two panels. */
+typedef struct GMEM__K(operands) {
+    const uint32_t *weights, *x;
+    int64_t panels; /* 0: nothing is left */
+} GMEM__K(operands);
+
+/* At the end of the depth the next panels begin. */
+GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
+    GMEM__K(operands) operands;
+    if (word == block->words) panel += 2, word = 0;
+    operands.weights = block->weights + word * GMEM__TILE_WORDS;
+    operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
+    operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
+    return operands;
+}
+
+GMEM__INLINE void GMEM__K(load)(TILE_STATE *tiles, const gmem__narrow_block *block, GMEM__K(operands) at) {
+    TILE_STREAM(6, at.x, TILE_ROW);
+    TILE_LOAD(4, at.weights, TILE_ROW);
+    if (at.panels > 1) TILE_STREAM(7, at.x + block->panel_step, TILE_ROW);
+    if (block->strips > 1) TILE_LOAD(5, at.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* The products of what was loaded before. Each tile's successor is loaded as soon as no product needs it any more, so
+ * that the next step can begin before this one has ended; x, which is slower to come, two products before its use. */
+GMEM__INLINE void GMEM__K(step)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                GMEM__K(operands) next, GMEM__K(fetch) fetch[2]) {
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_DOT(0, 4, 6);
+    GMEM__K(fetch_some)(&fetch[0]);
+    if (two_strips) {
+        TILE_DOT(2, 5, 6);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels) TILE_STREAM(6, next.x, TILE_ROW);
+    if (two_panels) {
+        TILE_DOT(1, 4, 7);
+        GMEM__K(fetch_some)(&fetch[0]);
+    }
+    if (next.panels) TILE_LOAD(4, next.weights, TILE_ROW);
+    if (two_strips && two_panels) {
+        TILE_DOT(3, 5, 7);
+        GMEM__K(fetch_some)(&fetch[1]);
+    }
+    if (next.panels > 1) TILE_STREAM(7, next.x + block->panel_step, TILE_ROW);
+    if (next.panels && two_strips) TILE_LOAD(5, next.weights + block->strip_step, TILE_ROW);
+    (void)tiles;
+}
+
+/* In the order of the first products, as the stores are in that of the last. */
+GMEM__INLINE void GMEM__K(begin_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      const uint32_t *product) {
+    const uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    if (block->first) {
+        TILE_ZERO(0);
+        TILE_ZERO(2);
+        TILE_ZERO(1);
+        TILE_ZERO(3);
+    } else {
+        TILE_LOAD(0, product, stride);
+        if (two_strips) TILE_LOAD(2, below, stride);
+        if (two_panels) TILE_LOAD(1, product + GMEM__TILE_WORDS, stride);
+        if (two_strips && two_panels) TILE_LOAD(3, below + GMEM__TILE_WORDS, stride);
+    }
+    (void)tiles;
+}
+
+GMEM__INLINE void GMEM__K(store_sums)(TILE_STATE *tiles, const gmem__narrow_block *block, int64_t panels,
+                                      uint32_t *product) {
+    uint32_t *below = product + GMEM__TILE_WORDS * block->product_step;
+    const int64_t stride = 4 * block->product_step;
+    const int two_strips = block->strips > 1, two_panels = panels > 1;
+    TILE_STORE(0, product, stride);
+    if (two_strips) TILE_STORE(2, below, stride);
+    if (two_panels) TILE_STORE(1, product + GMEM__TILE_WORDS, stride);
+    if (two_strips && two_panels) TILE_STORE(3, below + GMEM__TILE_WORDS, stride);
+    (void)tiles;
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    TILE_STATE state, *tiles = &state;
+    GMEM__K(fetch) fetch[2] = {GMEM__K(fetch_of)(block, 0), GMEM__K(fetch_of)(block, 1)};
+    GMEM__K(load)(tiles, block, GMEM__K(operands_at)(block, 0, 0));
+    for (int64_t panel = 0; panel < block->panel_count; panel += 2) {
+        const int64_t panels = gmem__min(2, block->panel_count - panel);
+        uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
+        GMEM__K(begin_sums)(tiles, block, panels, product);
+        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+            GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
+        GMEM__K(store_sums)(tiles, block, panels, product);
+    }
+}
+
+#undef TILE_ROW
+#undef TILE_DOT
+#undef GMEM__K
+
+#undef TILE_STATE
+#undef TILE_ZERO
+#undef TILE_LOAD
+#undef TILE_STREAM
+#undef TILE_STORE
+#undef TILE_PREFETCH
+
+/* Whether they can run or not. */
+static const gmem__narrow *gmem__amx_kernel(gmem_type type) {
+    static const gmem__narrow bf16 =
+        GMEM__TILES("amx-bf16", GMEM_BF16, gmem__amx_begin, gmem__amx_end, gmem__amx_bf16_multiply);
+    static const gmem__narrow i8 =
+        GMEM__TILES("amx-int8", GMEM_I8, gmem__amx_begin, gmem__amx_end, gmem__amx_i8_multiply);
+    return type == GMEM_BF16 ? &bf16 : type == GMEM_I8 ? &i8 : NULL;
+}
+
+GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type) {
+    return gmem__has_amx() ? gmem__amx_kernel(type) : NULL;
+}
+
+#else
+GMEM__FN int gmem__has_amx(void) { return 0; }
+
+GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type) {
+    (void)type;
+    return NULL;
+}
+#endif
+
+#undef GMEM__TILES
+#undef GMEM__TILES_MR
+#undef GMEM__TILES_NR
+#undef GMEM__TILES_STRIPS
+#undef GMEM__TILES_BLOCK
+/* ---- backends/cpu/narrow_choose.c ---- */
+/* Which narrow kernel runs. An instruction's presence says nothing of its speed: AVX512-BF16 does twice the work of
+ * f32's multiply-adds on AMD's Zen 4, and half of it on Intel's Sapphire Rapids, whose fast bf16 is AMX. Measured on
+ * both; kept as a table, since a measurement at start could choose differently from run to run, and results with it. */
+
+#ifdef GMEM__X86
+#include <cpuid.h>
+
+typedef struct gmem__features {
+    int avx512_bf16, avx512_vnni, avx_vnni;
+    int amd;
+} gmem__features;
+
+static gmem__features gmem__processor_features(void) {
+    gmem__features features;
+    unsigned a, b, c, d;
+    memset(&features, 0, sizeof features);
+    if (__get_cpuid(0, &a, &b, &c, &d)) features.amd = b == signature_AMD_ebx && c == signature_AMD_ecx;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) features.avx512_vnni = (c >> 11 & 1) != 0;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+        features.avx512_bf16 = (a >> 5 & 1) != 0;
+        features.avx_vnni = (a >> 4 & 1) != 0;
+    }
+    return features;
+}
+
+static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
+    const gmem__features has = gmem__processor_features();
+    const gmem__narrow *wide = isa >= GMEM_ISA_AVX512 ? gmem__avx512_dots(type) : NULL;
+    if (type == GMEM_BF16) return has.avx512_bf16 && has.amd ? wide : NULL;
+    if (wide && has.avx512_vnni) return wide;
+    const gmem__narrow *vnni = has.avx_vnni ? gmem__avx_vnni_dots() : NULL;
+    return vnni ? vnni : gmem__avx2_dots();
+}
+#endif
+
+GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type) {
+#ifdef GMEM__X86
+    if (isa == GMEM_ISA_AMX) return gmem__amx_narrow(type);
+    if (isa >= GMEM_ISA_AVX2) return gmem__vector_dots(isa, type);
+#endif
+    (void)isa;
+    return type == GMEM_BF16 ? NULL : gmem__portable_i8(); /* the f32 loops are plain enough to be fast */
+}
 /* ---- backends/cpu/drivers.c ---- */
 /* The row operations of the CPU backend, cut into tasks. Columns don't depend on each other, so neither do results on
  * the cut, or on the number of threads. */
@@ -7881,6 +10678,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 /* `heads` times `samples` times `blocks` of `block` columns. */
 typedef struct gmem__row_job {
     const gmem__kernels *kernels;
+    const gmem__narrow *bf16;
     const void *op;
     int64_t heads, samples, tokens, blocks, block;
 } gmem__row_job;
@@ -7900,15 +10698,16 @@ static gmem__place gmem__row_place(const gmem__row_job *job, int64_t i) {
 }
 
 static void gmem__run_rows(const gmem__engine *engine, const void *op, int64_t heads, int64_t samples, int64_t tokens,
-                           void (*task)(const void *job, int64_t i, float *scratch)) {
+                           int64_t block, void (*task)(const void *job, int64_t i, float *scratch)) {
     const int64_t smallest = 16;
     gmem__row_job job;
     job.kernels = gmem__engine_kernels(engine);
+    job.bf16 = engine->bf16;
     job.op = op;
     job.heads = heads;
     job.samples = samples;
     job.tokens = tokens;
-    job.block = GMEM__COLUMN_BLOCK;
+    job.block = block;
     while (job.block > smallest && heads * samples * gmem__ceil_div(tokens, job.block) < engine->threads)
         job.block /= 2; /* rather than leave threads idle */
     job.blocks = gmem__ceil_div(tokens, job.block);
@@ -7939,6 +10738,13 @@ static void gmem__attention_task(const void *job_, int64_t i, float *scratch) {
                             scratch);
 }
 
+static void gmem__narrow_attention_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__row_job *job = (const gmem__row_job *)job_;
+    const gmem__place place = gmem__row_place(job, i);
+    job->kernels->narrow_attention(job->bf16, (const gmem__attention *)job->op, place.sample, place.head, place.begin,
+                                   place.end, scratch);
+}
+
 static void gmem__group_norm_task(const void *job_, int64_t i, float *scratch) {
     const gmem__row_job *job = (const gmem__row_job *)job_;
     (void)scratch;
@@ -7948,20 +10754,43 @@ static void gmem__group_norm_task(const void *job_, int64_t i, float *scratch) {
 /* Where samples make no difference, `tokens` need not be given: all columns are one sample's. */
 GMEM__FN void gmem__cpu_norm(const gmem__engine *engine, const gmem__norm *op) {
     const int64_t tokens = op->shift || op->scale ? op->tokens : op->columns;
-    if (op->columns) gmem__run_rows(engine, op, 1, op->columns / tokens, tokens, gmem__norm_task);
+    if (op->columns) gmem__run_rows(engine, op, 1, op->columns / tokens, tokens, GMEM__COLUMN_BLOCK, gmem__norm_task);
 }
 
 GMEM__FN void gmem__cpu_rotate(const gmem__engine *engine, const gmem__rotate *op) {
     const int64_t tokens = op->cosine ? op->tokens : op->columns;
-    if (op->columns) gmem__run_rows(engine, op, op->heads, op->columns / tokens, tokens, gmem__rotate_task);
+    if (op->columns)
+        gmem__run_rows(engine, op, op->heads, op->columns / tokens, tokens, GMEM__COLUMN_BLOCK, gmem__rotate_task);
+}
+
+/* What a head takes in scratch; INT64_MAX where that has no number. */
+static int64_t gmem__narrow_attention_floats(const gmem__narrow *narrow, const gmem__attention *op) {
+    const int64_t far = 1 << 20; /* more tokens or channels than fit in any case */
+    if (op->tokens > far || op->head_dim > far) return INT64_MAX;
+    const int64_t keys = gmem__round_up(op->tokens, narrow->mr), rows = gmem__round_up(op->head_dim, narrow->mr);
+    const int64_t channel_words = gmem__round_up(gmem__ceil_div(op->head_dim, 2), GMEM__TILE_WORDS);
+    const int64_t token_words = gmem__round_up(gmem__ceil_div(op->tokens, 2), GMEM__TILE_WORDS);
+    return (keys + rows + channel_words + token_words) * GMEM__COLUMN_BLOCK + keys * channel_words + rows * token_words;
+}
+
+/* Packing a head's keys costs the same for all its queries as for some: whole heads where there are enough of them. */
+static void gmem__narrow_attend(const gmem__engine *engine, const gmem__attention *op) {
+    const int64_t whole = op->heads * op->samples >= 2 * engine->threads;
+    const int64_t block = whole ? gmem__round_up(op->tokens, GMEM__COLUMN_BLOCK) : GMEM__COLUMN_BLOCK;
+    gmem__run_rows(engine, op, op->heads, op->samples, op->tokens, block, gmem__narrow_attention_task);
 }
 
 GMEM__FN void gmem__cpu_attention(const gmem__engine *engine, const gmem__attention *op) {
-    gmem__run_rows(engine, op, op->heads, op->samples, op->tokens, gmem__attention_task);
+    const gmem__kernels *kernels = gmem__engine_kernels(engine);
+    if (op->compute != GMEM_COMPUTE_F32 && engine->bf16 && kernels->narrow_attention &&
+        gmem__narrow_attention_floats(engine->bf16, op) <= GMEM__SCRATCH)
+        gmem__narrow_attend(engine, op);
+    else
+        gmem__run_rows(engine, op, op->heads, op->samples, op->tokens, GMEM__COLUMN_BLOCK, gmem__attention_task);
 }
 
 GMEM__FN void gmem__cpu_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
-    gmem__run_rows(engine, op, op->groups, 1, 1, gmem__group_norm_task);
+    gmem__run_rows(engine, op, op->groups, 1, 1, GMEM__COLUMN_BLOCK, gmem__group_norm_task);
 }
 /* ---- backends/cpu/cpu.c ---- */
 /* The CPU's operations: the choice of the instruction set, and the products cut into tasks. OpenMP pragmas stay in this
@@ -7995,22 +10824,52 @@ static float *gmem__engine_scratch(const gmem__engine *engine, int thread) {
     return (float *)engine->scratch + GMEM__SHARED + (int64_t)thread * GMEM__SCRATCH;
 }
 
+/* By default LLVM's runtime lets threads without work spin for 200 ms, which a host that waits between steps would pay
+ * for. A millisecond bridges the gaps between a pass's products. Its functions are found where it is linked; GCC's
+ * runtime, a few milliseconds, can be set from outside only. */
+#if defined(_OPENMP) && defined(__clang__) && defined(__ELF__)
+#define GMEM__KMP_DEFAULT 200
+#ifdef __cplusplus
+extern "C" {
+#endif
+__attribute__((weak)) int kmp_get_blocktime(void);
+__attribute__((weak)) void kmp_set_blocktime(int milliseconds);
+#ifdef __cplusplus
+}
+#endif
+
+/* Where the host has chosen nothing else. Returns what to put back. */
+static int gmem__spin_briefly(void) {
+    if (!kmp_get_blocktime || !kmp_set_blocktime || kmp_get_blocktime() != GMEM__KMP_DEFAULT) return 0;
+    kmp_set_blocktime(1);
+    return GMEM__KMP_DEFAULT;
+}
+
+static void gmem__spin_as_before(int milliseconds) {
+    if (milliseconds) kmp_set_blocktime(milliseconds);
+}
+#undef GMEM__KMP_DEFAULT
+#elif defined(_OPENMP)
+static int gmem__spin_briefly(void) { return 0; }
+static void gmem__spin_as_before(int milliseconds) { (void)milliseconds; }
+#endif
+
 GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
                               void (*task)(const void *job, int64_t i, float *scratch), const void *job) {
     int64_t i;
 #ifdef _OPENMP
     if (engine->threads > 1 && tasks > 1) {
+        const int before = gmem__spin_briefly();
 #pragma omp parallel for schedule(dynamic) num_threads(engine->threads)
         for (i = 0; i < tasks; i++)
             task(job, i, gmem__engine_scratch(engine, omp_get_thread_num()));
+        gmem__spin_as_before(before);
         return;
     }
 #endif
     for (i = 0; i < tasks; i++)
         task(job, i, gmem__engine_scratch(engine, 0));
 }
-
-#define GMEM__PACK_ROWS 64 /* of x in a task that packs them */
 
 /* linear and conv ------------------------------------------------------------------------------------------------- */
 
@@ -8027,9 +10886,45 @@ typedef struct gmem__gemm_job {
 static void gmem__pack_task(const void *job_, int64_t i, float *scratch) {
     const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
     const int64_t nr = job->kernels->nr, depth = job->gemm->depth, k = i * GMEM__PACK_ROWS;
+    const int64_t rows = gmem__min(GMEM__PACK_ROWS, depth - k);
     (void)scratch;
-    gmem__pack(job->gemm, k, gmem__min(GMEM__PACK_ROWS, depth - k), job->column, job->columns, nr, depth * nr,
-               job->panels + k * nr);
+    gmem__pack(job->gemm, k, rows, job->column, job->columns, nr, depth * nr, job->panels + k * nr);
+    for (int64_t panel = 0; job->gemm->round_bf16 && panel * nr < job->columns; panel++)
+        job->kernels->round_bf16(job->panels + (panel * depth + k) * nr, rows * nr);
+}
+
+GMEM__FN void gmem__normed_columns(const gmem__kernels *kernels, const gmem__gemm *gemm, int64_t begin, int64_t count,
+                                   float *out) {
+    gmem__norm norm = *gemm->norm;
+    norm.y = out;
+    norm.y_stride = GMEM__PACK_COLUMNS;
+    norm.y_column = begin;
+    const int64_t tokens = norm.shift || norm.scale ? norm.tokens : norm.columns, end = begin + count;
+    for (int64_t column = begin, next; column < end; column = next) { /* sample by sample */
+        next = gmem__min(end, (column / tokens + 1) * tokens);
+        kernels->norm(&norm, column / tokens, column, next);
+    }
+}
+
+/* Some columns of gemm->norm's result, all rows. */
+static void gmem__pack_norm_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__gemm_job *job = (const gmem__gemm_job *)job_;
+    const int64_t nr = job->kernels->nr, depth = job->gemm->depth, done = i * GMEM__PACK_COLUMNS;
+    const int64_t count = gmem__min(GMEM__PACK_COLUMNS, job->columns - done);
+    gmem__gemm normed = *job->gemm;
+    float *panels = job->panels + done * depth;
+    gmem__normed_columns(job->kernels, job->gemm, job->column + done, count, scratch);
+    normed.x = scratch;
+    normed.x_stride = GMEM__PACK_COLUMNS;
+    gmem__pack(&normed, 0, depth, 0, count, nr, depth * nr, panels);
+    if (job->gemm->round_bf16) job->kernels->round_bf16(panels, depth * gmem__round_up(count, nr));
+}
+
+static void gmem__pack_all(const gmem__engine *engine, const gmem__gemm_job *job) {
+    if (job->gemm->norm)
+        gmem__run_tasks(engine, gmem__ceil_div(job->columns, GMEM__PACK_COLUMNS), gmem__pack_norm_task, job);
+    else
+        gmem__run_tasks(engine, gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS), gmem__pack_task, job);
 }
 
 static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
@@ -8044,29 +10939,52 @@ static void gmem__gemm_task(const void *job_, int64_t i, float *scratch) {
     job->kernels->gemm(job->gemm, &tile, panels, scratch);
 }
 
-static void gmem__gemm_run(const gmem__engine *engine, const gmem__gemm *gemm) {
-    const int64_t halves = gemm->activation == GMEM__ACT_SWIGLU ? 2 : 1, threads = engine->threads;
+/* As few blocks as fit, but enough of them to keep the threads evenly busy. */
+GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64_t columns, int64_t mr,
+                                 int64_t largest) {
+    const int64_t threads = engine->threads;
+    int64_t blocks = gmem__ceil_div(rows, largest);
+    if (gmem__ceil_div(columns, GMEM__NC) < 4 * threads && threads > 1)
+        blocks = gmem__max(blocks, gmem__min(4 * threads, gmem__ceil_div(rows, mr)));
+    return gmem__min(largest, gmem__round_up(gmem__ceil_div(rows, blocks), mr));
+}
+
+static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
+    const int64_t halves = gemm->activation == GMEM__ACT_SWIGLU ? 2 : 1;
+    gmem__gemm plain = *gemm;
     gmem__gemm_job job;
     job.gemm = gemm;
     job.kernels = gmem__engine_kernels(engine);
     job.rows = gemm->rows / halves;
-    /* as few blocks as fit, but enough of them to keep the threads evenly busy */
-    const int64_t largest = GMEM__MC / halves / job.kernels->mr * job.kernels->mr;
-    int64_t blocks = gmem__ceil_div(job.rows, largest);
-    if (gmem__ceil_div(gemm->columns, GMEM__NC) < 4 * threads && threads > 1)
-        blocks = gmem__max(blocks, gmem__min(4 * threads, gmem__ceil_div(job.rows, job.kernels->mr)));
-    job.row_block = gmem__min(largest, gmem__round_up(gmem__ceil_div(job.rows, blocks), job.kernels->mr));
+    job.row_block = gmem__row_block(engine, job.rows, gemm->columns, job.kernels->mr,
+                                    GMEM__MC / halves / job.kernels->mr * job.kernels->mr);
     const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
     /* x is packed once for all row blocks where there are several and it fits */
     const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
     const int share = row_tasks > 1 && packable > 0;
+    if (gemm->norm && (!share || !gmem__norm_fits(gemm))) {
+        gmem__cpu_norm(engine, gemm->norm);
+        plain.norm = NULL;
+        plain.x = gemm->norm->y;
+        plain.x_stride = gemm->norm->columns;
+        job.gemm = &plain;
+    }
     for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
         job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
         job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
         job.panels = share ? (float *)engine->scratch : NULL;
-        if (share) gmem__run_tasks(engine, gmem__ceil_div(gemm->depth, GMEM__PACK_ROWS), gmem__pack_task, &job);
+        if (share) gmem__pack_all(engine, &job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__gemm_task, &job);
     }
+}
+
+static void gmem__gemm_run(const gmem__engine *engine, gmem__gemm *gemm) {
+    const struct gmem__narrow *narrow = gmem__narrow_for(engine, gemm->weight);
+    gemm->round_bf16 = gemm->weight->compute != GMEM_COMPUTE_F32;
+    if (narrow)
+        gmem__narrow_run(engine, gemm, narrow);
+    else
+        gmem__f32_run(engine, gemm);
 }
 
 static void gmem__cpu_linear(const gmem__engine *engine, const gmem__linear *op) {
@@ -8078,6 +10996,7 @@ static void gmem__cpu_linear(const gmem__engine *engine, const gmem__linear *op)
     gemm.columns = op->columns;
     gemm.x = op->x;
     gemm.x_stride = op->x_stride;
+    gemm.norm = op->norm;
     gemm.bias = op->bias;
     gemm.activation = op->activation;
     gemm.gate = op->gate;
@@ -8139,10 +11058,13 @@ GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen) {
 #ifdef GMEM__X86
     static const gmem__cpu avx2 = GMEM__CPU_OPS("cpu/avx2", gmem__avx2_kernels);
     static const gmem__cpu avx512 = GMEM__CPU_OPS("cpu/avx512", gmem__avx512_kernels);
+    static const gmem__cpu amx = GMEM__CPU_OPS("cpu/amx", gmem__avx512_kernels);
     if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX2) && gmem__has_isa(GMEM_ISA_AVX2))
         cpu = &avx2, found = GMEM_ISA_AVX2;
     if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX512) && gmem__has_isa(GMEM_ISA_AVX512))
         cpu = &avx512, found = GMEM_ISA_AVX512;
+    /* tiles multiply narrow words; everything else is AVX-512's */
+    if (isa == GMEM_ISA_AMX && gmem__has_isa(GMEM_ISA_AVX512) && gmem__has_amx()) cpu = &amx, found = GMEM_ISA_AMX;
 #endif
     if (!cpu) return NULL;
     if (chosen) *chosen = found;
@@ -8158,6 +11080,411 @@ GMEM__FN int gmem__cpu_count(void) {
     return 1;
 #endif
 }
+/* ---- backends/cpu/narrow.c ---- */
+/* Narrow products (narrow.h), cut into tasks: weights packed once where that is worth a copy, x packed for all row
+ * blocks, tiles multiplied block by block of the depth. Beside the f32 products in cpu.c. */
+
+
+/* What a product needs to know of its weight under a kernel. SWIGLU's halves have strips of their own. */
+typedef struct gmem__narrow_shape {
+    int64_t per_word, words;     /* values in a word; depth in words, padded */
+    int64_t halves, rows;        /* rows of a half */
+    int64_t strips, strip_words; /* strips of a half */
+} gmem__narrow_shape;
+
+static gmem__narrow_shape gmem__narrow_shape_of(const gmem__narrow *narrow, const gmem__weight *weight, int swiglu) {
+    gmem__narrow_shape shape;
+    shape.per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    shape.words = gmem__round_up(gmem__ceil_div(weight->cols, shape.per_word), GMEM__TILE_WORDS);
+    shape.halves = swiglu ? 2 : 1;
+    shape.rows = weight->rows / shape.halves;
+    shape.strips = gmem__ceil_div(shape.rows, narrow->mr);
+    shape.strip_words = shape.words * narrow->mr;
+    return shape;
+}
+
+/* the choice ------------------------------------------------------------------------------------------------------ */
+
+/* What all threads share is x in words, then the scales of its columns. */
+#define GMEM__SCALES (16 * 1024)
+#define GMEM__PANELS (GMEM__SHARED - GMEM__SCALES)
+
+GMEM__FN const struct gmem__narrow *gmem__cpu_narrow(gmem_isa isa, gmem_type type) {
+    return gmem__narrow_of(isa, type);
+}
+
+GMEM__FN const char *gmem__cpu_narrow_name(const struct gmem__narrow *narrow) { return narrow->name; }
+
+static const gmem__narrow *gmem__narrow_pick(const gmem__narrow *bf16, const gmem__narrow *int8, gmem_compute compute) {
+    return compute == GMEM_COMPUTE_INT8 ? int8 : compute == GMEM_COMPUTE_BF16 ? bf16 : NULL;
+}
+
+GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight) {
+    return gmem__narrow_pick(engine->bf16, engine->int8, weight->compute);
+}
+
+static int64_t gmem__packed_words(const gmem__narrow_shape *shape) {
+    return shape->halves * shape->strips * shape->strip_words;
+}
+
+GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem__weight *weight, int swiglu,
+                                        gmem_compute *compute) {
+    const gmem__narrow *narrow = gmem__narrow_pick(context->bf16, context->int8, *compute);
+    if (!narrow) return 0;
+    const gmem__narrow_shape shape = gmem__narrow_shape_of(narrow, weight, swiglu);
+    if (shape.words * GMEM__NC > GMEM__PANELS || weight->cols > (1 << 16)) { /* x would not fit, or sums overflow */
+        *compute = GMEM_COMPUTE_F32;
+        return 0;
+    }
+    if (!narrow->keep) return 0;
+    return gmem__packed_words(&shape) * 4 + (narrow->type == GMEM_I8 ? 8 * weight->rows : 0);
+}
+
+GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
+                                     gmem__packed *packed) {
+    const gmem__narrow *narrow = gmem__narrow_pick(context->bf16, context->int8, weight->compute);
+    const gmem__narrow_shape shape = gmem__narrow_shape_of(narrow, weight, swiglu);
+    packed->state = GMEM__PACKED_EMPTY;
+    packed->file = NULL;
+    packed->words = (uint32_t *)memory;
+    packed->scale = (float *)(void *)(packed->words + gmem__packed_words(&shape));
+    packed->sum = (int32_t *)(void *)(packed->scale + weight->rows);
+}
+
+/* the job --------------------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__narrow_job {
+    const gmem__engine *engine;
+    const gmem__gemm *gemm;
+    const gmem__kernels *kernels;
+    const gmem__narrow_rows *convert;
+    const gmem__narrow *narrow;
+    gmem__narrow_shape shape;
+    const gmem__packed *packed; /* ready, or NULL */
+    int64_t row_block;          /* rows of a half in a task */
+    int64_t column, columns;    /* the columns being worked on */
+    int64_t column_tasks;
+    uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
+    float *scales;    /* int8: (columns) */
+} gmem__narrow_job;
+
+/* packing weights once -------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__packing {
+    const gmem__narrow *narrow;
+    const gmem__narrow_rows *convert;
+    const gmem__weight *weight;
+    gmem__narrow_shape shape;
+} gmem__packing;
+
+static void gmem__pack_strip_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__packing *job = (const gmem__packing *)job_;
+    const gmem__narrow_shape *shape = &job->shape;
+    const gmem__packed *packed = job->weight->packed;
+    const int64_t first = i % shape->strips * job->narrow->mr;
+    gmem__strip_part part;
+    (void)scratch;
+    part.row = i / shape->strips * shape->rows + first;
+    part.rows = gmem__min(job->narrow->mr, shape->rows - first);
+    part.k = 0;
+    part.words = shape->words;
+    part.scale = NULL;
+    if (job->narrow->type == GMEM_I8) {
+        part.scale = packed->scale + part.row;
+        for (int64_t r = part.row; r < part.row + part.rows; r++)
+            job->convert->measure(job->weight, r, packed->scale + r, packed->sum + r);
+    }
+    job->convert->strip(job->narrow, job->weight, &part, packed->words + i * shape->strip_words);
+}
+
+#if defined(__GNUC__) || defined(__clang__)
+#define GMEM__ATOMIC_LOAD(p)         __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define GMEM__ATOMIC_STORE(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
+#define GMEM__ATOMIC_CLAIM(p, old, new) \
+    __atomic_compare_exchange_n((p), (old), (new), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#else /* nobody packs, everybody does without */
+#define GMEM__ATOMIC_LOAD(p)            (*(p))
+#define GMEM__ATOMIC_STORE(p, value)    (*(p) = (value))
+#define GMEM__ATOMIC_CLAIM(p, old, new) (0)
+#endif
+
+/* The copy of the weight, packed now if nobody has begun to; NULL where there is none, or another thread is at it. */
+static const gmem__packed *gmem__packed_ready(const gmem__narrow_job *job) {
+    gmem__packed *packed = job->gemm->weight->packed;
+    int empty = GMEM__PACKED_EMPTY;
+    if (!packed) return NULL;
+    if (GMEM__ATOMIC_LOAD(&packed->state) == GMEM__PACKED_READY) return packed;
+    if (!GMEM__ATOMIC_CLAIM(&packed->state, &empty, GMEM__PACKED_FILLING)) return NULL;
+    gmem__packing packing;
+    packing.narrow = job->narrow;
+    packing.convert = job->convert;
+    packing.weight = job->gemm->weight;
+    packing.shape = job->shape;
+    gmem__run_tasks(job->engine, job->shape.halves * job->shape.strips, gmem__pack_strip_task, &packing);
+    GMEM__ATOMIC_STORE(&packed->state, GMEM__PACKED_READY);
+    if (packed->file)
+        gmem__file_discard(packed->file, packing.weight->data,
+                           packing.weight->rows * packing.weight->row_stride *
+                               (int64_t)gmem_type_bytes(packing.weight->type));
+    return packed;
+}
+
+/* packing x ------------------------------------------------------------------------------------------------------- */
+
+/* Some columns, all of the depth: for a norm, which needs a column whole, and for int8, whose scale does. */
+static void gmem__narrow_columns_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__gemm *gemm = job->gemm;
+    const int64_t done = i * GMEM__PACK_COLUMNS, count = gmem__min(GMEM__PACK_COLUMNS, job->columns - done);
+    const float *x = gemm->x ? gemm->x + job->column + done : NULL;
+    int64_t stride = gemm->x_stride;
+    if (gemm->norm) {
+        gmem__normed_columns(job->kernels, gemm, job->column + done, count, scratch);
+        x = scratch;
+        stride = GMEM__PACK_COLUMNS;
+    }
+    job->convert->panels(job->narrow, x, stride, gemm->depth, job->shape.words, count,
+                         job->panels + done * job->shape.words, job->shape.words * job->narrow->nr, job->scales + done);
+}
+
+/* bf16: GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. */
+static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__gemm *gemm = job->gemm;
+    const int64_t nr = job->narrow->nr, k = i * GMEM__PACK_ROWS, rows = gmem__min(GMEM__PACK_ROWS, gemm->depth - k);
+    const int64_t word = k / job->shape.per_word, step = job->shape.words * nr;
+    const int64_t words = gmem__min(GMEM__PACK_ROWS / job->shape.per_word, job->shape.words - word);
+    if (!gemm->conv) {
+        job->convert->panels(job->narrow, gemm->x + k * gemm->x_stride + job->column, gemm->x_stride, rows, words,
+                             job->columns, job->panels + word * nr, step, NULL);
+        return;
+    }
+    for (int64_t done = 0; done < job->columns; done += GMEM__NC) {
+        const int64_t columns = gmem__min(GMEM__NC, job->columns - done);
+        gmem__pack(gemm, k, rows, job->column + done, columns, GMEM__PACK_COLUMNS, rows * GMEM__PACK_COLUMNS, scratch);
+        for (int64_t c = 0; c < columns; c += GMEM__PACK_COLUMNS)
+            job->convert->panels(job->narrow, scratch + c * rows, GMEM__PACK_COLUMNS, rows, words,
+                                 gmem__min(GMEM__PACK_COLUMNS, columns - c),
+                                 job->panels + (done + c) / nr * step + word * nr, step, NULL);
+    }
+}
+
+static void gmem__narrow_pack_x(const gmem__narrow_job *job) {
+    if (job->gemm->norm || job->narrow->type == GMEM_I8)
+        gmem__run_tasks(job->engine, gmem__ceil_div(job->columns, GMEM__PACK_COLUMNS), gmem__narrow_columns_task, job);
+    else
+        gmem__run_tasks(job->engine, gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS), gmem__narrow_rows_task, job);
+}
+
+/* a tile ---------------------------------------------------------------------------------------------------------- */
+
+/* A group is as many strips of one half as the kernel takes at a time. */
+typedef struct gmem__narrow_tile {
+    const gmem__narrow_job *job;
+    gmem__tile tile;
+    int64_t strips, per_half, groups; /* strips of a half; groups of a half, of the tile */
+    float *product;                   /* (halves * strips * mr, GMEM__NC) */
+    uint32_t *buffers[2];             /* of a group and a block of the depth, where weights are not kept */
+    float *scale;                     /* int8: (product rows) of the weights */
+    int32_t *sum;
+    const uint32_t *panels;
+} gmem__narrow_tile;
+
+typedef struct gmem__group {
+    int64_t half, strip, strips; /* strip: of the tile's half */
+} gmem__group;
+
+static gmem__group gmem__group_of(const gmem__narrow_tile *t, int64_t i) {
+    gmem__group group;
+    group.half = i / t->per_half;
+    group.strip = i % t->per_half * t->job->narrow->strips;
+    group.strips = gmem__min(t->job->narrow->strips, t->strips - group.strip);
+    return group;
+}
+
+/* The row of the weight that a product row stands for. */
+static int64_t gmem__narrow_row(const gmem__narrow_tile *t, int64_t half, int64_t row) {
+    return half * t->job->shape.rows + t->tile.row + row;
+}
+
+/* Part i of so many of a group's rows, from the weight's own type into `out`, as gmem__packed would hold them. */
+static void gmem__pack_group(const gmem__narrow_tile *t, const gmem__group *group, int64_t word, int64_t words,
+                             uint32_t *out) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t mr = job->narrow->mr;
+    for (int64_t s = 0; s < group->strips; s++, out += words * mr) {
+        const int64_t first = (group->strip + s) * mr;
+        gmem__strip_part part;
+        part.row = gmem__narrow_row(t, group->half, first);
+        part.rows = gmem__min(mr, t->tile.rows - first);
+        part.k = word * job->shape.per_word;
+        part.words = words;
+        part.scale = t->scale + group->half * t->strips * mr + first;
+        job->convert->strip(job->narrow, job->gemm->weight, &part, out);
+    }
+}
+
+/* Where weights are not kept and the type is int8: their scales and sums. */
+static void gmem__measure_tile(const gmem__narrow_tile *t) {
+    for (int64_t half = 0; half < t->job->shape.halves; half++)
+        for (int64_t row = 0; row < t->tile.rows; row++) {
+            const int64_t at = half * t->strips * t->job->narrow->mr + row;
+            t->job->convert->measure(t->job->gemm->weight, gmem__narrow_row(t, half, row), t->scale + at, t->sum + at);
+        }
+}
+
+/* Where a group's weights lie in the kept copy. */
+static const uint32_t *gmem__kept_group(const gmem__narrow_tile *t, const gmem__group *group, int64_t word) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t strip = group->half * job->shape.strips + t->tile.row / job->narrow->mr + group->strip;
+    return job->packed->words + strip * job->shape.strip_words + word * job->narrow->mr;
+}
+
+/* What comes after this block of the group: the next group, or after the last one the next block of the first. */
+static void gmem__announce_next(const gmem__narrow_tile *t, int64_t index, int64_t word, gmem__narrow_block *block) {
+    const int64_t next_word = index + 1 < t->groups ? word : word + block->words;
+    const int64_t words = gmem__min(block->words, t->job->shape.words - next_word);
+    const gmem__group next = gmem__group_of(t, (index + 1) % t->groups);
+    if (words <= 0) return;
+    block->next = (const char *)gmem__kept_group(t, &next, next_word);
+    block->next_strips = next.strips;
+    block->next_bytes = words * t->job->narrow->mr * 4;
+}
+
+static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int64_t word, int64_t words) {
+    const gmem__narrow_job *job = t->job;
+    const gmem__narrow *narrow = job->narrow;
+    const gmem__group group = gmem__group_of(t, index);
+    const int64_t panels = gmem__ceil_div(t->tile.columns, narrow->nr);
+    gmem__narrow_block block;
+    memset(&block, 0, sizeof block);
+    block.strips = group.strips;
+    block.words = words;
+    block.first = word == 0;
+    block.panel_step = (job->panels ? job->shape.words : words) * narrow->nr;
+    block.panels = t->panels + (job->panels ? word * narrow->nr : 0);
+    block.panel_count = panels;
+    block.product_step = GMEM__NC;
+    block.product = t->product + (group.half * t->strips + group.strip) * narrow->mr * GMEM__NC;
+    if (job->packed) {
+        block.weights = gmem__kept_group(t, &group, word);
+        block.strip_step = job->shape.strip_words;
+        gmem__announce_next(t, index, word, &block);
+    } else {
+        gmem__pack_group(t, &group, word, words, t->buffers[0]);
+        block.weights = t->buffers[0];
+        block.strip_step = words * narrow->mr;
+    }
+    narrow->multiply(&block);
+}
+
+static void gmem__narrow_finish(const gmem__narrow_tile *t) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t up = t->strips * job->narrow->mr, padded = gmem__round_up(t->tile.columns, 16);
+    const float *scales = job->scales + (t->tile.column - job->column);
+    for (int64_t i = 0; i < t->tile.rows; i++) {
+        for (int64_t half = 0; half < job->shape.halves && job->narrow->type == GMEM_I8; half++) {
+            const int64_t at = half * up + i, row = gmem__narrow_row(t, half, i);
+            const int32_t sum = job->packed ? job->packed->sum[row] : t->sum[at];
+            const float scale = job->packed ? job->packed->scale[row] : t->scale[at];
+            job->convert->dequantise(t->product + at * GMEM__NC, padded, job->narrow->unsigned_x ? 128 * sum : 0, scale,
+                                     scales);
+        }
+        job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
+    }
+}
+
+/* bf16 without shared panels: this block of the depth of the tile's columns, by way of floats. */
+static void gmem__narrow_own_panels(const gmem__narrow_tile *t, int64_t word, int64_t words, float *values,
+                                    uint32_t *panels) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t k = word * job->shape.per_word, nr = job->narrow->nr;
+    const int64_t depth = gmem__min(words * job->shape.per_word, job->gemm->depth - k);
+    gmem__pack(job->gemm, k, depth, t->tile.column, t->tile.columns, GMEM__PACK_COLUMNS, depth * GMEM__PACK_COLUMNS,
+               values);
+    for (int64_t c = 0; c < t->tile.columns; c += GMEM__PACK_COLUMNS)
+        job->convert->panels(job->narrow, values + c * depth, GMEM__PACK_COLUMNS, depth, words,
+                             gmem__min(GMEM__PACK_COLUMNS, t->tile.columns - c), panels + c / nr * words * nr,
+                             words * nr, NULL);
+}
+
+#define GMEM__OWN_WORDS 288 /* of the depth in a block of panels of a task's own */
+
+static void gmem__narrow_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__narrow *narrow = job->narrow;
+    const int64_t done = i % job->column_tasks * GMEM__NC, words = job->shape.words;
+    const int64_t longest = job->panels ? narrow->block : gmem__min(narrow->block, GMEM__OWN_WORDS);
+    const int64_t block = gmem__round_up(gmem__ceil_div(words, gmem__ceil_div(words, longest)), GMEM__TILE_WORDS);
+    gmem__narrow_tile t;
+    memset(&t, 0, sizeof t);
+    t.job = job;
+    t.tile.row = i / job->column_tasks * job->row_block;
+    t.tile.rows = gmem__min(job->row_block, job->shape.rows - t.tile.row);
+    t.tile.column = job->column + done;
+    t.tile.columns = gmem__min(GMEM__NC, job->columns - done);
+    t.strips = gmem__ceil_div(t.tile.rows, narrow->mr);
+    t.per_half = gmem__ceil_div(t.strips, narrow->strips);
+    t.groups = job->shape.halves * t.per_half;
+    t.product = scratch;
+    t.scale = t.product + GMEM__MC * GMEM__NC;
+    t.sum = (int32_t *)(void *)(t.scale + GMEM__MC);
+    t.buffers[0] = (uint32_t *)(t.sum + GMEM__MC);
+    t.buffers[1] = t.buffers[0] + narrow->strips * narrow->mr * narrow->block;
+    uint32_t *own = t.buffers[1] + narrow->strips * narrow->mr * narrow->block;
+    float *values = (float *)(void *)(own + GMEM__OWN_WORDS * GMEM__NC);
+    t.panels = job->panels ? job->panels + done * words : own;
+    if (!job->packed && narrow->type == GMEM_I8) gmem__measure_tile(&t);
+    if (narrow->begin) narrow->begin();
+    for (int64_t word = 0; word < words; word += block) {
+        const int64_t count = gmem__min(block, words - word);
+        if (!job->panels) gmem__narrow_own_panels(&t, word, count, values, own);
+        for (int64_t group = 0; group < t.groups; group++)
+            gmem__multiply_group(&t, group, word, count);
+    }
+    if (narrow->end) narrow->end();
+    gmem__narrow_finish(&t);
+}
+
+GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const gmem__narrow *narrow) {
+    const int swiglu = gemm->activation == GMEM__ACT_SWIGLU;
+    gmem__gemm plain = *gemm;
+    gmem__narrow_job job;
+    memset(&job, 0, sizeof job);
+    job.engine = engine;
+    job.gemm = &plain;
+    job.kernels = gmem__engine_kernels(engine);
+    job.convert = job.kernels->narrow();
+    job.narrow = narrow;
+    job.shape = gmem__narrow_shape_of(narrow, gemm->weight, swiglu);
+    job.packed = gmem__packed_ready(&job);
+    const int64_t group = narrow->mr * narrow->strips, most = GMEM__MC / job.shape.halves;
+    job.row_block = gmem__row_block(engine, job.shape.rows, gemm->columns, group, most / group * group);
+    const int64_t row_tasks = gmem__ceil_div(job.shape.rows, job.row_block);
+    const int64_t packable = gmem__min(GMEM__PANELS / job.shape.words, GMEM__SCALES) / GMEM__NC * GMEM__NC;
+    const int share = row_tasks > 1 || narrow->type == GMEM_I8 || gemm->norm != NULL;
+    if (gemm->norm && !gmem__norm_fits(gemm)) {
+        gmem__cpu_norm(engine, gemm->norm);
+        plain.norm = NULL;
+        plain.x = gemm->norm->y;
+        plain.x_stride = gemm->norm->columns;
+    }
+    for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
+        job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
+        job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
+        job.panels = share ? (uint32_t *)engine->scratch : NULL;
+        job.scales = (float *)engine->scratch + GMEM__PANELS;
+        if (share) gmem__narrow_pack_x(&job);
+        gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__narrow_task, &job);
+    }
+}
+
+#undef GMEM__SCALES
+#undef GMEM__PANELS
+#undef GMEM__OWN_WORDS
+#undef GMEM__ATOMIC_LOAD
+#undef GMEM__ATOMIC_STORE
+#undef GMEM__ATOMIC_CLAIM
 /* ---- src/context.c ---- */
 /* The context: what the caller chose (instruction set, threads, memory, files, log), resolved once. */
 
@@ -8183,19 +11510,22 @@ static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io 
     const int given = (io->open != NULL) + (io->size != NULL) + (io->read != NULL) + (io->write != NULL) +
                       (io->sync != NULL) + (io->close != NULL) + (io->rename != NULL) + (io->remove != NULL);
     return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map)) &&
-           !io->map == !io->unmap;
+           !io->map == !io->unmap && (io->map || !io->discard);
 }
 
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error) {
     gmem_context_desc defaults;
     memset(&defaults, 0, sizeof defaults);
     if (!desc) desc = &defaults;
-    if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || desc->threads < 0 || desc->threads > 4096)
+    if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || (int)desc->compute < 0 ||
+        desc->compute > GMEM_COMPUTE_INT8 || desc->threads < 0 || desc->threads > 4096)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the context's description is out of range");
     if (!gmem__hooks_are_whole(&desc->allocator, &desc->io))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a function of the allocator or of the files is missing");
     gmem_isa isa = desc->isa;
-    const gmem__ops *ops = gmem__cpu_ops(desc->isa, &isa);
+    const gmem__ops *ops = NULL;
+    if (isa == GMEM_ISA_AUTO && desc->compute != GMEM_COMPUTE_F32) ops = gmem__cpu_ops(GMEM_ISA_AMX, &isa);
+    if (!ops) ops = gmem__cpu_ops(desc->isa, &isa);
     if (!ops)
         return gmem__fail(error, GMEM_E_UNSUPPORTED, "the instruction set %s is not available on this processor",
                           gmem__isa_name(desc->isa));
@@ -8210,12 +11540,16 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->no_map = desc->no_map;
     context->isa = isa;
     context->ops = ops;
+    context->compute = desc->compute;
+    if (desc->compute != GMEM_COMPUTE_F32) context->bf16 = gmem__cpu_narrow(isa, GMEM_BF16);
+    if (desc->compute == GMEM_COMPUTE_INT8) context->int8 = gmem__cpu_narrow(isa, GMEM_I8);
     context->threads = desc->threads ? desc->threads : gmem__cpu_count();
 #ifndef _OPENMP
     context->threads = 1;
 #endif
     snprintf(context->backend, sizeof context->backend, "%s", ops->name);
-    gmem__log(context, "%s, %d threads", context->backend, context->threads);
+    gmem__log(context, "%s, products in %s, %d threads", context->backend, gmem_context_kernels(context),
+              context->threads);
     *out = context;
     return GMEM_OK;
 }
@@ -8227,6 +11561,101 @@ GMEM_API void gmem_context_destroy(gmem_context *context) {
 GMEM_API const char *gmem_context_backend(const gmem_context *context) { return context->backend; }
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context) { return context->isa; }
 GMEM_API int gmem_context_threads(const gmem_context *context) { return context->threads; }
+GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
+
+GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
+    if (context->int8) return gmem__cpu_narrow_name(context->int8);
+    if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
+    return gmem__isa_name(context->isa);
+}
+
+GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context) {
+    gmem__engine engine;
+    memset(&engine, 0, sizeof engine);
+    engine.ops = context->ops;
+    engine.threads = context->threads;
+    engine.bf16 = context->bf16;
+    engine.int8 = context->int8;
+    return engine;
+}
+/* ---- src/linear.c ---- */
+/* A matrix product on the caller's memory: one linear layer, by the kernels that a network's layers run on. */
+
+struct gmem_linear {
+    gmem__store store; /* of the weight's copy in the kernel's order, without a file */
+    gmem__weight weight;
+    gmem__engine engine;
+    int64_t scratch_bytes;
+};
+
+static gmem_status gmem__linear_check(const gmem_tensor *weight, const float *scale, gmem_error *error) {
+    const gmem_type type = weight->type;
+    if (type != GMEM_F32 && type != GMEM_F16 && type != GMEM_BF16 && type != GMEM_I8)
+        return gmem__fail(error, GMEM_E_TYPE, "a weight of %s, expected F32, F16, BF16 or I8", gmem_type_name(type));
+    if (weight->rank != 2 || weight->shape[0] < 1 || weight->shape[1] < 1 || weight->stride[1] != 1 ||
+        weight->stride[0] < weight->shape[1])
+        return gmem__fail(error, GMEM_E_SHAPE, "a weight must be (rows, depth), each row contiguous");
+    if ((type == GMEM_I8) != (scale != NULL))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "I8 weights have a scale for each row, others have none");
+    return GMEM_OK;
+}
+
+static gmem_status gmem__linear_fill(gmem_linear *linear, const gmem_context *context, const gmem_tensor *weight,
+                                     const float *scale, gmem_error *error) {
+    linear->weight.data = weight->data;
+    linear->weight.scale = scale;
+    linear->weight.type = weight->type;
+    linear->weight.rows = weight->shape[0];
+    linear->weight.cols = weight->shape[1];
+    linear->weight.row_stride = weight->stride[0];
+    linear->engine = gmem__engine_of(context);
+    linear->scratch_bytes = context->ops->scratch_bytes(context->threads);
+    linear->engine.scratch = gmem__alloc_raw(context, linear->scratch_bytes, 1);
+    if (!linear->engine.scratch)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for a product: %lld bytes",
+                          (long long)linear->scratch_bytes);
+    return gmem__store_narrow(&linear->store, &linear->weight, context->compute, 0, error);
+}
+
+GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor *weight, const float *scale,
+                                        gmem_linear **out, gmem_error *error) {
+    if (!context || !weight || !weight->data || !out)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a product needs a context and a weight");
+    GMEM__TRY(gmem__linear_check(weight, scale, error));
+    gmem_linear *linear = (gmem_linear *)gmem__alloc(context, 1, sizeof *linear);
+    if (!linear) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a product");
+    linear->store.context = context;
+    gmem_status status = gmem__linear_fill(linear, context, weight, scale, error);
+    if (status != GMEM_OK) {
+        gmem_linear_destroy(linear);
+        return status;
+    }
+    *out = linear;
+    return GMEM_OK;
+}
+
+GMEM_API void gmem_linear_destroy(gmem_linear *linear) {
+    if (!linear) return;
+    const gmem_context *context = linear->store.context;
+    gmem__free(context, linear->engine.scratch, linear->scratch_bytes, 1);
+    gmem__store_free(&linear->store);
+    gmem__free(context, linear, 1, sizeof *linear);
+}
+
+GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y,
+                                     gmem_error *error) {
+    gmem__linear op;
+    if (!linear || !x || !y || columns < 1)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a product needs a weight, columns and room for the result");
+    memset(&op, 0, sizeof op);
+    op.weight = &linear->weight;
+    op.x = x;
+    op.y = y;
+    op.x_stride = op.y_stride = op.columns = columns;
+    op.activation = GMEM__ACT_NONE;
+    linear->engine.ops->linear(&linear->engine, &op);
+    return GMEM_OK;
+}
 
 /* ... the models ... */
 /* ---- src/recognise.c ---- */
@@ -8309,7 +11738,14 @@ GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */
 GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_t bytes);
 
-/* pass.c: how many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
+/* pass.c: gmem_pass_create, with step caching (cache.h) where the threshold is positive; gmem_pass_run on samples whose
+ * cached blocks are those of slot to slot + batch - 1, slot + batch at most max_batch; and what caching has done. */
+GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
+                                       gmem_pass **out, gmem_error *error);
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error);
+GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass);
+/* How many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
  * times as fit: limit / conditions, the null condition counted. */
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass);
 
@@ -8797,6 +12233,21 @@ static gmem_status gmem__load_parts(gmem_network *network, const gmem__part *par
     return GMEM_OK;
 }
 
+/* The layers whose products are the pass: those of the blocks. What is computed once for many steps, and the two ends,
+ * which are small and next to the picture, stay in f32. */
+static gmem_status gmem__choose_compute(gmem_network *network, gmem_error *error) {
+    const gmem_compute compute = network->context->compute;
+    if (compute == GMEM_COMPUTE_F32) return GMEM_OK;
+    for (int64_t i = 0; i < network->info.depth; i++) {
+        gmem__dit_block *block = &network->blocks[i];
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->qkv.weight, compute, 0, error));
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->proj.weight, compute, 0, error));
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->mlp_in.weight, compute, network->info.swiglu, error));
+        GMEM__TRY(gmem__store_narrow(&network->store, &block->mlp_out.weight, compute, 0, error));
+    }
+    return GMEM_OK;
+}
+
 static gmem_status gmem__load_weights(gmem_network *network, gmem_error *error) {
     network->blocks =
         (gmem__dit_block *)gmem__store_alloc(&network->store, network->info.depth, sizeof *network->blocks);
@@ -8807,7 +12258,7 @@ static gmem_status gmem__load_weights(gmem_network *network, gmem_error *error) 
         snprintf(prefix, sizeof prefix, "blocks.%lld.", (long long)i);
         GMEM__TRY(gmem__load_parts(network, gmem__block_parts, GMEM__BLOCK_PARTS, prefix, &network->blocks[i], error));
     }
-    return GMEM_OK;
+    return gmem__choose_compute(network, error);
 }
 
 /* positions -------------------------------------------------------------------------------------------------------- */
@@ -8830,16 +12281,30 @@ static gmem_status gmem__read_position(const gmem_network *network, float *row, 
     return GMEM_OK;
 }
 
+/* Positions depend on a token's row or on its column alone: `value` for all tokens that share it, out (tokens). */
+static void gmem__fill_line(const gmem_network_info *info, int is_row, int64_t coordinate, float value, float *out) {
+    const int64_t columns = info->width / info->patch;
+    const int64_t step = is_row ? 1 : columns, count = is_row ? columns : info->tokens / columns;
+    for (int64_t i = 0; i < count; i++) {
+        out[coordinate * (is_row ? columns : 1) + i * step] = value;
+    }
+}
+
+static int64_t gmem__line_count(const gmem_network_info *info, int is_row) {
+    return (is_row ? info->height : info->width) / info->patch;
+}
+
 /* Two-dimensional sine and cosine: the first half of the channels is the column's, the second the row's, and in each
  * half sines come first; angle = coordinate / 10000^(i / (hidden / 4)) (MAE, He et al., 2111.06377). */
 static void gmem__compute_position(const gmem_network_info *info, float *out) {
-    int64_t quarter = info->hidden / 4, columns = info->width / info->patch;
+    int64_t quarter = info->hidden / 4;
     for (int64_t channel = 0; channel < info->hidden; channel++) {
         double frequency = pow(10000.0, -(double)(channel % quarter) / (double)quarter);
         int is_row = channel / quarter >= 2, is_cosine = channel / quarter % 2 == 1;
-        for (int64_t token = 0; token < info->tokens; token++) {
-            double angle = (double)(is_row ? token / columns : token % columns) * frequency;
-            out[channel * info->tokens + token] = (float)(is_cosine ? cos(angle) : sin(angle));
+        for (int64_t i = 0; i < gmem__line_count(info, is_row); i++) {
+            double angle = (double)i * frequency;
+            gmem__fill_line(info, is_row, i, (float)(is_cosine ? cos(angle) : sin(angle)),
+                            out + channel * info->tokens);
         }
     }
 }
@@ -8866,16 +12331,17 @@ static gmem_status gmem__load_position(gmem_network *network, gmem_error *error)
  * the second by its column, pair i of a half by coordinate / 10000^(2 i / (head_dim / 2)). */
 static gmem_status gmem__compute_rope(gmem_network *network, gmem_error *error) {
     const gmem_network_info *info = &network->info;
-    int64_t pairs = info->head_dim / 2, half = pairs / 2, columns = info->width / info->patch;
+    int64_t pairs = info->head_dim / 2, half = pairs / 2;
     float *cosine = (float *)gmem__store_alloc(&network->store, pairs * info->tokens, sizeof *cosine);
     float *sine = (float *)gmem__store_alloc(&network->store, pairs * info->tokens, sizeof *sine);
     if (!cosine || !sine) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the rotary embedding");
     for (int64_t pair = 0; pair < pairs; pair++) {
         float frequency = (float)pow(10000.0, -2.0 * (double)(pair % half) / (double)pairs);
-        for (int64_t token = 0; token < info->tokens; token++) {
-            float angle = (float)(pair < half ? token / columns : token % columns) * frequency; /* in f32, as trained */
-            cosine[pair * info->tokens + token] = (float)cos((double)angle);
-            sine[pair * info->tokens + token] = (float)sin((double)angle);
+        int is_row = pair < half;
+        for (int64_t i = 0; i < gmem__line_count(info, is_row); i++) {
+            float angle = (float)i * frequency; /* in f32, as trained */
+            gmem__fill_line(info, is_row, i, (float)cos((double)angle), cosine + pair * info->tokens);
+            gmem__fill_line(info, is_row, i, (float)sin((double)angle), sine + pair * info->tokens);
         }
     }
     network->rope_cosine = cosine;
@@ -8946,6 +12412,265 @@ GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *netw
 #undef GMEM__VECTOR_PART
 #undef GMEM__BLOCK_PARTS
 #undef GMEM__OUTER_PARTS
+/* ---- src/cache.c ---- */
+/* Step caching. Blocks' outputs change slowly from one step to the next (TeaCache, Liu et al., 2411.19108; DeepCache,
+ * Ma et al., 2312.00858). The first block, which costs 1 / depth of a pass, tells how much: the change is measured
+ * against the last pass that was computed, so small changes add up until they count. */
+/* ---- src/cache.h ---- */
+/* Step caching: what the blocks after the first add to a sample is taken from an earlier pass where the first block
+ * adds nearly what it added then. */
+#ifndef GMEM__CACHE_H
+#define GMEM__CACHE_H
+
+
+/* A slot is a sample of a sampling: a picture, or its null half. Everything is decided for each slot on its own, so
+ * that a picture does not depend on its batch. */
+typedef struct gmem__cache {
+    double threshold; /* relative change of the first block's residual, L1; 0: off */
+    int64_t slots, hidden, tokens;
+    float *first; /* (slots, hidden, tokens) what the first block added in the slot's last computed pass */
+    float *rest;  /* (slots, hidden, tokens) what the blocks after it added then */
+    float *start; /* (slots, hidden, tokens) this pass's residual stream before the first block, then after it */
+    unsigned char *filled; /* (slots) whether there was such a pass */
+    int64_t *computed;     /* (slots) the samples of this pass that are computed to the end, ascending */
+    int64_t computed_count;
+    gmem_reuse counts;
+} gmem__cache;
+
+/* Takes the memory where there is a threshold. */
+GMEM__FN void gmem__cache_layout(gmem__cache *cache, gmem__arena *arena);
+/* Forgets everything: a sampling starts. */
+GMEM__FN void gmem__cache_reset(gmem__cache *cache);
+
+/* Around the blocks of a pass over samples slot to slot + batch - 1, x (hidden, batch * tokens):
+ * before the first, ... */
+GMEM__FN void gmem__cache_enter(gmem__cache *cache, int64_t batch, const float *x);
+/* ... after it: leaves in x (hidden, computed_count * tokens) the samples that the other blocks are to see, ... */
+GMEM__FN void gmem__cache_split(gmem__cache *cache, int64_t slot, int64_t batch, float *x);
+/* ... and after the last: x (hidden, batch * tokens) again, with the others' sum from memory. */
+GMEM__FN void gmem__cache_join(gmem__cache *cache, int64_t slot, int64_t batch, float *x);
+
+#endif /* GMEM__CACHE_H */
+
+#include <math.h>
+
+GMEM__FN void gmem__cache_layout(gmem__cache *cache, gmem__arena *arena) {
+    int64_t size = INT64_MAX; /* that overfills the arena */
+    if (!(cache->threshold > 0)) return;
+    if (!gmem__mul(cache->hidden, cache->tokens, &size) || !gmem__mul(size, cache->slots, &size)) size = INT64_MAX;
+    cache->first = GMEM__TAKE_F32(arena, size);
+    cache->rest = GMEM__TAKE_F32(arena, size);
+    cache->start = GMEM__TAKE_F32(arena, size);
+    cache->filled = (unsigned char *)gmem__take(arena, cache->slots, 1);
+    cache->computed = (int64_t *)gmem__take(arena, cache->slots, sizeof *cache->computed);
+}
+
+GMEM__FN void gmem__cache_reset(gmem__cache *cache) {
+    memset(&cache->counts, 0, sizeof cache->counts);
+    if (cache->threshold > 0) memset(cache->filled, 0, (size_t)cache->slots);
+}
+
+/* Sample i's tokens of one channel in a stream of `samples`. */
+static float *gmem__cache_row(const gmem__cache *cache, float *x, int64_t samples, int64_t channel, int64_t i) {
+    return x + (channel * samples + i) * cache->tokens;
+}
+
+/* The same in the cache's own order, one sample after the other. */
+static float *gmem__cache_held(const gmem__cache *cache, float *held, int64_t channel, int64_t i) {
+    return held + (i * cache->hidden + channel) * cache->tokens;
+}
+
+static void gmem__cache_subtract(float *out, const float *a, const float *b, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        out[i] = a[i] - b[i];
+}
+
+static void gmem__cache_hold(gmem__cache *cache, int64_t batch, const float *x) {
+    for (int64_t channel = 0; channel < cache->hidden; channel++) {
+        for (int64_t i = 0; i < batch; i++)
+            memcpy(gmem__cache_held(cache, cache->start, channel, i), x + (channel * batch + i) * cache->tokens,
+                   (size_t)cache->tokens * sizeof(float));
+    }
+}
+
+GMEM__FN void gmem__cache_enter(gmem__cache *cache, int64_t batch, const float *x) {
+    gmem__cache_hold(cache, batch, x);
+}
+
+/* Whether the first block adds to sample i what it added in the slot's last computed pass, or nearly. What is not
+ * finite never does. */
+static int gmem__cache_is_near(const gmem__cache *cache, int64_t slot, int64_t batch, float *x, int64_t i) {
+    double change = 0, size = 0;
+    if (!cache->filled[slot]) return 0;
+    for (int64_t channel = 0; channel < cache->hidden; channel++) {
+        const float *after = gmem__cache_row(cache, x, batch, channel, i);
+        const float *before = gmem__cache_held(cache, cache->start, channel, i);
+        const float *then = gmem__cache_held(cache, cache->first, channel, slot);
+        for (int64_t token = 0; token < cache->tokens; token++) {
+            change += fabs((double)after[token] - (double)before[token] - (double)then[token]);
+            size += fabs((double)then[token]);
+        }
+    }
+    return change < cache->threshold * size;
+}
+
+/* first[slot] = what the first block added. */
+static void gmem__cache_remember_first(gmem__cache *cache, int64_t slot, int64_t batch, float *x, int64_t i) {
+    for (int64_t channel = 0; channel < cache->hidden; channel++)
+        gmem__cache_subtract(gmem__cache_held(cache, cache->first, channel, slot),
+                             gmem__cache_row(cache, x, batch, channel, i),
+                             gmem__cache_held(cache, cache->start, channel, i), cache->tokens);
+}
+
+GMEM__FN void gmem__cache_split(gmem__cache *cache, int64_t slot, int64_t batch, float *x) {
+    cache->computed_count = 0;
+    for (int64_t i = 0; i < batch; i++) {
+        if (gmem__cache_is_near(cache, slot + i, batch, x, i)) continue;
+        gmem__cache_remember_first(cache, slot + i, batch, x, i);
+        cache->computed[cache->computed_count++] = i;
+    }
+    cache->counts.passes += batch;
+    cache->counts.reused += batch - cache->computed_count;
+    gmem__cache_hold(cache, batch, x);
+    if (cache->computed_count == batch) return;
+    for (int64_t channel = 0; channel < cache->hidden; channel++) { /* to the front: nothing is overwritten too early */
+        for (int64_t i = 0; i < cache->computed_count; i++)
+            memmove(gmem__cache_row(cache, x, cache->computed_count, channel, i),
+                    gmem__cache_row(cache, x, batch, channel, cache->computed[i]),
+                    (size_t)cache->tokens * sizeof(float));
+    }
+}
+
+/* One channel of the reused samples from memory, between those that were computed. */
+static void gmem__cache_join_channel(gmem__cache *cache, int64_t slot, int64_t batch, int64_t channel, float *x) {
+    int64_t from = cache->computed_count - 1;
+    for (int64_t i = batch - 1; i >= 0; i--) { /* from the back, for the same reason */
+        float *const out = gmem__cache_row(cache, x, batch, channel, i);
+        float *const start = gmem__cache_held(cache, cache->start, channel, i);
+        float *const rest = gmem__cache_held(cache, cache->rest, channel, slot + i);
+        if (from >= 0 && cache->computed[from] == i) {
+            memmove(out, gmem__cache_row(cache, x, cache->computed_count, channel, from--),
+                    (size_t)cache->tokens * sizeof(float));
+            gmem__cache_subtract(rest, out, start, cache->tokens);
+        } else {
+            for (int64_t token = 0; token < cache->tokens; token++)
+                out[token] = start[token] + rest[token];
+        }
+    }
+}
+
+GMEM__FN void gmem__cache_join(gmem__cache *cache, int64_t slot, int64_t batch, float *x) {
+    for (int64_t channel = cache->hidden - 1; channel >= 0; channel--)
+        gmem__cache_join_channel(cache, slot, batch, channel, x);
+    for (int64_t i = 0; i < cache->computed_count; i++)
+        cache->filled[slot + cache->computed[i]] = 1;
+}
+/* ---- src/profile.c ---- */
+/* Where a pass spends its time. The model's code knows nothing of it: its engine gets a table of operations that time
+ * themselves around the real ones, and a linear layer is told by its weight's address. */
+/* ---- src/profile.h ---- */
+/* Where a pass spends its time: a table of operations that times those of another. */
+#ifndef GMEM__PROFILE_H
+#define GMEM__PROFILE_H
+
+
+typedef struct gmem__profiler {
+    gmem__engine inner;          /* what computes */
+    const gmem_network *network; /* whose weights tell one linear layer from another */
+    gmem_profile *profile;       /* the caller's */
+} gmem__profiler;
+
+/* Makes `engine` time its operations into `profile`, or no longer where that is NULL. */
+GMEM__FN void gmem__profile_engine(gmem__engine *engine, gmem__profiler *profiler, const gmem_network *network,
+                                   gmem_profile *profile);
+
+#endif /* GMEM__PROFILE_H */
+
+#include <stddef.h>
+
+GMEM_API const char *gmem_operation_name(gmem_operation operation) {
+    static const char *const names[] = {
+#define GMEM__OPERATION_NAME(name, text) text,
+        GMEM_OPERATION_LIST(GMEM__OPERATION_NAME)
+#undef GMEM__OPERATION_NAME
+    };
+    return (int)operation >= 0 && operation < GMEM_OPERATION_COUNT ? names[operation] : "";
+}
+
+/* The layers of a block, by their place in it. */
+static gmem_operation gmem__operation_in_block(size_t offset) {
+    if (offset == offsetof(gmem__dit_block, qkv.weight)) return GMEM_OPERATION_QKV;
+    if (offset == offsetof(gmem__dit_block, proj.weight)) return GMEM_OPERATION_PROJ;
+    if (offset == offsetof(gmem__dit_block, mlp_in.weight)) return GMEM_OPERATION_MLP_IN;
+    if (offset == offsetof(gmem__dit_block, mlp_out.weight)) return GMEM_OPERATION_MLP_OUT;
+    return GMEM_OPERATION_CONDITIONING;
+}
+
+static gmem_operation gmem__operation_of(const gmem_network *network, const gmem__weight *weight) {
+    const uintptr_t blocks = (uintptr_t)network->blocks, place = (uintptr_t)weight;
+    const uintptr_t bytes = (uintptr_t)network->info.depth * sizeof *network->blocks;
+    if (weight == &network->patch.weight) return GMEM_OPERATION_EMBEDDING;
+    if (weight == &network->output.weight) return GMEM_OPERATION_FINAL;
+    if (place < blocks || place - blocks >= bytes) return GMEM_OPERATION_CONDITIONING;
+    return gmem__operation_in_block((size_t)((place - blocks) % sizeof *network->blocks));
+}
+
+static void gmem__profile_add(const gmem__profiler *profiler, gmem_operation operation, double start, double flop) {
+    gmem_profile *profile = profiler->profile;
+    profile->operations[operation].calls++;
+    profile->operations[operation].seconds += profile->clock(profile->user) - start;
+    profile->operations[operation].flop += flop;
+}
+
+static double gmem__profile_now(const gmem__profiler *profiler) {
+    return profiler->profile->clock(profiler->profile->user);
+}
+
+static void gmem__profiled_linear(const gmem__engine *engine, const gmem__linear *op) {
+    const gmem__profiler *profiler = engine->profiler;
+    const double flop = 2.0 * (double)op->weight->rows * (double)op->weight->cols * (double)op->columns;
+    const double start = gmem__profile_now(profiler);
+    profiler->inner.ops->linear(&profiler->inner, op);
+    gmem__profile_add(profiler, gmem__operation_of(profiler->network, op->weight), start, flop);
+}
+
+static void gmem__profiled_norm(const gmem__engine *engine, const gmem__norm *op) {
+    const gmem__profiler *profiler = engine->profiler;
+    const double start = gmem__profile_now(profiler);
+    profiler->inner.ops->norm(&profiler->inner, op);
+    gmem__profile_add(profiler, GMEM_OPERATION_NORM, start, 0);
+}
+
+static void gmem__profiled_rotate(const gmem__engine *engine, const gmem__rotate *op) {
+    const gmem__profiler *profiler = engine->profiler;
+    const double start = gmem__profile_now(profiler);
+    profiler->inner.ops->rotate(&profiler->inner, op);
+    gmem__profile_add(profiler, GMEM_OPERATION_ROTATE, start, 0);
+}
+
+static void gmem__profiled_attention(const gmem__engine *engine, const gmem__attention *op) {
+    const gmem__profiler *profiler = engine->profiler;
+    const double pairs = (double)op->tokens * (double)op->tokens * (double)op->samples;
+    const double start = gmem__profile_now(profiler);
+    profiler->inner.ops->attention(&profiler->inner, op);
+    gmem__profile_add(profiler, GMEM_OPERATION_ATTENTION, start,
+                      4.0 * pairs * (double)op->heads * (double)op->head_dim); /* q k^T, and its product with v */
+}
+
+GMEM__FN void gmem__profile_engine(gmem__engine *engine, gmem__profiler *profiler, const gmem_network *network,
+                                   gmem_profile *profile) {
+    /* a transformer has no convolutions and no group norms */
+    static const gmem__ops profiled = {
+        "profile", NULL, gmem__profiled_linear, gmem__profiled_norm, gmem__profiled_rotate, gmem__profiled_attention,
+        NULL,      NULL};
+    if (engine->profiler) *engine = profiler->inner;
+    if (!profile) return;
+    profiler->inner = *engine;
+    profiler->network = network;
+    profiler->profile = profile;
+    engine->ops = &profiled;
+    engine->profiler = profiler;
+}
 /* ---- src/pass.c ---- */
 /* One forward pass of the transformer. Activations are channels-first, (channels, columns) with columns = batch *
  * tokens; the adaLN projections depend on time and condition alone and may be computed beforehand for many of both.
@@ -8982,8 +12707,10 @@ typedef struct gmem__conditions {
 struct gmem_pass {
     const gmem_network *network;
     gmem__engine engine;
+    gmem__profiler profiler;
     gmem__arena arena;
     int64_t max_batch;
+    gmem__cache cache;
 
     gmem__columns prepared; /* by gmem_pass_prepare */
     gmem__columns missing;  /* what a pass had to compute itself, (max_batch) */
@@ -9044,11 +12771,12 @@ static void gmem__layout_pass(gmem_pass *pass, gmem__arena *arena) {
     pass->x = gmem__take_matrix(arena, hidden, columns);
     pass->y = gmem__take_matrix(arena, hidden, columns);
     pass->wide = gmem__take_matrix(arena, gmem__max(gmem__max(3 * hidden, info->mlp_hidden), ends), columns);
+    gmem__cache_layout(&pass->cache, arena);
     pass->engine.scratch = gmem__take(arena, pass->engine.ops->scratch_bytes(pass->engine.threads), 1);
 }
 
-GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_batch, gmem_pass **out,
-                                      gmem_error *error) {
+GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
+                                       gmem_pass **out, gmem_error *error) {
     if (!network || !out || max_batch < 1)
         return gmem__fail(error, GMEM_E_ARGUMENT, "a pass needs a network and a batch of at least 1");
     const gmem_context *context = network->context;
@@ -9056,12 +12784,15 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
     int64_t column_bytes = gmem__column_size(&network->info) * (int64_t)sizeof(float);
     pass->network = network;
-    pass->engine.ops = context->ops;
-    pass->engine.threads = context->threads;
+    pass->engine = gmem__engine_of(context);
     pass->max_batch = max_batch;
     pass->missing.capacity = max_batch;
     pass->prepared.capacity =
         gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column_bytes), max_batch + 1);
+    pass->cache.threshold = network->info.depth > 1 ? cache_threshold : 0;
+    pass->cache.slots = max_batch;
+    pass->cache.hidden = network->info.hidden;
+    pass->cache.tokens = network->info.tokens;
     gmem__layout_pass(pass, &pass->arena);
     if (!gmem__arena_reserve(context, &pass->arena)) {
         int64_t bytes = pass->arena.bytes;
@@ -9071,8 +12802,14 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
     }
     gmem__layout_pass(pass, &pass->arena);
     memset(pass->null_snippet, 0, (size_t)network->info.snippet_width * sizeof(float));
+    gmem__cache_reset(&pass->cache);
     *out = pass;
     return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_batch, gmem_pass **out,
+                                      gmem_error *error) {
+    return gmem__pass_create(network, max_batch, 0, out, error);
 }
 
 GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
@@ -9081,6 +12818,12 @@ GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     gmem__arena_release(context, &pass->arena);
     gmem__free(context, pass, 1, sizeof *pass);
 }
+
+GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
+    if (pass) gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, profile);
+}
+
+GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }
 
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass) { return pass->prepared.capacity; }
 
@@ -9324,9 +13067,9 @@ static void gmem__embed_patches(const gmem_pass *pass, int64_t batch, const floa
     gmem__apply(pass, &network->patch, pass->wide, pass->x, columns, GMEM__ACT_NONE, 1);
 }
 
-/* pass->y = norm(pass->x) * (1 + scale) + shift; shift NULL: none. */
-static void gmem__norm_modulate(const gmem_pass *pass, int64_t batch, const gmem__affine *norm, const float *shift,
-                                const float *scale, int64_t stride) {
+/* norm(pass->x) * (1 + scale) + shift, with pass->y as memory; shift NULL: none. */
+static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, const gmem__affine *norm,
+                                       const float *shift, const float *scale, int64_t stride) {
     const gmem_network_info *info = &pass->network->info;
     gmem__norm op;
     memset(&op, 0, sizeof op);
@@ -9342,7 +13085,21 @@ static void gmem__norm_modulate(const gmem_pass *pass, int64_t batch, const gmem
     op.channels = info->hidden;
     op.columns = batch * info->tokens;
     op.tokens = info->tokens;
-    pass->engine.ops->norm(&pass->engine, &op);
+    return op;
+}
+
+/* pass->wide = activation(layer(norm(...))). */
+static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, const gmem__layer *layer,
+                               gmem__activation activation) {
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    op.weight = &layer->weight;
+    op.bias = layer->bias;
+    op.norm = norm;
+    op.y = pass->wide;
+    op.y_stride = op.columns = norm->columns;
+    op.activation = activation;
+    pass->engine.ops->linear(&pass->engine, &op);
 }
 
 /* pass->x += gate * layer(from). */
@@ -9385,12 +13142,12 @@ static void gmem__rotate_heads(const gmem_pass *pass, int64_t batch, const gmem_
     pass->engine.ops->rotate(&pass->engine, &op);
 }
 
-/* pass->y = attention(pass->y). */
-static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__dit_block *block) {
+/* pass->y = attention(norm(...)). */
+static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm *norm, const gmem__dit_block *block) {
     const gmem_network_info *info = &pass->network->info;
     const int64_t columns = batch * info->tokens, part = info->hidden * columns;
     gmem__attention op;
-    gmem__apply(pass, &block->qkv, pass->y, pass->wide, columns, GMEM__ACT_NONE, 0);
+    gmem__apply_normed(pass, norm, &block->qkv, GMEM__ACT_NONE);
     gmem__rotate_heads(pass, batch, &block->q_norm, pass->wide);
     gmem__rotate_heads(pass, batch, &block->k_norm, pass->wide + part);
     memset(&op, 0, sizeof op);
@@ -9404,6 +13161,7 @@ static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__dit_b
     op.samples = batch;
     op.stride = op.y_stride = columns;
     op.scale = (float)(1.0 / sqrt((double)info->head_dim));
+    op.compute = pass->network->context->compute;
     pass->engine.ops->attention(&pass->engine, &op);
 }
 
@@ -9415,13 +13173,13 @@ static void gmem__run_block(const gmem_pass *pass, int64_t batch, int64_t index)
     gmem__gather_modulation(pass, batch, index * rows, rows);
     const float *attention = pass->modulation, *mlp = pass->modulation + half;
 
-    gmem__norm_modulate(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale, rows);
-    gmem__attend(pass, batch, block);
+    gmem__norm norm =
+        gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale, rows);
+    gmem__attend(pass, batch, &norm, block);
     gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden, rows);
 
-    gmem__norm_modulate(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale, rows);
-    gmem__apply(pass, &block->mlp_in, pass->y, pass->wide, batch * info->tokens,
-                info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH, 0);
+    norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale, rows);
+    gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH);
     gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden, rows);
 }
 
@@ -9431,12 +13189,40 @@ static void gmem__run_final(const gmem_pass *pass, int64_t batch) {
     const gmem_network_info *info = &network->info;
     const int64_t rows = 2 * info->hidden;
     gmem__gather_modulation(pass, batch, info->depth * gmem__modulation_rows(info), rows);
-    gmem__norm_modulate(pass, batch, &network->final_norm, pass->modulation, pass->modulation + info->hidden, rows);
-    gmem__apply(pass, &network->output, pass->y, pass->wide, batch * info->tokens, GMEM__ACT_NONE, 0);
+    const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, pass->modulation,
+                                                 pass->modulation + info->hidden, rows);
+    gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE);
 }
 
-GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,
-                                   const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+/* Brings the modulations of the samples that are computed to the front, or back: an exchange undoes itself. */
+static void gmem__exchange_found(gmem_pass *pass, int back) {
+    const int64_t count = pass->cache.computed_count;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t to = back ? count - 1 - i : i, from = pass->cache.computed[to];
+        const float *found = pass->found[to];
+        pass->found[to] = pass->found[from];
+        pass->found[from] = found;
+    }
+}
+
+/* All blocks, in which the cache may stand for those after the first. */
+static void gmem__run_blocks(gmem_pass *pass, int64_t slot, int64_t batch) {
+    const int64_t depth = pass->network->info.depth;
+    const int caching = pass->cache.threshold > 0;
+    if (caching) gmem__cache_enter(&pass->cache, batch, pass->x);
+    for (int64_t block = 0; block < (caching ? 1 : depth); block++)
+        gmem__run_block(pass, batch, block);
+    if (!caching) return;
+    gmem__cache_split(&pass->cache, slot, batch, pass->x);
+    gmem__exchange_found(pass, 0);
+    for (int64_t block = 1; block < depth && pass->cache.computed_count > 0; block++)
+        gmem__run_block(pass, pass->cache.computed_count, block);
+    gmem__exchange_found(pass, 1);
+    gmem__cache_join(&pass->cache, slot, batch, pass->x);
+}
+
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
     gmem__conditions conditions;
     conditions.snippets = snippets;
     conditions.labels = labels;
@@ -9446,15 +13232,18 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
     GMEM__TRY(gmem__check_conditions(pass, batch, batch, t, &conditions, error));
     gmem__find_modulations(pass, batch, t, &conditions);
     gmem__embed_patches(pass, batch, x);
-    for (int64_t block = 0; block < network->info.depth; block++) {
-        gmem__run_block(pass, batch, block);
-    }
+    gmem__run_blocks(pass, slot, batch);
     gmem__run_final(pass, batch);
     if (!gmem__all_finite(pass->wide, network->output.weight.rows * batch * network->info.tokens))
         return gmem__fail_at(error, GMEM_E_NONFINITE, gmem_file_path(network->file), -1,
                              "the network's output is not finite: its weights or its input hold NaN or infinity");
     gmem__unpatchify(network, batch, pass->wide, v);
     return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,
+                                   const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+    return gmem__pass_run(pass, 0, batch, x, t, snippets, labels, v, error);
 }
 
 #undef GMEM__PREPARED_COLUMNS
@@ -9688,6 +13477,8 @@ static gmem_status gmem__ae_take_conv(gmem__ae_builder *b, gmem__ae_position at,
     gmem__ae_name weight = gmem__ae_key(b, at, leaf, ".weight"), bias = gmem__ae_key(b, at, leaf, ".bias");
     out->kernel = kernel;
     GMEM__TRY(gmem__ae_take_weight(b, weight.text, out_channels, in_channels, kernel, &out->weight));
+    if (b->store->context->compute != GMEM_COMPUTE_F32) /* int8 too: images suffer from it */
+        GMEM__TRY(gmem__store_narrow(b->store, &out->weight, GMEM_COMPUTE_BF16, 0, b->error));
     return gmem__store_vector(b->store, bias.text, out_channels, &out->bias, b->error);
 }
 
@@ -9863,7 +13654,7 @@ static gmem_status gmem__ae_recognise(gmem__ae_builder *b) {
 
 /* SD-VAE's scaling factor, where the file states it: a number `scaling_factor`, at the root or in its `config`, or
  * safetensors metadata of that name; else the published 0.18215. (diffusers keeps it in a config.json beside the file,
- * which isn't read: pass the factor as `multiplier` where it differs.) */
+ * which the library doesn't read: its caller passes the factor as `multiplier` where it differs.) */
 static double gmem__ae_multiplier(const gmem_file *file) {
     double value = 0;
     const char *text = gmem_file_metadata(file, "scaling_factor");
@@ -9999,6 +13790,7 @@ typedef struct gmem__ae_walk {
     float *x, *spare;      /* (plan.state) each; x holds the state */
     float *work;           /* (plan.work) */
     int64_t height, width; /* of the state */
+    gmem_compute compute;
 } gmem__ae_walk;
 
 static void gmem__ae_swap(gmem__ae_walk *walk) {
@@ -10090,6 +13882,7 @@ static void gmem__ae_run_attention(gmem__ae_walk *walk, const gmem__ae_layer *la
     op.samples = 1;
     op.stride = op.y_stride = area;
     op.scale = (float)(1 / sqrt((double)channels));
+    op.compute = walk->compute;
     walk->engine.ops->attention(&walk->engine, &op);
     gmem__ae_run_conv(walk, &layer->conv[3], channels, walk->spare, walk->x, walk->x);
 }
@@ -10162,8 +13955,9 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
 static gmem_status gmem__ae_job_images(gmem__ae_job *job, gmem_error *error) {
     int64_t size = gmem__ae_result_size(&job->plan);
     for (int64_t i = 0; i < job->count; i++) {
-        gmem__engine engine = {job->context->ops, job->context->threads, job->scratch};
-        gmem__ae_walk walk = {engine, job->a, job->b, job->work, job->height, job->width};
+        gmem__engine engine = gmem__engine_of(job->context);
+        engine.scratch = job->scratch;
+        gmem__ae_walk walk = {engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
         gmem__ae_run(&walk, job->net, job->input + i * job->plan.input);
         if (!gmem__all_finite(walk.x, size))
             return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
@@ -10203,6 +13997,25 @@ GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t co
     memcpy(out, job.results, (size_t)(count * gmem__ae_result_size(&job.plan)) * sizeof(float));
     gmem__ae_job_end(&job);
     return GMEM_OK;
+}
+
+static double gmem__ae_conv_flop(const gmem__ae_conv *conv, double area) {
+    return 2.0 * (double)conv->weight.rows * (double)conv->weight.cols * area;
+}
+
+GMEM_API double gmem_decode_flop(const gmem_autoencoder *autoencoder, int64_t height, int64_t width) {
+    const gmem__ae_net *net = &autoencoder->decoder;
+    double area = (double)height * (double)width, flop = 0;
+    for (int64_t i = 0; i < net->count; i++) {
+        const gmem__ae_layer *layer = net->layers + i;
+        if (layer->upsample) area *= 4;
+        area /= (double)layer->stride * (double)layer->stride;
+        for (int conv = 0; conv < 4; conv++) { /* those that a layer has not are zero */
+            flop += gmem__ae_conv_flop(&layer->conv[conv], area);
+        }
+        if (layer->kind == GMEM__AE_ATTENTION) flop += 4.0 * area * area * (double)layer->in;
+    }
+    return flop;
 }
 
 /* The posterior's parameters (2 * size): mean, then logvar clamped as DiagonalGaussianDistribution does. */
@@ -11507,13 +15320,14 @@ typedef struct gmem__blend {
 /* x_t = alpha x_1 + sigma x_0, from noise x_0 at t = 0 to data x_1 at t = 1, with derivatives in t. */
 typedef struct gmem__path_point {
     double alpha, d_alpha, sigma, d_sigma;
-    double ratio; /* d_alpha / alpha, where that quotient is well-behaved */
 } gmem__path_point;
 
 GMEM__FN gmem__path_point gmem__path_at(gmem_path path, double t);
 /* The probability flow's drift, and the score grad log p_t, from a prediction. */
 GMEM__FN gmem__blend gmem__path_drift(const gmem__path_point *at, gmem_prediction prediction);
 GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_prediction prediction);
+/* The data x_1 that a prediction amounts to. */
+GMEM__FN gmem__blend gmem__path_data(const gmem__path_point *at, gmem_prediction prediction);
 /* The diffusion coefficient D of dx = (drift + D score) dt + sqrt(2 D) dw. */
 GMEM__FN double gmem__path_diffusion(const gmem__path_point *at, double t, gmem_diffusion_form form, double norm);
 
@@ -11522,6 +15336,8 @@ GMEM__FN double gmem__path_diffusion(const gmem__path_point *at, double t, gmem_
 typedef enum gmem__solver {
     GMEM__SOLVER_GRID,  /* explicit Runge-Kutta on the grid */
     GMEM__SOLVER_DOPRI, /* adaptive Runge-Kutta */
+    GMEM__SOLVER_ADAMS, /* Adams-Bashforth on the grid */
+    GMEM__SOLVER_DPMPP, /* DPM-Solver++, multistep, on the grid */
     GMEM__SOLVER_SDE_EULER,
     GMEM__SOLVER_SDE_HEUN
 } gmem__solver;
@@ -11530,8 +15346,9 @@ typedef enum gmem__solver {
 typedef struct gmem__method {
     const char *name;
     gmem__solver solver;
-    int repa; /* REPA's convention of time: noise at t = 1 */
-    int stages;
+    int repa;    /* REPA's convention of time: noise at t = 1 */
+    int stages;  /* multistep: of the first interval, the others have one */
+    int history; /* multistep: predictions that an interval looks at, its own included; else 0 */
     double c[4], a[4][3], b[4];
 } gmem__method;
 
@@ -11596,9 +15413,10 @@ GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const flo
 GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
                                      gmem_error *error);
 
-/* ode.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
+/* ode.c, multistep.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
 GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error);
 GMEM__FN gmem_status gmem__run_dopri5(gmem__run *run, gmem_error *error);
+GMEM__FN gmem_status gmem__run_multistep(gmem__run *run, gmem_error *error);
 GMEM__FN gmem_status gmem__run_sde(gmem__run *run, gmem_error *error);
 
 #endif /* GMEM__SAMPLER_H */
@@ -11617,7 +15435,6 @@ static gmem__path_point gmem__linear_at(double t) {
     at.d_alpha = 1;
     at.sigma = 1 - t;
     at.d_sigma = -1;
-    at.ratio = 1 / t;
     return at;
 }
 
@@ -11628,19 +15445,18 @@ static gmem__path_point gmem__gvp_at(double t) {
     at.d_alpha = rate * cos(rate * t);
     at.sigma = cos(rate * t);
     at.d_sigma = -rate * sin(rate * t);
-    at.ratio = rate / tan(rate * t);
     return at;
 }
 
 static gmem__path_point gmem__vp_at(double t) {
     const double s = 1 - t, range = GMEM__VP_BETA_MAX - GMEM__VP_BETA_MIN;
     const double log_alpha = -0.25 * s * s * range - 0.5 * s * GMEM__VP_BETA_MIN;
+    const double d_log_alpha = 0.5 * s * range + 0.5 * GMEM__VP_BETA_MIN;
     gmem__path_point at;
-    at.ratio = 0.5 * s * range + 0.5 * GMEM__VP_BETA_MIN;
     at.alpha = exp(log_alpha);
-    at.d_alpha = at.alpha * at.ratio;
+    at.d_alpha = at.alpha * d_log_alpha;
     at.sigma = sqrt(-expm1(2 * log_alpha));
-    at.d_sigma = -at.alpha * at.alpha * at.ratio / at.sigma;
+    at.d_sigma = -at.alpha * at.d_alpha / at.sigma;
     return at;
 }
 
@@ -11656,9 +15472,12 @@ GMEM__FN gmem__path_point gmem__path_at(gmem_path path, double t) {
     return gmem__linear_at(t);
 }
 
+/* The derivative of log alpha. On Linear and GVP it has no value at t = 0, where no setting that needs it begins. */
+static double gmem__path_ratio(const gmem__path_point *at) { return at->d_alpha / at->alpha; }
+
 /* Half the squared diffusion of the path's own SDE, which SBDM (score-based diffusion model) takes as it is. */
 static double gmem__path_variance(const gmem__path_point *at) {
-    return at->ratio * at->sigma * at->sigma - at->sigma * at->d_sigma;
+    return gmem__path_ratio(at) * at->sigma * at->sigma - at->sigma * at->d_sigma;
 }
 
 GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_prediction prediction) {
@@ -11674,12 +15493,30 @@ GMEM__FN gmem__blend gmem__path_score(const gmem__path_point *at, gmem_predictio
     return score;
 }
 
+GMEM__FN gmem__blend gmem__path_data(const gmem__path_point *at, gmem_prediction prediction) {
+    const double determinant = at->alpha * at->d_sigma - at->d_alpha * at->sigma;
+    gmem__blend data = {1 / at->alpha, 0};
+    switch (prediction) {
+    case GMEM_PREDICT_VELOCITY: /* from x = alpha x_1 + sigma x_0 and v = alpha' x_1 + sigma' x_0 */
+        data.x = at->d_sigma / determinant;
+        data.model = -at->sigma / determinant;
+        break;
+    case GMEM_PREDICT_NOISE:
+        data.model = -at->sigma / at->alpha;
+        break;
+    case GMEM_PREDICT_SCORE: /* the noise is -sigma score */
+        data.model = at->sigma * at->sigma / at->alpha;
+        break;
+    }
+    return data;
+}
+
 GMEM__FN gmem__blend gmem__path_drift(const gmem__path_point *at, gmem_prediction prediction) {
     gmem__blend drift = {0, 1};
     if (prediction != GMEM_PREDICT_VELOCITY) {
         gmem__blend score = gmem__path_score(at, prediction);
         double variance = gmem__path_variance(at);
-        drift.x = at->ratio + variance * score.x;
+        drift.x = gmem__path_ratio(at) + variance * score.x;
         drift.model = variance * score.model;
     }
     return drift;
@@ -11900,6 +15737,104 @@ GMEM__FN gmem_status gmem__run_dopri5(gmem__run *run, gmem_error *error) {
 #undef GMEM__DOPRI_SAFETY
 #undef GMEM__DOPRI_MAX_GROWTH
 #undef GMEM__DOPRI_MAX_SHRINK
+/* ---- src/multistep.c ---- */
+/* Multistep solvers of the probability flow on a grid that need not be even: one network pass an interval, the earlier
+ * predictions remembered. The first intervals, which have none yet, are of lower order. */
+
+#include <math.h>
+
+/* What an interval makes of the state and of the predictions, the latest first. */
+typedef struct gmem__multistep {
+    double x, k[3];
+} gmem__multistep;
+
+/* Adams-Bashforth: the integral over the interval of the polynomial through the latest slopes (Hairer, Norsett, Wanner:
+ * "Solving Ordinary Differential Equations I", III.5). Slopes at one time, on a grid finer than f32, count once. */
+static gmem__multistep gmem__adams_weights(const gmem__plan *plan, int64_t i, int terms) {
+    const double t = gmem__plan_time(plan, i), h = gmem__plan_time(plan, i + 1) - t;
+    const double a = terms > 1 ? t - gmem__plan_time(plan, i - 1) : 0; /* back to the slope before, ... */
+    const double b = terms > 2 ? t - gmem__plan_time(plan, i - 2) : 0; /* ... and to the one before that */
+    gmem__multistep weights = {1, {h, 0, 0}};
+    if (a > 0 && b > a) {
+        weights.k[1] = -h * h * (h / 3 + b / 2) / (a * (b - a));
+        weights.k[2] = h * h * (h / 3 + a / 2) / (b * (b - a));
+    } else if (a > 0) {
+        weights.k[1] = -h * h / (2 * a);
+    }
+    weights.k[0] = h - weights.k[1] - weights.k[2];
+    return weights;
+}
+
+static double gmem__log_ratio(const gmem__path_point *at) { return log(at->alpha / at->sigma); }
+
+/* DPM-Solver++(2M) (Lu et al., 2211.01095, algorithm 2): exact in the linear part, with D the data extrapolated in
+ * lambda = log(alpha / sigma), whose steps are h:
+ *     x' = sigma' / sigma x + (alpha' - alpha sigma' / sigma) D,  D = D_i + h / (2 h_before) (D_i - D_(i-1)).
+ * lambda is infinite at pure noise and at the data: beside the former, and in the last interval as the published code
+ * has it, D is D_i alone. */
+static gmem__multistep gmem__dpmpp_weights(const gmem__plan *plan, int64_t i, int terms) {
+    const gmem_path path = plan->desc.path;
+    const gmem__path_point from = gmem__path_at(path, gmem__plan_time(plan, i));
+    const gmem__path_point to = gmem__path_at(path, gmem__plan_time(plan, i + 1));
+    const double kept = from.sigma > 0 ? to.sigma / from.sigma : 0, gain = to.alpha - from.alpha * kept;
+    gmem__multistep weights = {kept, {gain, 0, 0}};
+    if (terms < 2 || i + 1 == plan->intervals) return weights;
+    const gmem__path_point before = gmem__path_at(path, gmem__plan_time(plan, i - 1));
+    if (before.alpha <= 0 || to.sigma <= 0) return weights;
+    const double lambda = gmem__log_ratio(&from), h_before = lambda - gmem__log_ratio(&before);
+    if (h_before <= 0) return weights;
+    weights.k[1] = -gain * (gmem__log_ratio(&to) - lambda) / (2 * h_before);
+    weights.k[0] = gain - weights.k[1];
+    return weights;
+}
+
+/* k[0] becomes the oldest prediction's buffer, the others move up. */
+static void gmem__rotate_history(gmem__run *run, int history) {
+    float *oldest = run->k[history - 1];
+    for (int j = history - 1; j > 0; j--)
+        run->k[j] = run->k[j - 1];
+    run->k[0] = oldest;
+}
+
+/* k[0] = the slope of x at t, or the data that it amounts to. */
+static gmem_status gmem__predict(gmem__run *run, double t, const float *x, float *k, gmem_error *error) {
+    const gmem_sampler_desc *desc = &run->plan->desc;
+    const gmem__path_point at = gmem__path_at(desc->path, t);
+    GMEM__TRY(gmem__run_model(run, t, t, x, k, error));
+    gmem__run_blend(run,
+                    run->plan->method->solver == GMEM__SOLVER_ADAMS ? gmem__path_drift(&at, desc->prediction)
+                                                                    : gmem__path_data(&at, desc->prediction),
+                    x, k);
+    return GMEM_OK;
+}
+
+/* The third order would lose to the error of a first interval by Euler: Heun's second stage corrects it, from
+ * x + h k[0] as the weights made it. */
+static gmem_status gmem__correct_first(gmem__run *run, gmem_error *error) {
+    const double t = gmem__plan_time(run->plan, 0), next = gmem__plan_time(run->plan, 1);
+    const double half[2] = {-(next - t) / 2, (next - t) / 2};
+    GMEM__TRY(gmem__predict(run, next, run->x, run->k[1], error));
+    gmem__run_combine(run, run->x, 1, run->x, 2, half, (const float *const *)run->k);
+    return GMEM_OK;
+}
+
+static gmem_status gmem__multistep_interval(gmem__run *run, int64_t i, gmem_error *error) {
+    const gmem__plan *plan = run->plan;
+    const int terms = (int)gmem__min(i + 1, plan->method->history);
+    const gmem__multistep weights = plan->method->solver == GMEM__SOLVER_ADAMS ? gmem__adams_weights(plan, i, terms)
+                                                                               : gmem__dpmpp_weights(plan, i, terms);
+    gmem__rotate_history(run, plan->method->history);
+    GMEM__TRY(gmem__predict(run, gmem__plan_time(plan, i), run->x, run->k[0], error));
+    gmem__run_combine(run, run->x, weights.x, run->x, terms, weights.k, (const float *const *)run->k);
+    if (gmem__plan_stages(plan, i) > 1) GMEM__TRY(gmem__correct_first(run, error));
+    return gmem__run_step_done(run, gmem__plan_time(plan, i + 1), error);
+}
+
+GMEM__FN gmem_status gmem__run_multistep(gmem__run *run, gmem_error *error) {
+    for (int64_t i = 0; i < run->plan->intervals; i++)
+        GMEM__TRY(gmem__multistep_interval(run, i, error));
+    return GMEM_OK;
+}
 /* ---- src/sde.c ---- */
 /* The SDE's solvers, Euler-Maruyama and Heun, and the last step to the data. */
 
@@ -12016,24 +15951,28 @@ GMEM__FN gmem_status gmem__run_sde(gmem__run *run, gmem_error *error) {
 
 /* In the order of gmem_method. rk4 is Kutta's 3/8 rule, as in torchdiffeq; heun3 is Heun's third-order rule. */
 static const gmem__method gmem__methods[] = {
-    {"default", GMEM__SOLVER_GRID, 0, 0, {0}, {{0}}, {0}},
-    {"euler", GMEM__SOLVER_GRID, 0, 1, {0}, {{0}}, {1}},
-    {"midpoint", GMEM__SOLVER_GRID, 0, 2, {0, 0.5}, {{0}, {0.5}}, {0, 1}},
-    {"heun2", GMEM__SOLVER_GRID, 0, 2, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
-    {"heun3", GMEM__SOLVER_GRID, 0, 3, {0, 1.0 / 3, 2.0 / 3}, {{0}, {1.0 / 3}, {0, 2.0 / 3}}, {0.25, 0, 0.75}},
+    {"default", GMEM__SOLVER_GRID, 0, 0, 0, {0}, {{0}}, {0}},
+    {"euler", GMEM__SOLVER_GRID, 0, 1, 0, {0}, {{0}}, {1}},
+    {"midpoint", GMEM__SOLVER_GRID, 0, 2, 0, {0, 0.5}, {{0}, {0.5}}, {0, 1}},
+    {"heun2", GMEM__SOLVER_GRID, 0, 2, 0, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
+    {"heun3", GMEM__SOLVER_GRID, 0, 3, 0, {0, 1.0 / 3, 2.0 / 3}, {{0}, {1.0 / 3}, {0, 2.0 / 3}}, {0.25, 0, 0.75}},
     {"rk4",
      GMEM__SOLVER_GRID,
      0,
      4,
+     0,
      {0, 1.0 / 3, 2.0 / 3, 1},
      {{0}, {1.0 / 3}, {-1.0 / 3, 1}, {1, -1, 1}},
      {0.125, 0.375, 0.375, 0.125}},
-    {"dopri5", GMEM__SOLVER_DOPRI, 0, 0, {0}, {{0}}, {0}},
-    {"sde-euler", GMEM__SOLVER_SDE_EULER, 0, 1, {0}, {{0}}, {0}},
-    {"sde-heun", GMEM__SOLVER_SDE_HEUN, 0, 2, {0, 1}, {{0}}, {0}},
-    {"repa-euler", GMEM__SOLVER_GRID, 1, 1, {0}, {{0}}, {1}},
-    {"repa-heun", GMEM__SOLVER_GRID, 1, 2, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
-    {"repa-sde", GMEM__SOLVER_SDE_EULER, 1, 1, {0}, {{0}}, {0}},
+    {"dopri5", GMEM__SOLVER_DOPRI, 0, 0, 0, {0}, {{0}}, {0}},
+    {"sde-euler", GMEM__SOLVER_SDE_EULER, 0, 1, 0, {0}, {{0}}, {0}},
+    {"sde-heun", GMEM__SOLVER_SDE_HEUN, 0, 2, 0, {0, 1}, {{0}}, {0}},
+    {"repa-euler", GMEM__SOLVER_GRID, 1, 1, 0, {0}, {{0}}, {1}},
+    {"repa-heun", GMEM__SOLVER_GRID, 1, 2, 0, {0, 1}, {{0}, {1}}, {0.5, 0.5}},
+    {"repa-sde", GMEM__SOLVER_SDE_EULER, 1, 1, 0, {0}, {{0}}, {0}},
+    {"ab2", GMEM__SOLVER_ADAMS, 0, 1, 2, {0}, {{0}}, {0}},
+    {"ab3", GMEM__SOLVER_ADAMS, 0, 2, 3, {0, 1}, {{0}}, {0}},
+    {"dpmpp2m", GMEM__SOLVER_DPMPP, 0, 1, 2, {0}, {{0}}, {0}},
 };
 
 GMEM__FN const gmem__method *gmem__method_of(gmem_method method) { return &gmem__methods[method]; }
@@ -12049,14 +15988,15 @@ static int gmem__in_range(int value, int last) { return value >= 0 && value <= l
 static int gmem__is_finite(double x) { return x - x == 0; }
 
 static gmem_status gmem__check_ranges(const gmem_sampler_desc *desc, gmem_error *error) {
-    if (!gmem__in_range((int)desc->method, GMEM_REPA_SDE) ||
+    if (!gmem__in_range((int)desc->method, GMEM_DPMPP2M) ||
         !gmem__in_range((int)desc->diffusion_form, GMEM_DIFFUSION_INCREASING_DECREASING) ||
         !gmem__in_range((int)desc->last_step, GMEM_LAST_NONE) || !gmem__in_range((int)desc->path, GMEM_PATH_VP) ||
         !gmem__in_range((int)desc->prediction, GMEM_PREDICT_SCORE))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a sampler setting is not one of its enumeration's values");
     if (!gmem__is_finite(desc->timestep_shift) || !gmem__is_finite(desc->atol) || !gmem__is_finite(desc->rtol) ||
         !gmem__is_finite(desc->diffusion_norm) || !gmem__is_finite(desc->last_step_size) ||
-        !gmem__is_finite(desc->cfg_scale) || !gmem__is_finite(desc->cfg_start) || !gmem__is_finite(desc->cfg_end))
+        !gmem__is_finite(desc->cfg_scale) || !gmem__is_finite(desc->cfg_start) || !gmem__is_finite(desc->cfg_end) ||
+        !gmem__is_finite(desc->cache_threshold))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a sampler setting is not a finite number");
     if (desc->steps < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the number of steps is negative");
     if (desc->timestep_shift < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the timestep shift is negative");
@@ -12064,6 +16004,7 @@ static gmem_status gmem__check_ranges(const gmem_sampler_desc *desc, gmem_error 
     if (desc->diffusion_norm < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the diffusion norm is negative");
     if (desc->last_step_size >= 1) return gmem__fail(error, GMEM_E_ARGUMENT, "the last step is not shorter than 1");
     if (desc->cfg_channels < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the number of guided channels is negative");
+    if (desc->cache_threshold < 0) return gmem__fail(error, GMEM_E_ARGUMENT, "the cache threshold is negative");
     if (desc->cfg_end != 0 && desc->cfg_end < desc->cfg_start)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the guidance interval ends before it starts");
     return GMEM_OK;
@@ -12084,6 +16025,9 @@ static gmem_status gmem__check_foreign(const gmem_sampler_desc *desc, const gmem
     if (method->repa && (desc->path != GMEM_PATH_LINEAR || desc->prediction != GMEM_PREDICT_VELOCITY))
         return gmem__fail(error, GMEM_E_COMBINATION, "%s is for the linear path and velocity prediction only",
                           method->name);
+    if (method->solver == GMEM__SOLVER_DOPRI && desc->cache_threshold > 0)
+        return gmem__fail(error, GMEM_E_COMBINATION,
+                          "a cache threshold is for methods whose times only go forward, not for %s", method->name);
     return GMEM_OK;
 }
 
@@ -12175,9 +16119,11 @@ GMEM__FN double gmem__plan_time(const gmem__plan *plan, int64_t i) {
     return shift > 0 ? (double)(float)(shift * t / (1 + (shift - 1) * t)) : t;
 }
 
-/* REPA's Heun makes no correction in its last interval. */
+/* REPA's Heun makes no correction in its last interval, multistep methods none after the first. */
 GMEM__FN int gmem__plan_stages(const gmem__plan *plan, int64_t i) {
-    return plan->desc.method == GMEM_REPA_HEUN && i == plan->intervals - 1 ? 1 : plan->method->stages;
+    const int single =
+        plan->method->history > 0 ? i > 0 : plan->desc.method == GMEM_REPA_HEUN && i == plan->intervals - 1;
+    return single ? 1 : plan->method->stages;
 }
 
 GMEM__FN double gmem__plan_stage_time(const gmem__plan *plan, int64_t i, int stage) {
@@ -12189,8 +16135,8 @@ GMEM__FN double gmem__plan_stage_time(const gmem__plan *plan, int64_t i, int sta
 
 GMEM__FN int64_t gmem__plan_passes(const gmem__plan *plan) {
     int64_t passes = plan->last_step;
-    if (plan->intervals > 0)
-        passes += (plan->intervals - 1) * plan->method->stages + gmem__plan_stages(plan, plan->intervals - 1);
+    for (int64_t i = 0; i < plan->intervals; i++)
+        passes += gmem__plan_stages(plan, i);
     return passes;
 }
 
@@ -12341,7 +16287,7 @@ static void gmem__run_layout(gmem__run *run, gmem__arena *arena) {
     const int stages = method->solver == GMEM__SOLVER_DOPRI ? GMEM__MAX_STAGES : method->stages;
     run->x = GMEM__TAKE_F32(arena, run->count);
     if (stages > 1) run->stage = GMEM__TAKE_F32(arena, run->count);
-    for (int i = 0; i < stages; i++)
+    for (int i = 0; i < gmem__max(stages, method->history); i++)
         run->k[i] = GMEM__TAKE_F32(arena, run->count);
     if (run->plan->desc.cfg_scale > 1) run->unconditional = GMEM__TAKE_F32(arena, run->count);
     if (gmem__is_sde(method)) run->noise = GMEM__TAKE_F32(arena, run->count);
@@ -12351,6 +16297,9 @@ static gmem_status gmem__run_solver(gmem__run *run, gmem_error *error) {
     switch (run->plan->method->solver) {
     case GMEM__SOLVER_DOPRI:
         return gmem__run_dopri5(run, error);
+    case GMEM__SOLVER_ADAMS:
+    case GMEM__SOLVER_DPMPP:
+        return gmem__run_multistep(run, error);
     case GMEM__SOLVER_SDE_EULER:
     case GMEM__SOLVER_SDE_HEUN:
         return gmem__run_sde(run, error);
@@ -12409,6 +16358,9 @@ GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_int
 GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_desc *desc, float *x,
                                     gmem_error *error) {
     if (!desc) return gmem__fail(error, GMEM_E_ARGUMENT, "there is nothing to integrate");
+    if (desc->sampler.cache_threshold > 0)
+        return gmem__fail(error, GMEM_E_COMBINATION,
+                          "a cache threshold is for sampling with a network, not for a velocity function");
     return gmem__integrate(context, desc, x, error);
 }
 /* ---- src/sample.c ---- */
@@ -12459,8 +16411,8 @@ static gmem_status gmem__run_both(gmem__sampling *sampling, const gmem_velocity_
     const size_t half = (size_t)(sampling->batch * sampling->per_picture);
     memcpy(sampling->x, call->x, half * sizeof(float));
     memcpy(sampling->x + half, call->x, half * sizeof(float));
-    GMEM__TRY(gmem_pass_run(sampling->pass, 2 * sampling->batch, sampling->x, sampling->t, sampling->snippets,
-                            sampling->labels, sampling->v, error));
+    GMEM__TRY(gmem__pass_run(sampling->pass, 0, 2 * sampling->batch, sampling->x, sampling->t, sampling->snippets,
+                             sampling->labels, sampling->v, error));
     memcpy(call->conditional, sampling->v, half * sizeof(float));
     memcpy(call->unconditional, sampling->v + half, half * sizeof(float));
     return GMEM_OK;
@@ -12481,11 +16433,11 @@ static gmem_status gmem__network_velocity(void *user, const gmem_velocity_call *
     if (call->conditional && call->unconditional)
         GMEM__TRY(gmem__run_both(sampling, call, error));
     else if (call->conditional)
-        GMEM__TRY(gmem_pass_run(sampling->pass, sampling->batch, call->x, sampling->t, desc->snippets, desc->labels,
-                                call->conditional, error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, 0, sampling->batch, call->x, sampling->t, desc->snippets, desc->labels,
+                                 call->conditional, error));
     else
-        GMEM__TRY(gmem_pass_run(sampling->pass, sampling->batch, call->x, sampling->t, NULL, NULL, call->unconditional,
-                                error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, sampling->batch, sampling->batch, call->x, sampling->t, NULL, NULL,
+                                 call->unconditional, error));
     if (sampling->flip_sign) {
         gmem__negate(call->conditional, sampling->batch * sampling->per_picture);
         gmem__negate(call->unconditional, sampling->batch * sampling->per_picture);
@@ -12561,6 +16513,7 @@ static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling 
     gmem__sampling_fill(sampling, plan);
     memset(&integrate, 0, sizeof integrate);
     integrate.sampler = plan->desc;
+    integrate.sampler.cache_threshold = 0; /* the pass sees to it */
     integrate.batch = sampling->batch;
     integrate.per_picture = sampling->per_picture;
     integrate.channels = sampling->info->channels;
@@ -12571,8 +16524,10 @@ static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling 
     integrate.progress = desc->progress;
     integrate.progress_user = desc->progress_user;
     integrate.passes = desc->passes;
-    GMEM__TRY(gmem_pass_create(network, sampling->batch * (1 + sampling->guided), &sampling->pass, error));
+    GMEM__TRY(gmem__pass_create(network, sampling->batch * (1 + sampling->guided), plan->desc.cache_threshold,
+                                &sampling->pass, error));
     gmem_status status = gmem__integrate(network->context, &integrate, x, error);
+    if (status == GMEM_OK && desc->reuse) *desc->reuse = gmem__pass_reuse(sampling->pass);
     gmem_pass_destroy(sampling->pass);
     return status;
 }
@@ -12611,6 +16566,10 @@ GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_
 /* ---- src/generate.c ---- */
 /* One call from files to pixels, on the public objects alone. */
 
+/* The default batch: enough columns for every matrix product, activations within reach of the caches. */
+#define GMEM__BATCH_TOKENS 1024
+#define GMEM__BATCH_MOST   16
+
 /* Everything that a run opens and fills, released together. */
 typedef struct gmem__generation {
     gmem_context *context;
@@ -12620,11 +16579,15 @@ typedef struct gmem__generation {
     gmem_bank *bank;
     gmem_autoencoder *autoencoder;
     const gmem_network_info *info;
-    int64_t count, per_picture;
+    int64_t count, batch, per_picture;
+    int64_t first, size; /* the pictures being drawn: at most `batch` */
+    gmem_rng rng;
+    gmem_progress done; /* steps and passes of the batches before; what the present one has told last */
+    gmem_progress told;
     int bank_in_network;
     gmem__arena arena; /* of the five below */
-    float *z;          /* (count, channels, height, width): noise, then latents */
-    float *snippets;   /* (count, snippet_width) */
+    float *z;          /* (batch, channels, height, width): noise, then latents */
+    float *snippets;   /* (batch, snippet_width) */
     int64_t *chosen;   /* (count) rows or labels */
     float *stats;      /* (2, channels): mean and std */
     float *decoded;    /* (3, height * factor, width * factor), of one picture */
@@ -12636,11 +16599,19 @@ typedef struct gmem__generation {
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
 static void gmem__generation_take(gmem__generation *g) {
-    g->z = GMEM__TAKE_F32(&g->arena, g->count * g->per_picture);
-    g->snippets = GMEM__TAKE_F32(&g->arena, g->count * g->info->snippet_width);
+    g->z = GMEM__TAKE_F32(&g->arena, g->batch * g->per_picture);
+    g->snippets = GMEM__TAKE_F32(&g->arena, g->batch * g->info->snippet_width);
     g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
     g->stats = GMEM__TAKE_F32(&g->arena, 2 * g->info->channels);
     g->decoded = GMEM__TAKE_F32(&g->arena, 3 * g->image.height * g->image.width);
+}
+
+/* torch's generators have one stream, so the batch changes the pictures; the published script draws all at once. */
+static int64_t gmem__generation_batch(const gmem__generation *g) {
+    int64_t batch = gmem__max(1, gmem__min(GMEM__BATCH_TOKENS / g->info->tokens, GMEM__BATCH_MOST));
+    if (g->desc->rng != GMEM_RNG_PHILOX) batch = g->count;
+    if (g->desc->batch) batch = g->desc->batch;
+    return gmem__min(batch, g->count);
 }
 
 static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error) {
@@ -12651,6 +16622,7 @@ static gmem_status gmem__generation_alloc(gmem__generation *g, gmem_error *error
     if (!gmem__mul(3 * info->height * factor * info->width * factor, g->count, &size) ||
         !gmem__mul(g->per_picture, g->count, &size) || !gmem__mul(info->snippet_width, g->count, &size))
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld pictures are too many", (long long)g->count);
+    g->batch = gmem__generation_batch(g);
     g->image.count = g->count;
     g->image.height = info->height * factor;
     g->image.width = info->width * factor;
@@ -12782,62 +16754,87 @@ static gmem_status gmem__generation_choose_by_noise(gmem__generation *g, const g
     int64_t *memoryfreq = (int64_t *)gmem__alloc_raw(g->context, rows, sizeof *memoryfreq);
     if (!memoryfreq) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the rows' frequencies");
     gmem_tensor_read_i64(frequencies, 0, rows, memoryfreq);
-    for (int64_t i = 0; i < g->count && status == GMEM_OK; i++) {
-        status = gmem_choose_row(memoryfreq, rows, g->z + i * g->per_picture, g->per_picture, &g->chosen[i], error);
+    for (int64_t i = 0; i < g->size && status == GMEM_OK; i++) {
+        status = gmem_choose_row(memoryfreq, rows, g->z + i * g->per_picture, g->per_picture, &g->chosen[g->first + i],
+                                 error);
     }
     gmem__free(g->context, memoryfreq, rows, sizeof *memoryfreq);
     return status;
 }
 
-static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_rng *rng, gmem_error *error) {
+static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_error *error) {
     const gmem_tensor *frequencies = gmem_file_find_any(g->network_file, "memoryfreq");
     if (g->bank_in_network && frequencies) return gmem__generation_choose_by_noise(g, frequencies, error);
     int64_t high = g->bank ? gmem_bank_rows(g->bank) : g->info->classes;
-    gmem_rng_integers(rng, GMEM_DRAW_ROW, 0, g->count, high, g->chosen);
+    gmem_rng_integers(&g->rng, GMEM_DRAW_ROW, g->first, g->size, high, g->chosen + g->first);
     return GMEM_OK;
 }
 
 /* The published script's order of draws: z, then rows; the steps' noise follows while sampling. */
-static gmem_status gmem__generation_condition(gmem__generation *g, gmem_rng *rng, gmem_error *error) {
-    GMEM__TRY(gmem__generation_choose_named(g, error));
-    gmem_rng_normal(rng, GMEM_DRAW_LATENT, 0, 0, g->count, g->per_picture, g->z);
-    if (g->desc->memory_count == 0 && g->desc->label_count == 0)
-        GMEM__TRY(gmem__generation_choose_random(g, rng, error));
-    for (int64_t i = 0; i < g->count && g->bank; i++) {
-        GMEM__TRY(gmem_bank_snippet(g->bank, g->chosen[i], g->snippets + i * g->info->snippet_width, error));
+static gmem_status gmem__generation_condition(gmem__generation *g, gmem_error *error) {
+    gmem_rng_normal(&g->rng, GMEM_DRAW_LATENT, 0, g->first, g->size, g->per_picture, g->z);
+    if (g->desc->memory_count == 0 && g->desc->label_count == 0) GMEM__TRY(gmem__generation_choose_random(g, error));
+    for (int64_t i = 0; i < g->size && g->bank; i++) {
+        GMEM__TRY(gmem_bank_snippet(g->bank, g->chosen[g->first + i], g->snippets + i * g->info->snippet_width, error));
     }
     return GMEM_OK;
 }
 
 /* drawing --------------------------------------------------------------------------------------------------------- */
 
+/* The caller sees one run, however many batches it has. */
+static int gmem__generation_progress(void *user, const gmem_progress *progress) {
+    gmem__generation *g = (gmem__generation *)user;
+    const int64_t batches = gmem__ceil_div(g->count, g->batch);
+    gmem_progress all = *progress;
+    g->told = *progress;
+    all.step += g->done.step;
+    all.steps *= batches;
+    all.passes += g->done.passes;
+    all.total_passes *= batches;
+    return g->desc->progress(g->desc->progress_user, &all);
+}
+
 static gmem_status gmem__generation_sample(gmem__generation *g, gmem_error *error) {
     gmem_sample_desc desc;
-    gmem_rng rng;
-    gmem_rng_init(&rng, g->desc->rng, g->desc->seed);
-    GMEM__TRY(gmem__generation_condition(g, &rng, error));
     memset(&desc, 0, sizeof desc);
     desc.sampler = g->desc->sampler;
-    desc.batch = g->count;
+    desc.batch = g->size;
+    desc.picture = g->first;
     desc.snippets = g->bank ? g->snippets : NULL;
-    desc.labels = g->bank ? NULL : g->chosen;
-    desc.rng = &rng;
-    desc.progress = g->desc->progress;
-    desc.progress_user = g->desc->progress_user;
-    return gmem_sample(g->network, &desc, g->z, error);
+    desc.labels = g->bank ? NULL : g->chosen + g->first;
+    desc.rng = &g->rng;
+    desc.progress = g->desc->progress ? gmem__generation_progress : NULL;
+    desc.progress_user = g;
+    GMEM__TRY(gmem_sample(g->network, &desc, g->z, error));
+    g->done.step += g->told.step;
+    g->done.passes += g->told.passes;
+    return GMEM_OK;
 }
 
 static gmem_status gmem__generation_decode(gmem__generation *g, gmem_error *error) {
     const gmem_network_info *info = g->info;
+    const int64_t image_bytes = g->image.height * g->image.width * 3;
     double multiplier = g->desc->multiplier;
     if (multiplier == 0) multiplier = gmem_autoencoder_get_info(g->autoencoder)->multiplier;
-    gmem_denormalize(g->z, g->count, info->channels, info->height * info->width, g->stats, g->stats + info->channels,
+    gmem_denormalize(g->z, g->size, info->channels, info->height * info->width, g->stats, g->stats + info->channels,
                      multiplier);
-    for (int64_t i = 0; i < g->count; i++) {
+    for (int64_t i = 0; i < g->size; i++) {
         GMEM__TRY(
             gmem_decode(g->autoencoder, 1, info->height, info->width, g->z + i * g->per_picture, g->decoded, error));
-        gmem_pixels(g->decoded, 1, g->image.height, g->image.width,
-                    g->image.pixels + i * g->image.height * g->image.width * 3);
+        gmem_pixels(g->decoded, 1, g->image.height, g->image.width, g->image.pixels + (g->first + i) * image_bytes);
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__generation_draw(gmem__generation *g, gmem_error *error) {
+    GMEM__TRY(gmem__generation_choose_named(g, error));
+    gmem_rng_init(&g->rng, g->desc->rng, g->desc->seed);
+    for (g->first = 0; g->first < g->count; g->first += g->size) {
+        g->size = gmem__min(g->batch, g->count - g->first);
+        GMEM__TRY(gmem__generation_condition(g, error));
+        GMEM__TRY(gmem__generation_sample(g, error));
+        GMEM__TRY(gmem__generation_decode(g, error));
     }
     return GMEM_OK;
 }
@@ -12848,17 +16845,16 @@ static gmem_status gmem__generation_run(gmem__generation *g, gmem_error *error) 
     GMEM__TRY(gmem__generation_open_autoencoder(g, error));
     GMEM__TRY(gmem__generation_alloc(g, error));
     GMEM__TRY(gmem__generation_read_stats(g, error));
-    GMEM__TRY(gmem__generation_sample(g, error));
-    return gmem__generation_decode(g, error);
+    return gmem__generation_draw(g, error);
 }
 
 static gmem_status gmem__generate_check(const gmem_context *context, const gmem_generate_desc *desc,
                                         const gmem_image *out, gmem_error *error) {
     if (!context || !desc || !out || !desc->network || !desc->autoencoder)
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_generate needs a network, an autoencoder and an output");
-    if (desc->count < 0 || desc->memory_count < 0 || desc->label_count < 0 || (desc->memory_count && !desc->memory) ||
-        (desc->label_count && !desc->labels) || (int)desc->rng < 0 || desc->rng > GMEM_RNG_TORCH_CUDA ||
-        !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
+    if (desc->count < 0 || desc->batch < 0 || desc->memory_count < 0 || desc->label_count < 0 ||
+        (desc->memory_count && !desc->memory) || (desc->label_count && !desc->labels) || (int)desc->rng < 0 ||
+        desc->rng > GMEM_RNG_TORCH_CUDA || !(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
         return gmem__fail(error, GMEM_E_ARGUMENT,
                           "a count, a list, the generator or the multiplier of gmem_generate is wrong");
     return GMEM_OK;
@@ -12880,5 +16876,8 @@ GMEM_API gmem_status gmem_generate(gmem_context *context, const gmem_generate_de
     gmem__generation_free(&g);
     return status;
 }
+
+#undef GMEM__BATCH_TOKENS
+#undef GMEM__BATCH_MOST
 
 #endif /* GMEM_IMPLEMENTATION */
