@@ -39,6 +39,7 @@ typedef struct weights {
 static inline weights weights_make(gmem_type type, int64_t rows, int64_t cols) {
     weights w;
     const int64_t stride = cols + 3;
+    memset(&w, 0, sizeof w);
     w.memory = (unsigned char *)need(rows * stride, sizeof(float));
     w.scale = (float *)need(rows, sizeof(float));
     w.values = (double *)need(rows * cols, sizeof(double));
