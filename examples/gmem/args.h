@@ -35,10 +35,14 @@
       "a full-size model with procedural weights, to measure with; torch's where -o ends in .pth",                 \
       "gmem synth bank:1281167x768 -o bank.pth")                                                                   \
     X(BENCH_NETWORK, "bench network", "", 0, 0, "time a forward pass", "gmem bench network -m network.pth --json") \
-    X(BENCH_AUTOENCODER, "bench autoencoder", "", 0, 0, "time a decoding (not in this version)", "")               \
-    X(BENCH_BANK, "bench bank", "", 0, 0, "time a search (not in this version)", "")                               \
-    X(BENCH_GEMM, "bench gemm", "", 0, 0, "time a matrix product (not in this version)", "")                       \
-    X(BENCH_ALL, "bench all", "", 0, 0, "time everything (not in this version)", "")                               \
+    X(BENCH_AUTOENCODER, "bench autoencoder", "", 0, 0, "time the decoding of a picture",                          \
+      "gmem bench autoencoder --autoencoder vae.pt --dtype bf16")                                                  \
+    X(BENCH_BANK, "bench bank", "", 0, 0, "time opening a network and its bank, and reading rows",                 \
+      "gmem bench bank -m network.pth --bank imagenet.pth")                                                        \
+    X(BENCH_GEMM, "bench gemm", "", 0, 0, "time the linear layers of XL/1 by every kernel",                        \
+      "gmem bench gemm --dtype bf16 --json")                                                                       \
+    X(BENCH_ALL, "bench all", "", 0, 0, "time everything, in f32, bf16 and int8, against this machine's peaks",    \
+      "gmem bench all -m network.pth --bank imagenet.pth --autoencoder vae.pt --json")                             \
     X(DEVICES, "devices", "", 0, 0, "what can compute on this machine", "gmem devices")
 
 typedef enum command_id {
@@ -51,14 +55,14 @@ typedef enum command_id {
 #define IN(id)       (1u << COMMAND_##id)
 #define EVERYWHERE   (~0u)
 #define SAMPLERS     (IN(SAMPLE) | IN(INTEGRATE))
-#define NETWORKS     (SAMPLERS | IN(EVAL) | IN(BENCH_NETWORK))
-#define BANKS        (IN(SAMPLE) | IN(BANK_INFO) | IN(BANK_GET) | IN(BANK_MIX))
+#define NETWORKS     (SAMPLERS | IN(EVAL) | IN(BENCH_NETWORK) | IN(BENCH_BANK) | IN(BENCH_ALL))
+#define BANKS        (IN(SAMPLE) | IN(BANK_INFO) | IN(BANK_GET) | IN(BANK_MIX) | IN(BENCH_BANK) | IN(BENCH_ALL))
 #define CODERS       (IN(DECODE) | IN(ENCODE))
-#define AUTOENCODERS (IN(SAMPLE) | CODERS)
+#define AUTOENCODERS (IN(SAMPLE) | CODERS | IN(BENCH_AUTOENCODER) | IN(BENCH_ALL))
 #define INPUTS       (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(BANK_MIX))
 #define OUTPUTS      (INPUTS | IN(SAMPLE) | IN(BANK_GET) | IN(CONVERT) | IN(SYNTH))
 #define RANDOM       (IN(SAMPLE) | IN(BANK_MIX))
-#define COMPUTES     (NETWORKS | AUTOENCODERS | BANKS | IN(INFO) | IN(CONVERT) | IN(SYNTH))
+#define COMPUTES     (NETWORKS | AUTOENCODERS | BANKS | IN(INFO) | IN(CONVERT) | IN(SYNTH) | IN(BENCH_GEMM))
 
 /* X(kind, name, letter, member, allowed, value, default, commands, help)
  * `allowed` constrains the value: names joined by | for CHOICE (the member gets 1 for the first; 0: not given),
@@ -122,6 +126,7 @@ typedef enum command_id {
     X(TEXT, "key", 0, key, "", "NAME", "ema, model, state_dict, network", NETWORKS | IN(INFO) | IN(CONVERT),          \
       "the dictionary to use; . for the whole file")                                                                  \
     X(TEXT, "cache-dir", 0, cache_dir, "", "DIR", "", COMPUTES, "for compiled kernels (the CPU needs none)")          \
+    X(SWITCH, "profile", 0, profile, "", "", "", IN(BENCH_NETWORK), "what a pass spends its time on")                 \
     X(SWITCH, "quiet", 'q', quiet, "", "", "", EVERYWHERE, "nothing but errors")                                      \
     X(SWITCH, "verbose", 'v', verbose, "", "", "", EVERYWHERE, "more about the work")                                 \
     X(SWITCH, "json", 0, json, "", "", "", EVERYWHERE, "one JSON value on standard output")                           \

@@ -1,93 +1,23 @@
-/* gmem bench network: a pass in the steady state of a sampling run, against what the machine could do. */
+/* What the benchmarks share, and all of them in one go. */
+#include "bench.h"
+
 #include "commands.h"
-#include "interrupt.h"
 #include "machine.h"
 #include "session.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define RUN_STEPS   50
-#define MOST_PASSES (2 * RUN_STEPS)
+/* limits ---------------------------------------------------------------------------------------------------------- */
 
-/* The passes of a published run (SDE Heun, 50 steps, batch 1) one after the other. Their adaLN projections are computed
- * beforehand, all together, as the sampler does; that time is spread over the passes. */
-typedef struct benchmark {
-    session s;
-    float *x, *v, *snippet;
-    int64_t label;
-    gmem_pass *pass;
-    double first, prepare;       /* seconds of the very first pass, nothing prepared; and of preparing */
-    double seconds[MOST_PASSES]; /* of each pass */
-    int64_t passes;
-} benchmark;
-
-typedef struct figures {
-    double median, peak, bandwidth, gflops, limit, fraction_of_peak, fraction_of_limit;
-} figures;
-
-static void fill_inputs(benchmark *b) {
-    const gmem_network_info *info = b->s.network_info;
-    gmem_rng rng;
-    gmem_rng_init(&rng, GMEM_RNG_PHILOX, 0);
-    gmem_rng_normal(&rng, GMEM_DRAW_LATENT, 0, 0, 1, info->channels * info->height * info->width, b->x);
-    for (int64_t i = 0; i < info->snippet_width; i++) {
-        b->snippet[i] = i == 0 ? 1.0f : 0.0f;
-    }
+double bench_peak(bench_machine *machine, peak_kind kind, int threads) {
+    if (machine->peaks[kind] == 0 && peak_exists(kind)) machine->peaks[kind] = measure_peak(kind, threads);
+    return machine->peaks[kind];
 }
 
-static outcome one_pass(benchmark *b, double t, double *seconds, gmem_error *error) {
-    float time = (float)t;
-    int has_snippet = b->s.network_info->snippet_width > 0;
-    double start = seconds_now();
-    gmem_status status = gmem_pass_run(b->pass, 1, b->x, &time, has_snippet ? b->snippet : NULL,
-                                       has_snippet ? NULL : &b->label, b->v, error);
-    *seconds = seconds_now() - start;
-    return in_network(&b->s, status, error);
-}
-
-/* The very first pass, with its buffers and with weights that may still lie on the disk. */
-static outcome time_first_pass(benchmark *b, gmem_error *error) {
-    double start = seconds_now(), unused;
-    TRY(in_network(&b->s, gmem_pass_create(b->s.network, 1, &b->pass, error), error));
-    TRY(one_pass(b, 0.5, &unused, error));
-    b->first = seconds_now() - start;
-    return OUTCOME_DONE;
-}
-
-static outcome prepare(benchmark *b, const double *times, gmem_error *error) {
-    float distinct[MOST_PASSES];
-    int64_t count = 0;
-    int has_snippet = b->s.network_info->snippet_width > 0;
-    for (int64_t i = 0; i < b->passes; i++) {
-        if (i == 0 || times[i] != times[i - 1]) distinct[count++] = (float)times[i];
-    }
-    double start = seconds_now();
-    gmem_status status = gmem_pass_prepare(b->pass, count, distinct, 1, has_snippet ? b->snippet : NULL,
-                                           has_snippet ? NULL : &b->label, 0, error);
-    b->prepare = seconds_now() - start;
-    return in_network(&b->s, status, error);
-}
-
-static outcome time_run(benchmark *b, gmem_error *error) {
-    gmem_sampler_desc sampler;
-    double times[MOST_PASSES];
-    progress_bar bar;
-    outcome result = OUTCOME_DONE;
-    memset(&sampler, 0, sizeof sampler);
-    sampler.method = GMEM_SDE_HEUN;
-    sampler.steps = RUN_STEPS;
-    TRY(from_status(gmem_sampler_check(&sampler, 0, &sampler, error)));
-    b->passes = gmem_sampler_times(&sampler, times, MOST_PASSES);
-    TRY(prepare(b, times, error));
-    progress_begin(&bar);
-    for (int64_t i = 0; i < b->passes && result == OUTCOME_DONE; i++) {
-        result = interrupt_check(error);
-        if (result == OUTCOME_DONE) result = one_pass(b, times[i], &b->seconds[i], error);
-        progress_show(&bar, i + 1, b->passes, "passes");
-    }
-    progress_end(&bar);
-    return result;
+double bench_bandwidth(bench_machine *machine, int threads) {
+    if (machine->bandwidth == 0) machine->bandwidth = measure_bandwidth(threads);
+    return machine->bandwidth;
 }
 
 static int compare_doubles(const void *a, const void *b) {
@@ -95,87 +25,201 @@ static int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double seconds_a_pass(benchmark *b) {
-    qsort(b->seconds, (size_t)b->passes, sizeof *b->seconds, compare_doubles);
-    return b->seconds[b->passes / 2] + b->prepare / (double)b->passes;
+bench_times bench_summary(double *seconds, int64_t count) {
+    bench_times times;
+    qsort(seconds, (size_t)count, sizeof *seconds, compare_doubles);
+    times.median = seconds[count / 2];
+    times.least = seconds[0];
+    times.most = seconds[count - 1];
+    times.count = count;
+    return times;
 }
 
-static figures evaluate_times(benchmark *b) {
-    const gmem_network_info *info = b->s.network_info;
-    figures r;
-    r.median = seconds_a_pass(b);
-    r.peak = measure_peak_flops(gmem_context_isa(b->s.context), gmem_context_threads(b->s.context));
-    r.bandwidth = measure_bandwidth(gmem_context_threads(b->s.context));
-    double arithmetic = info->flop / r.peak;
-    double memory = r.bandwidth > 0 ? (double)info->weight_bytes / r.bandwidth : 0;
-    r.gflops = 1e-9 * info->flop / r.median;
-    r.limit = arithmetic > memory ? arithmetic : memory;
-    r.fraction_of_peak = 1e9 * r.gflops / r.peak;
-    r.fraction_of_limit = r.limit / r.median;
-    return r;
+double bench_weight_bytes(const gmem_context *context, int64_t count, int64_t stored_bytes) {
+    static const double bytes[] = {4, 2, 1}; /* by gmem_compute */
+    double computed = bytes[gmem_context_compute(context)] * (double)count;
+    return computed < (double)stored_bytes ? computed : (double)stored_bytes;
 }
 
-static void print_result(const benchmark *b, const figures *r, int64_t resident) {
-    char cpu[256], isa[16], plain[1024];
-    json_writer json;
-    choice_name(FLAG_isa, (int)gmem_context_isa(b->s.context) + 1, isa, sizeof isa);
-    cpu_model(cpu, sizeof cpu);
-    if (!b->s.args->json) {
-        printf("%s, %s\n", gmem_escape(gmem_file_path(b->s.network_file), plain, sizeof plain),
-               b->s.network_info->name);
-        printf("seconds_median    %.6g\nseconds_first     %.6g\npasses            %lld\n", r->median, b->first,
-               (long long)b->passes);
-        printf("gflops            %.4g\npeak_gflops       %.4g\nfraction_of_peak  %.3f\n", r->gflops, 1e-9 * r->peak,
-               r->fraction_of_peak);
-        printf("limit_seconds     %.6g\nfraction_of_limit %.3f\n", r->limit, r->fraction_of_limit);
-        printf("isa               %s\ncpu               %s\nthreads           %d\nresident_bytes    %lld\n", isa, cpu,
-               gmem_context_threads(b->s.context), (long long)resident);
-        return;
+bench_figures bench_evaluate(bench_machine *machine, const gmem_context *context, double flop, double weight_bytes,
+                             double seconds) {
+    const int threads = gmem_context_threads(context);
+    const double peak = bench_peak(machine, peak_of_kernels(gmem_context_kernels(context)), threads);
+    const double bandwidth = bench_bandwidth(machine, threads);
+    const double arithmetic = flop / peak, reading = bandwidth > 0 ? weight_bytes / bandwidth : 0;
+    bench_figures figures;
+    figures.gflops = 1e-9 * flop / seconds;
+    figures.peak_gflops = 1e-9 * peak;
+    figures.fraction_of_peak = arithmetic / seconds;
+    figures.limit_seconds = arithmetic > reading ? arithmetic : reading;
+    figures.fraction_of_limit = figures.limit_seconds / seconds;
+    return figures;
+}
+
+/* printing -------------------------------------------------------------------------------------------------------- */
+
+void put_text(json_writer *json, const char *name, const char *value) {
+    char plain[1024];
+    if (json)
+        json_text(json, name, value);
+    else
+        printf("%-18s %s\n", name, gmem_escape(value, plain, sizeof plain));
+}
+
+void put_number(json_writer *json, const char *name, double value) {
+    if (json)
+        json_number(json, name, value);
+    else
+        printf("%-18s %.4g\n", name, value);
+}
+
+void put_integer(json_writer *json, const char *name, int64_t value) {
+    if (json)
+        json_integer(json, name, value);
+    else
+        printf("%-18s %lld\n", name, (long long)value);
+}
+
+void put_figures(json_writer *json, const bench_figures *figures) {
+    put_number(json, "gflops", figures->gflops);
+    put_number(json, "peak_gflops", figures->peak_gflops);
+    put_number(json, "fraction_of_peak", figures->fraction_of_peak);
+    put_number(json, "limit_seconds", figures->limit_seconds);
+    put_number(json, "fraction_of_limit", figures->fraction_of_limit);
+}
+
+void put_begin(json_writer *json, const char *key, const char *headline) {
+    char plain[1200];
+    if (json)
+        json_open(json, key, '{');
+    else
+        printf("%s\n", gmem_escape(headline, plain, sizeof plain));
+}
+
+void put_end(json_writer *json) {
+    if (json) json_close(json, '}');
+}
+
+bench_engine bench_engine_of(const gmem_context *context) {
+    static const char *const dtypes[] = {"f32", "bf16", "int8"};
+    bench_engine engine;
+    choice_name(FLAG_isa, (int)gmem_context_isa(context) + 1, engine.isa, sizeof engine.isa);
+    snprintf(engine.kernels, sizeof engine.kernels, "%s", gmem_context_kernels(context));
+    snprintf(engine.dtype, sizeof engine.dtype, "%s", dtypes[gmem_context_compute(context)]);
+    engine.threads = gmem_context_threads(context);
+    return engine;
+}
+
+void put_bench_engine(json_writer *json, const bench_engine *engine) {
+    char cpu[256];
+    put_text(json, "isa", engine->isa);
+    put_text(json, "kernels", engine->kernels);
+    put_text(json, "dtype", engine->dtype);
+    put_text(json, "cpu", cpu_model(cpu, sizeof cpu));
+    put_integer(json, "threads", engine->threads);
+}
+
+/* the commands ---------------------------------------------------------------------------------------------------- */
+
+#define BENCH_COMMAND(name, result_type, measure, print)     \
+    outcome name(const arguments *args, gmem_error *error) { \
+        static result_type result;                           \
+        bench_machine machine;                               \
+        json_writer json;                                    \
+        memset(&machine, 0, sizeof machine);                 \
+        memset(&result, 0, sizeof result);                   \
+        TRY(measure);                                        \
+        if (args->json) json_begin(&json, stdout);           \
+        print(&result, args->json ? &json : NULL, NULL);     \
+        return OUTCOME_DONE;                                 \
     }
-    json_begin(&json, stdout);
-    json_open(&json, NULL, '{');
-    json_text(&json, "network", gmem_file_path(b->s.network_file));
-    json_text(&json, "architecture", b->s.network_info->name);
-    json_number(&json, "seconds_median", r->median);
-    json_number(&json, "seconds_first", b->first);
-    json_integer(&json, "passes", b->passes);
-    json_number(&json, "gflops", r->gflops);
-    json_number(&json, "peak_gflops", 1e-9 * r->peak);
-    json_number(&json, "fraction_of_peak", r->fraction_of_peak);
-    json_number(&json, "limit_seconds", r->limit);
-    json_number(&json, "fraction_of_limit", r->fraction_of_limit);
-    json_number(&json, "bandwidth_gb", 1e-9 * r->bandwidth);
-    json_text(&json, "isa", isa);
-    json_text(&json, "dtype", "f32");
-    json_text(&json, "cpu", cpu);
-    json_integer(&json, "threads", gmem_context_threads(b->s.context));
-    json_integer(&json, "resident_bytes", resident);
-    json_close(&json, '}');
-}
 
-static outcome bench_network(benchmark *b, gmem_error *error) {
-    TRY(open_network(&b->s, error));
-    const gmem_network_info *info = b->s.network_info;
-    b->x = session_floats(&b->s, info->channels * info->height * info->width);
-    b->v = session_floats(&b->s, info->channels * info->height * info->width);
-    b->snippet = session_floats(&b->s, info->snippet_width + 1);
-    if (!b->x || !b->v || !b->snippet) return out_of_memory(error);
-    fill_inputs(b);
-    TRY(time_first_pass(b, error));
-    TRY(time_run(b, error));
-    int64_t resident = resident_bytes_peak(); /* before the measurements, which take memory of their own */
-    figures r = evaluate_times(b);
-    note("backend: %s", gmem_context_backend(b->s.context));
-    print_result(b, &r, resident);
+BENCH_COMMAND(command_bench_network, network_result, measure_network(args, &machine, &result, error), print_network)
+BENCH_COMMAND(command_bench_autoencoder, autoencoder_result, measure_autoencoder(args, &machine, &result, error),
+              print_autoencoder)
+BENCH_COMMAND(command_bench_gemm, gemm_result, measure_gemm(args, &machine, &result, error), print_gemm)
+
+/* opening reads no peaks */
+outcome command_bench_bank(const arguments *args, gmem_error *error) {
+    bank_result result;
+    json_writer json;
+    memset(&result, 0, sizeof result);
+    TRY(measure_bank(args, &result, error));
+    if (args->json) json_begin(&json, stdout);
+    print_bank(&result, args->json ? &json : NULL, NULL);
     return OUTCOME_DONE;
 }
 
-outcome command_bench_network(const arguments *args, gmem_error *error) {
-    benchmark b;
-    memset(&b, 0, sizeof b);
-    outcome result = session_begin(&b.s, args, error);
-    if (result == OUTCOME_DONE) result = bench_network(&b, error);
-    gmem_pass_destroy(b.pass);
-    session_end(&b.s);
-    return result;
+/* all of them ----------------------------------------------------------------------------------------------------- */
+
+enum { DTYPES = 3 };
+static const int dtype_choices[DTYPES] = {1, 2, 4}; /* of --dtype: f32, bf16, int8 */
+
+typedef struct all_results {
+    network_result network[DTYPES];
+    autoencoder_result autoencoder[DTYPES];
+    bank_result bank;
+    gemm_result gemm;
+    int dtypes; /* how many of them were measured */
+} all_results;
+
+static outcome measure_all(const arguments *args, bench_machine *machine, all_results *all, gmem_error *error) {
+    /* parts of what the flags name need not fit together: an autoencoder is measured for itself */
+    arguments network = *args, autoencoder = *args, bank = *args;
+    network.profile = 1;
+    autoencoder.network = NULL;
+    if (!bank.bank.count) bank.network = NULL;
+    TRY(measure_bank(&bank, &all->bank, error)); /* first, while nothing has been opened */
+    for (all->dtypes = 0; all->dtypes < (args->dtype ? 1 : DTYPES); all->dtypes++) {
+        network.dtype = autoencoder.dtype = args->dtype ? args->dtype : dtype_choices[all->dtypes];
+        TRY(measure_network(&network, machine, &all->network[all->dtypes], error));
+        TRY(measure_autoencoder(&autoencoder, machine, &all->autoencoder[all->dtypes], error));
+    }
+    TRY(measure_gemm(args, machine, &all->gemm, error));
+    for (int i = 0; i < PEAK_COUNT; i++) {
+        bench_peak(machine, (peak_kind)i, all->network[0].engine.threads);
+    }
+    return OUTCOME_DONE;
+}
+
+static void print_machine(const bench_machine *machine, int threads, json_writer *json) {
+    char cpu[256];
+    put_begin(json, "machine", "machine");
+    put_text(json, "cpu", cpu_model(cpu, sizeof cpu));
+    put_integer(json, "threads", threads);
+    put_number(json, "bandwidth_gb", 1e-9 * machine->bandwidth);
+    put_begin(json, "peak_gflops", "peaks, GFLOP/s");
+    for (int i = 0; i < PEAK_COUNT; i++) {
+        if (machine->peaks[i] > 0) put_number(json, peak_name((peak_kind)i), 1e-9 * machine->peaks[i]);
+    }
+    put_end(json);
+    put_end(json);
+}
+
+outcome command_bench_all(const arguments *args, gmem_error *error) {
+    static all_results all;
+    json_writer writer, *json = args->json ? &writer : NULL;
+    bench_machine machine;
+    memset(&machine, 0, sizeof machine);
+    memset(&all, 0, sizeof all);
+    TRY(measure_all(args, &machine, &all, error));
+    if (json) json_begin(json, stdout);
+    put_begin(json, NULL, "all benchmarks");
+    print_machine(&machine, all.network[0].engine.threads, json);
+    for (int i = 0; i < 2 * all.dtypes; i++) {
+        const char *part = i % 2 ? "autoencoder" : "network";
+        char key[64];
+        if (!json) printf("\n");
+        snprintf(key, sizeof key, "%s_%s", part, all.network[i / 2].engine.dtype);
+        if (i % 2)
+            print_autoencoder(&all.autoencoder[i / 2], json, key);
+        else
+            print_network(&all.network[i / 2], json, key);
+    }
+    if (!json) printf("\n");
+    print_bank(&all.bank, json, "bank");
+    if (!json) printf("\n");
+    print_gemm(&all.gemm, json, "gemm");
+    put_end(json);
+    return OUTCOME_DONE;
 }

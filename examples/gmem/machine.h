@@ -6,8 +6,9 @@
 
 const char *cpu_model(char *out, size_t bytes); /* "AMD EPYC 9R14", or the architecture's name */
 int64_t resident_bytes_peak(void);
-/* Floating-point operations a second of `threads` threads with the multiply-adds of an instruction set. */
-double measure_peak_flops(gmem_isa isa, int threads);
+int64_t resident_bytes_now(void); /* 0 where the system does not tell */
+/* Bytes that push everything else out of this machine's caches. */
+int64_t flushing_bytes(void);
 /* Bytes a second read from memory by `threads` threads; 0 without memory to measure with. */
 double measure_bandwidth(int threads);
 

@@ -34,6 +34,14 @@ static command_function function_of(command_id command) {
         return command_synth;
     case COMMAND_BENCH_NETWORK:
         return command_bench_network;
+    case COMMAND_BENCH_AUTOENCODER:
+        return command_bench_autoencoder;
+    case COMMAND_BENCH_BANK:
+        return command_bench_bank;
+    case COMMAND_BENCH_GEMM:
+        return command_bench_gemm;
+    case COMMAND_BENCH_ALL:
+        return command_bench_all;
     case COMMAND_DEVICES:
         return command_devices;
     default:
