@@ -83,7 +83,7 @@ test_general() {
     check "--version --json" json .version
     good -h
     for command in sample eval integrate decode encode "bank info" "bank get" "bank mix" info convert synth \
-        "bench network" devices; do
+        "bench network" "bench autoencoder" "bench bank" "bench gemm" "bench all" devices; do
         good $command -h
         check "help of $command: an example" matches '^example: gmem' "$work/out"
         check "help of $command: nothing on standard error" empty "$work/err"
@@ -267,7 +267,52 @@ test_networks() {
     run bench network --json -t 1
     check "bench network --json" json '[.seconds_median, .seconds_first, .passes, .gflops, .peak_gflops, .fraction_of_peak,
         .limit_seconds, .fraction_of_limit, .threads, .resident_bytes] | all(. > 0)'
-    check "bench network --json, names" json '.isa and .cpu'
+    check "bench network --json, names" json '.isa and .cpu and .kernels and .dtype == "f32" and (has("profile") | not)'
+    run bench network --json -t 1 --dtype bf16 --profile
+    check "bench network --dtype bf16" json '.dtype == "bf16" and .seconds_median > 0 and .peak_gflops > 0'
+    check "bench network --profile: all operations" json '[.profile[].operation] | contains(["conditioning", "embedding",
+        "norm and qkv", "attention", "proj", "norm and mlp_in", "mlp_out", "final", "rest"])'
+    check "bench network --profile: nothing is left over" json '[.profile[].share] | all(. >= 0) and (add - 1 | fabs) < 1e-6'
+    good bench network -t 1 --profile -q
+    check "bench network --profile for people" matches '^attention .* ms .* % .* GFLOP/s' "$work/out"
+}
+
+test_benchmarks() {
+    local figures='.seconds_median, .gflops, .peak_gflops, .fraction_of_peak, .limit_seconds, .fraction_of_limit'
+    run bench autoencoder --json -t 1 --dtype int8
+    check "bench autoencoder --json" json "[$figures, .seconds_min, .seconds_max, .seconds_first, .flop, .height, .width,
+        .runs, .threads, .resident_bytes] | all(. > 0)"
+    check "bench autoencoder --json, names" json '.isa and .kernels and .cpu and .dtype == "int8" and .height == 64'
+    run bench autoencoder --autoencoder "$golden/vae_f8.pt" --json -t 1
+    check "bench autoencoder of a file: a published picture" json '.height == 256 and .width == 256'
+    run bench bank --json
+    check "bench bank --json" json '[.rows, .width, .open_ms_first, .open_ms_median, .open_ms_max, .network_ms_median,
+        .bank_ms_median, .row_us_median] | all(. > 0)'
+    check "bench bank --json: what memory grew by" json '.resident_bytes >= 0'
+    run bench gemm --json --isa avx2 -t 2
+    if [ $rc = 0 ]; then
+        check "bench gemm --json" json "[.results[] | $figures, .seconds_min, .seconds_max, .rows, .depth] | all(. > 0)"
+        check "bench gemm: layers and types" json '(.results | length) == 12 and all(.results[]; .isa == "avx2") and
+            ([.results[].dtype] | unique) == ["bf16", "f32", "int8"]'
+        check "bench gemm: errors are rounding" json '[.results[] | select(.dtype == "f32").error] | all(. < 1e-6)'
+    fi
+    good bench gemm --dtype f32 -q
+    check "bench gemm for people" matches '^mlp_out .* f32 ' "$work/out"
+    run bench all --json --dtype bf16
+    check "bench all --json" json '.machine.cpu and .machine.bandwidth_gb > 0 and (.machine.peak_gflops | length) > 0 and
+        .network_bf16.seconds_median > 0 and .autoencoder_bf16.seconds_median > 0 and .bank.rows > 0 and
+        (.gemm.results | length) >= 4 and (.network_bf16.profile | length) > 0'
+    refuses 2 'does not take --profile' bench bank --profile
+    refuses 2 'does not take --network' bench gemm --network x
+    refuses 2 'does not take --network' bench autoencoder --network x
+    refuses 2 'does not take --output' bench all -o x
+    refuses 2 "unexpected 'x'" bench gemm x
+    refuses 1 'no such file' bench network --network missing
+    refuses 1 'no such file' bench autoencoder --autoencoder missing
+    refuses 1 'no such file' bench bank --bank missing
+    refuses 1 'no such file' bench all --network missing
+    refuses 1 'f16' bench network --dtype f16
+    refuses 1 'f16' bench gemm --dtype f16
 }
 
 test_autoencoders() {
@@ -460,7 +505,7 @@ test_install() {
     check "make install DESTDIR" test -x "$work/stage/usr/bin/gmem" -a -f "$work/stage/usr/include/gmem.h"
 }
 
-for part in general usage refusals networks autoencoders banks convert sample interrupts locale install; do
+for part in general usage refusals networks benchmarks autoencoders banks convert sample interrupts locale install; do
     test_$part
 done
 echo "$passed passed, $failed failed"
