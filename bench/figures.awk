@@ -12,7 +12,7 @@ function name(line) {
     return line
 }
 function limit_row(what, kernels, seconds, gflops, peak, limit) {
-    if (form == "table") printf "| %s | %s | %.2f ms | %.0f | %.2f | %.2f |\n", what, kernels, 1e3 * seconds, gflops, peak, limit
+    if (form == "table") printf "| %s | %s | %.2f ms | %.4g | %.2f | %.2f |\n", what, kernels, 1e3 * seconds, gflops, peak, limit
     else printf "gmem: fraction of this machine's limit\t%s, %s\t%s\n", what, kernels, limit
 }
 function peer_row() {
