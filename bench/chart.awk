@@ -7,7 +7,7 @@ function text(x, y, anchor, size, what) {
 }
 BEGIN {
     FS = "\t"
-    LEFT = 230; WIDTH = 520; ROW = 20; TOP = 64
+    LEFT = 300; WIDTH = 480; ROW = 20; TOP = 64
     most = 1
 }
 NF == 3 {

@@ -36,7 +36,7 @@ def torch_bf16(x, w):
 
 
 def torch_bf16_packed(x, w):
-    x, w = x.bfloat16(), torch.ops.mkldnn._reorder_linear_weight(w.bfloat16().to_mkldnn(), x.shape[0])
+    x, w = x.bfloat16(), torch.ops.mkldnn._reorder_linear_weight(w.bfloat16(), x.shape[0])
     return lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
 
