@@ -6699,8 +6699,9 @@ typedef struct gmem__narrow_block {
     int64_t strips, strip_step;
     const uint32_t *panels; /* panel_step words apart; 64-byte aligned */
     int64_t panel_count, panel_step;
-    int64_t words; /* depth of this block, a multiple of GMEM__TILE_WORDS */
-    int first;     /* the sums start from zero, else from `product` */
+    int64_t
+        words; /* depth of this block; zeros follow up to a multiple of GMEM__TILE_WORDS, and may be multiplied too */
+    int first; /* the sums start from zero, else from `product` */
     void *product; /* f32 for bf16, int32 for int8: (strips * mr, panel_count * nr), rows product_step apart */
     int64_t product_step;
     /* Weights that come next from memory, worth a prefetch while this block is computed: next_bytes each of so many
@@ -7004,6 +7005,7 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_ROUND_BF16
 #undef V_WORD_BF16
 #undef V_WORD_I8
+#undef V_WORD_WEIGHTS
 #undef V_FLIP_SIGNS
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
@@ -7062,7 +7064,9 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx2_round_to_bf16(a)
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
-#define V_WORD_BF16(lo, hi)    _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
+#define V_WORD_BF16(lo, hi) _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
+/* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
+#define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
@@ -7120,6 +7124,12 @@ GMEM__INLINE __m256i gmem__avx2_word_i8(__m256 a, __m256 b, __m256 c, __m256 d) 
     const __m256i high =
         _mm256_or_si256(_mm256_and_si256(_mm256_cvtps_epi32(c), byte), _mm256_slli_epi32(_mm256_cvtps_epi32(d), 8));
     return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
+}
+
+GMEM__INLINE __m256i gmem__avx2_word_weights(__m256 low, __m256 high) {
+    const __m256i half = _mm256_set1_epi32(0x8000), upper = _mm256_set1_epi32((int)0xffff0000);
+    const __m256i l = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(low), half), 16);
+    return _mm256_or_si256(l, _mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(high), half), upper));
 }
 
 /* ---- backends/cpu/math.inc ---- */
@@ -7985,9 +7995,10 @@ static void GMEM__K(pack_values)(const GMEM__K(packed_head) * head, const float 
     }
 }
 
-/* out (rows, GMEM__LANES) = strips * panels, over the whole depth. */
-static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t *strips, int64_t rows, int64_t words,
+/* out (rows, GMEM__LANES) = strips * panels, over the whole depth; a head's is short, so that its padding counts. */
+static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t *strips, int64_t rows, int64_t depth,
                                      const uint32_t *panels, int64_t queries, float *out) {
+    const int64_t used = gmem__ceil_div(depth, 2), words = gmem__round_up(used, GMEM__TILE_WORDS);
     const int64_t count = gmem__ceil_div(rows, narrow->mr);
     gmem__narrow_block block;
     memset(&block, 0, sizeof block);
@@ -7996,18 +8007,18 @@ static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t 
     block.panel_count = gmem__ceil_div(queries, narrow->nr);
     block.product_step = GMEM__LANES;
     for (int64_t strip = 0; strip < count; strip += narrow->strips)
-        for (int64_t word = 0; word < words; word += narrow->block) {
+        for (int64_t word = 0; word < used; word += narrow->block) {
             block.strips = gmem__min(narrow->strips, count - strip);
             block.weights = strips + strip * block.strip_step + word * narrow->mr;
             block.panels = panels + word * narrow->nr;
-            block.words = gmem__min(narrow->block, words - word);
+            block.words = gmem__min(narrow->block, used - word);
             block.first = word == 0;
             block.product = out + strip * narrow->mr * GMEM__LANES;
             narrow->multiply(&block);
         }
 }
 
-/* p = exp(scale * (s - its column's largest)) of one vector of queries; returns the sums. */
+/* p = exp(scale * (s - its column's largest)) of one vector of queries; returns the sums, in which a NaN stays. */
 static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t lane, float scale) {
     const int64_t nr = head->narrow->nr, tokens = head->tokens;
     const float *s = head->s + lane;
@@ -8022,12 +8033,10 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     largest = V_MUL(V_MAX(largest, other), V_SET1(scale));
     for (key = 0; key < tokens; key += 2, p += nr, s += 2 * GMEM__LANES) {
         V_F32 low = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s), V_SET1(scale)), largest));
-        low = V_ROUND_BF16(low);
         high = V_ZERO();
-        if (key + 1 < tokens)
-            high = V_ROUND_BF16(GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest)));
+        if (key + 1 < tokens) high = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest));
         sum = V_ADD(sum, V_ADD(low, high));
-        V_STORE_WORDS(p, V_WORD_BF16(low, high));
+        V_STORE_WORDS(p, V_WORD_WEIGHTS(low, high));
     }
     for (key = gmem__ceil_div(tokens, 2); key < head->token_words; key++, p += nr)
         V_STORE_WORDS(p, V_WORD_BF16(V_ZERO(), V_ZERO()));
@@ -8041,11 +8050,11 @@ static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gme
     (head->narrow, q, op->stride, head->channels, head->channel_words, queries, head->q,
      head->channel_words * head->narrow->nr, NULL);
     GMEM__K(multiply_strips)
-    (head->narrow, head->k, head->tokens, head->channel_words, head->q, queries, head->s);
+    (head->narrow, head->k, head->tokens, head->channels, head->q, queries, head->s);
     for (int64_t i = 0; i < gmem__round_up(queries, head->narrow->nr); i += V_WIDTH)
         V_STORE(inverse + i, V_DIV(V_SET1(1), GMEM__K(softmax_words)(head, i, op->scale)));
     GMEM__K(multiply_strips)
-    (head->narrow, head->v, head->channels, head->token_words, head->p, queries, head->y);
+    (head->narrow, head->v, head->channels, head->tokens, head->p, queries, head->y);
     for (int64_t c = 0; c < head->channels; c++)
         for (int64_t i = 0; i < queries; i += V_WIDTH) {
             const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
@@ -8130,6 +8139,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_ROUND_BF16
 #undef V_WORD_BF16
 #undef V_WORD_I8
+#undef V_WORD_WEIGHTS
 #undef V_FLIP_SIGNS
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
@@ -8188,7 +8198,9 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx512_round_to_bf16(a)
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
-#define V_WORD_BF16(lo, hi)    _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
+#define V_WORD_BF16(lo, hi) _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
+/* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
+#define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
@@ -8228,6 +8240,12 @@ GMEM__INLINE __m512i gmem__avx512_word_i8(__m512 a, __m512 b, __m512 c, __m512 d
     const __m512i high =
         _mm512_or_si512(_mm512_and_si512(_mm512_cvtps_epi32(c), byte), _mm512_slli_epi32(_mm512_cvtps_epi32(d), 8));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+GMEM__INLINE __m512i gmem__avx512_word_weights(__m512 low, __m512 high) {
+    const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32((int)0xffff0000);
+    const __m512i l = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(low), half), 16);
+    return _mm512_or_si512(l, _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(high), half), upper));
 }
 
 /* ---- backends/cpu/math.inc ---- */
@@ -9093,9 +9111,10 @@ static void GMEM__K(pack_values)(const GMEM__K(packed_head) * head, const float 
     }
 }
 
-/* out (rows, GMEM__LANES) = strips * panels, over the whole depth. */
-static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t *strips, int64_t rows, int64_t words,
+/* out (rows, GMEM__LANES) = strips * panels, over the whole depth; a head's is short, so that its padding counts. */
+static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t *strips, int64_t rows, int64_t depth,
                                      const uint32_t *panels, int64_t queries, float *out) {
+    const int64_t used = gmem__ceil_div(depth, 2), words = gmem__round_up(used, GMEM__TILE_WORDS);
     const int64_t count = gmem__ceil_div(rows, narrow->mr);
     gmem__narrow_block block;
     memset(&block, 0, sizeof block);
@@ -9104,18 +9123,18 @@ static void GMEM__K(multiply_strips)(const gmem__narrow *narrow, const uint32_t 
     block.panel_count = gmem__ceil_div(queries, narrow->nr);
     block.product_step = GMEM__LANES;
     for (int64_t strip = 0; strip < count; strip += narrow->strips)
-        for (int64_t word = 0; word < words; word += narrow->block) {
+        for (int64_t word = 0; word < used; word += narrow->block) {
             block.strips = gmem__min(narrow->strips, count - strip);
             block.weights = strips + strip * block.strip_step + word * narrow->mr;
             block.panels = panels + word * narrow->nr;
-            block.words = gmem__min(narrow->block, words - word);
+            block.words = gmem__min(narrow->block, used - word);
             block.first = word == 0;
             block.product = out + strip * narrow->mr * GMEM__LANES;
             narrow->multiply(&block);
         }
 }
 
-/* p = exp(scale * (s - its column's largest)) of one vector of queries; returns the sums. */
+/* p = exp(scale * (s - its column's largest)) of one vector of queries; returns the sums, in which a NaN stays. */
 static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t lane, float scale) {
     const int64_t nr = head->narrow->nr, tokens = head->tokens;
     const float *s = head->s + lane;
@@ -9130,12 +9149,10 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     largest = V_MUL(V_MAX(largest, other), V_SET1(scale));
     for (key = 0; key < tokens; key += 2, p += nr, s += 2 * GMEM__LANES) {
         V_F32 low = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s), V_SET1(scale)), largest));
-        low = V_ROUND_BF16(low);
         high = V_ZERO();
-        if (key + 1 < tokens)
-            high = V_ROUND_BF16(GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest)));
+        if (key + 1 < tokens) high = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest));
         sum = V_ADD(sum, V_ADD(low, high));
-        V_STORE_WORDS(p, V_WORD_BF16(low, high));
+        V_STORE_WORDS(p, V_WORD_WEIGHTS(low, high));
     }
     for (key = gmem__ceil_div(tokens, 2); key < head->token_words; key++, p += nr)
         V_STORE_WORDS(p, V_WORD_BF16(V_ZERO(), V_ZERO()));
@@ -9149,11 +9166,11 @@ static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gme
     (head->narrow, q, op->stride, head->channels, head->channel_words, queries, head->q,
      head->channel_words * head->narrow->nr, NULL);
     GMEM__K(multiply_strips)
-    (head->narrow, head->k, head->tokens, head->channel_words, head->q, queries, head->s);
+    (head->narrow, head->k, head->tokens, head->channels, head->q, queries, head->s);
     for (int64_t i = 0; i < gmem__round_up(queries, head->narrow->nr); i += V_WIDTH)
         V_STORE(inverse + i, V_DIV(V_SET1(1), GMEM__K(softmax_words)(head, i, op->scale)));
     GMEM__K(multiply_strips)
-    (head->narrow, head->v, head->channels, head->token_words, head->p, queries, head->y);
+    (head->narrow, head->v, head->channels, head->tokens, head->p, queries, head->y);
     for (int64_t c = 0; c < head->channels; c++)
         for (int64_t i = 0; i < queries; i += V_WIDTH) {
             const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
@@ -9239,6 +9256,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_ROUND_BF16
 #undef V_WORD_BF16
 #undef V_WORD_I8
+#undef V_WORD_WEIGHTS
 #undef V_FLIP_SIGNS
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
@@ -9320,7 +9338,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
-        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
             const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
             GMEM__REPEAT(GMEM__STEP)
         }
@@ -9341,7 +9360,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
-    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
     for (int64_t i = 0; i < parts; i++) {
         const int64_t s = i / block->panel_count, p = i % block->panel_count;
         D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
@@ -9417,7 +9436,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
-        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
             const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
             GMEM__REPEAT(GMEM__STEP)
         }
@@ -9438,7 +9458,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
-    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
     for (int64_t i = 0; i < parts; i++) {
         const int64_t s = i / block->panel_count, p = i % block->panel_count;
         D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
@@ -9566,7 +9586,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
-        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
             const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
             GMEM__REPEAT(GMEM__STEP)
         }
@@ -9587,7 +9608,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
-    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
     for (int64_t i = 0; i < parts; i++) {
         const int64_t s = i / block->panel_count, p = i % block->panel_count;
         D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
@@ -9708,7 +9729,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
-        for (int i = 0; i < GMEM__TILE_WORDS; i++, weights++, panel += GMEM__PANEL) {
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
             const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
             GMEM__REPEAT(GMEM__STEP)
         }
@@ -9729,7 +9751,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
-    fetch.burst = gmem__ceil_div(fetch.lines, parts * block->words / GMEM__TILE_WORDS);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
     for (int64_t i = 0; i < parts; i++) {
         const int64_t s = i / block->panel_count, p = i % block->panel_count;
         D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
@@ -9998,7 +10020,7 @@ typedef struct GMEM__K(fetch) {
 } GMEM__K(fetch);
 
 GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
-    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    const int64_t products = block->panel_count * gmem__ceil_div(block->words, GMEM__TILE_WORDS);
     GMEM__K(fetch) fetch = {NULL, 0, 0};
     if (strip >= block->next_strips) return fetch;
     fetch.at = block->next + strip * block->strip_step * 4;
@@ -10021,7 +10043,7 @@ typedef struct GMEM__K(operands) {
 /* At the end of the depth the next panels begin. */
 GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
     GMEM__K(operands) operands;
-    if (word == block->words) panel += 2, word = 0;
+    if (word >= block->words) panel += 2, word = 0;
     operands.weights = block->weights + word * GMEM__TILE_WORDS;
     operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
     operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
@@ -10102,7 +10124,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
         const int64_t panels = gmem__min(2, block->panel_count - panel);
         uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
         GMEM__K(begin_sums)(tiles, block, panels, product);
-        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+        for (int64_t word = GMEM__TILE_WORDS; word < block->words + GMEM__TILE_WORDS; word += GMEM__TILE_WORDS)
             GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
         GMEM__K(store_sums)(tiles, block, panels, product);
     }
@@ -10134,7 +10156,7 @@ typedef struct GMEM__K(fetch) {
 } GMEM__K(fetch);
 
 GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
-    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    const int64_t products = block->panel_count * gmem__ceil_div(block->words, GMEM__TILE_WORDS);
     GMEM__K(fetch) fetch = {NULL, 0, 0};
     if (strip >= block->next_strips) return fetch;
     fetch.at = block->next + strip * block->strip_step * 4;
@@ -10157,7 +10179,7 @@ typedef struct GMEM__K(operands) {
 /* At the end of the depth the next panels begin. */
 GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
     GMEM__K(operands) operands;
-    if (word == block->words) panel += 2, word = 0;
+    if (word >= block->words) panel += 2, word = 0;
     operands.weights = block->weights + word * GMEM__TILE_WORDS;
     operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
     operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
@@ -10238,7 +10260,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
         const int64_t panels = gmem__min(2, block->panel_count - panel);
         uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
         GMEM__K(begin_sums)(tiles, block, panels, product);
-        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+        for (int64_t word = GMEM__TILE_WORDS; word < block->words + GMEM__TILE_WORDS; word += GMEM__TILE_WORDS)
             GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
         GMEM__K(store_sums)(tiles, block, panels, product);
     }
@@ -10343,7 +10365,7 @@ typedef struct GMEM__K(fetch) {
 } GMEM__K(fetch);
 
 GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
-    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    const int64_t products = block->panel_count * gmem__ceil_div(block->words, GMEM__TILE_WORDS);
     GMEM__K(fetch) fetch = {NULL, 0, 0};
     if (strip >= block->next_strips) return fetch;
     fetch.at = block->next + strip * block->strip_step * 4;
@@ -10366,7 +10388,7 @@ typedef struct GMEM__K(operands) {
 /* At the end of the depth the next panels begin. */
 GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
     GMEM__K(operands) operands;
-    if (word == block->words) panel += 2, word = 0;
+    if (word >= block->words) panel += 2, word = 0;
     operands.weights = block->weights + word * GMEM__TILE_WORDS;
     operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
     operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
@@ -10447,7 +10469,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
         const int64_t panels = gmem__min(2, block->panel_count - panel);
         uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
         GMEM__K(begin_sums)(tiles, block, panels, product);
-        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+        for (int64_t word = GMEM__TILE_WORDS; word < block->words + GMEM__TILE_WORDS; word += GMEM__TILE_WORDS)
             GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
         GMEM__K(store_sums)(tiles, block, panels, product);
     }
@@ -10479,7 +10501,7 @@ typedef struct GMEM__K(fetch) {
 } GMEM__K(fetch);
 
 GMEM__INLINE GMEM__K(fetch) GMEM__K(fetch_of)(const gmem__narrow_block *block, int64_t strip) {
-    const int64_t products = block->panel_count * block->words / GMEM__TILE_WORDS;
+    const int64_t products = block->panel_count * gmem__ceil_div(block->words, GMEM__TILE_WORDS);
     GMEM__K(fetch) fetch = {NULL, 0, 0};
     if (strip >= block->next_strips) return fetch;
     fetch.at = block->next + strip * block->strip_step * 4;
@@ -10502,7 +10524,7 @@ typedef struct GMEM__K(operands) {
 /* At the end of the depth the next panels begin. */
 GMEM__INLINE GMEM__K(operands) GMEM__K(operands_at)(const gmem__narrow_block *block, int64_t panel, int64_t word) {
     GMEM__K(operands) operands;
-    if (word == block->words) panel += 2, word = 0;
+    if (word >= block->words) panel += 2, word = 0;
     operands.weights = block->weights + word * GMEM__TILE_WORDS;
     operands.x = block->panels + panel * block->panel_step + word * GMEM__TILE_WORDS;
     operands.panels = gmem__max(0, gmem__min(2, block->panel_count - panel));
@@ -10583,7 +10605,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
         const int64_t panels = gmem__min(2, block->panel_count - panel);
         uint32_t *product = (uint32_t *)block->product + panel * GMEM__TILE_WORDS;
         GMEM__K(begin_sums)(tiles, block, panels, product);
-        for (int64_t word = GMEM__TILE_WORDS; word <= block->words; word += GMEM__TILE_WORDS)
+        for (int64_t word = GMEM__TILE_WORDS; word < block->words + GMEM__TILE_WORDS; word += GMEM__TILE_WORDS)
             GMEM__K(step)(tiles, block, panels, GMEM__K(operands_at)(block, panel, word), fetch);
         GMEM__K(store_sums)(tiles, block, panels, product);
     }

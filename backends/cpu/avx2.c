@@ -51,7 +51,9 @@
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx2_round_to_bf16(a)
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
-#define V_WORD_BF16(lo, hi)    _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
+#define V_WORD_BF16(lo, hi) _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
+/* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
+#define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
@@ -109,6 +111,12 @@ GMEM__INLINE __m256i gmem__avx2_word_i8(__m256 a, __m256 b, __m256 c, __m256 d) 
     const __m256i high =
         _mm256_or_si256(_mm256_and_si256(_mm256_cvtps_epi32(c), byte), _mm256_slli_epi32(_mm256_cvtps_epi32(d), 8));
     return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
+}
+
+GMEM__INLINE __m256i gmem__avx2_word_weights(__m256 low, __m256 high) {
+    const __m256i half = _mm256_set1_epi32(0x8000), upper = _mm256_set1_epi32((int)0xffff0000);
+    const __m256i l = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(low), half), 16);
+    return _mm256_or_si256(l, _mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(high), half), upper));
 }
 
 #include "math.inc"

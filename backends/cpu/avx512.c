@@ -50,7 +50,9 @@
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx512_round_to_bf16(a)
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
-#define V_WORD_BF16(lo, hi)    _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
+#define V_WORD_BF16(lo, hi) _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
+/* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
+#define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
@@ -90,6 +92,12 @@ GMEM__INLINE __m512i gmem__avx512_word_i8(__m512 a, __m512 b, __m512 c, __m512 d
     const __m512i high =
         _mm512_or_si512(_mm512_and_si512(_mm512_cvtps_epi32(c), byte), _mm512_slli_epi32(_mm512_cvtps_epi32(d), 8));
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
+GMEM__INLINE __m512i gmem__avx512_word_weights(__m512 low, __m512 high) {
+    const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32((int)0xffff0000);
+    const __m512i l = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(low), half), 16);
+    return _mm512_or_si512(l, _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(high), half), upper));
 }
 
 #include "math.inc"

@@ -19,8 +19,9 @@ typedef struct gmem__narrow_block {
     int64_t strips, strip_step;
     const uint32_t *panels; /* panel_step words apart; 64-byte aligned */
     int64_t panel_count, panel_step;
-    int64_t words; /* depth of this block, a multiple of GMEM__TILE_WORDS */
-    int first;     /* the sums start from zero, else from `product` */
+    int64_t
+        words; /* depth of this block; zeros follow up to a multiple of GMEM__TILE_WORDS, and may be multiplied too */
+    int first; /* the sums start from zero, else from `product` */
     void *product; /* f32 for bf16, int32 for int8: (strips * mr, panel_count * nr), rows product_step apart */
     int64_t product_step;
     /* Weights that come next from memory, worth a prefetch while this block is computed: next_bytes each of so many
