@@ -203,7 +203,7 @@ typedef struct gmem__narrow_tile {
     gmem__tile tile;
     int64_t strips, per_half, groups; /* strips of a half; groups of a half, of the tile */
     float *product;                   /* (halves * strips * mr, GMEM__NC) */
-    uint32_t *buffers[2];             /* of a group and a block of the depth, where weights are not kept */
+    uint32_t *buffer;                 /* of a group and a block of the depth, where weights are not kept */
     float *scale;                     /* int8: (product rows) of the weights */
     int32_t *sum;
     const uint32_t *panels;
@@ -226,7 +226,7 @@ static int64_t gmem__narrow_row(const gmem__narrow_tile *t, int64_t half, int64_
     return half * t->job->shape.rows + t->tile.row + row;
 }
 
-/* Part i of so many of a group's rows, from the weight's own type into `out`, as gmem__packed would hold them. */
+/* A block of the depth of a group, from the weight's own type into `out`, as the kept copy would hold it. */
 static void gmem__pack_group(const gmem__narrow_tile *t, const gmem__group *group, int64_t word, int64_t words,
                              uint32_t *out) {
     const gmem__narrow_job *job = t->job;
@@ -290,8 +290,8 @@ static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int6
         block.strip_step = job->shape.strip_words;
         gmem__announce_next(t, index, word, &block);
     } else {
-        gmem__pack_group(t, &group, word, words, t->buffers[0]);
-        block.weights = t->buffers[0];
+        gmem__pack_group(t, &group, word, words, t->buffer);
+        block.weights = t->buffer;
         block.strip_step = words * narrow->mr;
     }
     narrow->multiply(&block);
@@ -348,9 +348,8 @@ static void gmem__narrow_task(const void *job_, int64_t i, float *scratch) {
     t.product = scratch;
     t.scale = t.product + GMEM__MC * GMEM__NC;
     t.sum = (int32_t *)(void *)(t.scale + GMEM__MC);
-    t.buffers[0] = (uint32_t *)(t.sum + GMEM__MC);
-    t.buffers[1] = t.buffers[0] + narrow->strips * narrow->mr * narrow->block;
-    uint32_t *own = t.buffers[1] + narrow->strips * narrow->mr * narrow->block;
+    t.buffer = (uint32_t *)(t.sum + GMEM__MC);
+    uint32_t *own = t.buffer + narrow->strips * narrow->mr * narrow->block;
     float *values = (float *)(void *)(own + GMEM__OWN_WORDS * GMEM__NC);
     t.panels = job->panels ? job->panels + done * words : own;
     if (!job->packed && narrow->type == GMEM_I8) gmem__measure_tile(&t);
