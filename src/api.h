@@ -130,7 +130,11 @@ GMEM_API const char *gmem_version(void);
     X(E_NAMES, "the names do not match the bank's rows")                              \
     X(E_LABEL, "no such class label")                                                 \
     X(E_NONFINITE, "the network produced a value that is not finite")                 \
-    X(E_STIFF, "the adaptive solver's step became too small")
+    X(E_STIFF, "the adaptive solver's step became too small")                         \
+    /* OpenCL */                                                                      \
+    X(E_NO_DEVICE, "no such OpenCL device")                                           \
+    X(E_DEVICE, "a call of OpenCL or CLBlast failed")                                 \
+    X(E_DEVICE_TEST, "the OpenCL device computes wrong results")
 
 typedef enum gmem_status {
 #define GMEM__STATUS_ENUM(name, text) GMEM_##name,
@@ -196,7 +200,18 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
  * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
  * autoencoder and the layers that suffer (network.c says which) compute in bf16. Where the processor lacks an
  * instruction for it, the same rounding is computed with what it has. */
-typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8 } gmem_compute;
+typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8, GMEM_COMPUTE_F16 } gmem_compute;
+
+/* Where networks and autoencoders run. AUTO: a GPU that OpenCL knows, that passes a short test against the CPU and is
+ * faster at it; else the CPU, and so it is where a device fails later. OPENCL never falls back. */
+typedef enum gmem_backend { GMEM_BACKEND_AUTO, GMEM_BACKEND_CPU, GMEM_BACKEND_OPENCL } gmem_backend;
+
+/* Where the functions of OpenCL and CLBlast come from: `symbol` gives one by its name, or NULL. It is called while a
+ * context is created or devices are listed. Default: libOpenCL and libclblast, opened when first needed. */
+typedef struct gmem_opencl {
+    void *user;
+    void (*(*symbol)(void *user, const char *name))(void);
+} gmem_opencl;
 
 typedef struct gmem_context_desc {
     gmem_isa isa;         /* auto: the fastest that this processor has; a named one that is missing is an error */
@@ -205,6 +220,15 @@ typedef struct gmem_context_desc {
      * to let them after a millisecond; GCC's spins for some 5 ms first, and not where the program runs with
      * GOMP_SPINCOUNT=1000, which also helps where other programs want the processor. */
     int threads;
+    gmem_backend backend; /* auto */
+    /* The OpenCL device: its number in gmem_devices, or a part of its name, case ignored; NULL: the first GPU, else the
+     * first of any kind. */
+    const char *device;
+    /* A folder for compiled OpenCL programs and tuned parameters, keyed by device, driver and source; it must exist and
+     * be writable by nobody else. NULL: everything is compiled anew. */
+    const char *cache_dir;
+    int64_t device_memory; /* bytes of the device's memory to use at most; 0: what it has */
+    gmem_opencl opencl;    /* all zero: the system's libraries */
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
@@ -385,6 +409,7 @@ typedef struct gmem_network_desc {
     int heads;             /* 0: from the file (config, else RoPE table, q norm, published sizes) */
     int64_t latent_height; /* 0: from pos_embed, square */
     int64_t latent_width;
+    gmem_backend backend; /* auto: the context's; CPU in any context; OPENCL: the context must have a device */
 } gmem_network_desc;
 
 typedef struct gmem_network gmem_network;
@@ -669,6 +694,7 @@ typedef struct gmem_autoencoder_desc {
     const char *path;
     gmem_file *file; /* or one open file, which must outlive the autoencoder */
     const char *key;
+    gmem_backend backend; /* as for a network */
 } gmem_autoencoder_desc;
 
 typedef struct gmem_autoencoder gmem_autoencoder;

@@ -86,6 +86,8 @@ GMEM__INLINE int64_t gmem__round_up(int64_t a, int64_t b) { return gmem__ceil_di
 
 struct gmem__ops;
 struct gmem__block;
+struct gmem__device; /* an OpenCL device, opened (backends/opencl/opencl.h) */
+struct gmem__stream; /* its queue and memory for one engine */
 
 struct gmem_context {
     gmem_allocator allocator;
@@ -96,9 +98,10 @@ struct gmem_context {
     int no_map;
     gmem_isa isa;
     gmem_compute compute;
-    const struct gmem__ops *ops;
+    const struct gmem__ops *ops;            /* of the CPU */
     const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
-    char backend[32];
+    struct gmem__device *device;            /* what networks run on unless they say otherwise; NULL: the CPU */
+    char backend[160];
 };
 
 GMEM__FN gmem_allocator gmem__system_allocator(void);
@@ -109,11 +112,15 @@ GMEM__FN void gmem__free(const gmem_context *context, void *memory, int64_t coun
 /* The same without the zeroing, for large buffers. */
 GMEM__FN void *gmem__alloc_raw(const gmem_context *context, int64_t count, size_t bytes);
 
+#define GMEM__ARENA_CUTS 24
+
 /* Activations live in one block sized beforehand: run the same takes on an arena without memory, reserve, and run them
  * again. A take from a full arena gives NULL and makes `used` exceed `bytes`. */
 typedef struct gmem__arena {
     char *memory;
     int64_t bytes, used;
+    int64_t cut[GMEM__ARENA_CUTS]; /* where the first takes end: a device may give each its own memory */
+    int cuts;
 } gmem__arena;
 GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
 /* Allocates what was taken so far and starts anew; 0 without memory, where `bytes` tells how much it would have been.
@@ -191,6 +198,8 @@ typedef struct gmem__weight {
 typedef struct gmem__store {
     const gmem_context *context;
     const gmem_file *file;
+    struct gmem__device *device;          /* where operations want the weights; NULL: the host */
+    struct gmem__device_memory *uploaded; /* there: see gmem__store_upload */
     struct gmem__block *blocks; /* of owned memory, freed together */
     int64_t parameters, bytes;  /* of what was taken */
 } gmem__store;
@@ -200,6 +209,13 @@ GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int6
                                       int64_t kernel, gmem__weight *out, gmem_error *error);
 GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, int64_t count, const float **out,
                                         gmem_error *error);
+/* A matrix that stays on the host. */
+GMEM__FN gmem_status gmem__store_table(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                       gmem__weight *out, gmem_error *error);
+/* *values (count), in memory that stays: its address where operations want it. */
+GMEM__FN gmem_status gmem__store_place(gmem__store *store, const float **values, int64_t count, gmem_error *error);
+/* After everything was taken: brings it to the device, if there is one. */
+GMEM__FN gmem_status gmem__store_upload(gmem__store *store, gmem_error *error);
 GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count,
                                  size_t bytes); /* zero-filled, freed with the store */
 GMEM__FN void gmem__store_free(gmem__store *store);
@@ -298,17 +314,89 @@ typedef struct gmem__group_norm {
     int silu;
 } gmem__group_norm;
 
+/* The small rest of a pass and of a sampler, so that on a device nothing comes back to the host inside a step. ------- */
+
+/* to (rows, width), rows to_stride apart = from, rows from_stride apart. Where they overlap, `to` lies below `from`. */
+typedef struct gmem__copy {
+    float *to;
+    const float *from;
+    int64_t rows, width, to_stride, from_stride;
+} gmem__copy;
+
+/* latents (samples, channels, height, width) and patches (rows, samples * tokens), from the one to the other.
+ * To patches: rows are (channels, patch, patch). To latents: rows are (patch, patch, patch_channels), of which the first
+ * `channels` are used. */
+typedef struct gmem__patches {
+    float *latents, *patches;
+    int64_t samples, channels, height, width, patch, patch_channels;
+    int to_latents;
+} gmem__patches;
+
+#define GMEM__MAX_TERMS 8
+
+/* out = x_weight x + sum of weight[j] k[j], summed in double (or as exactly), rounded once. `out` may be any of the
+ * inputs. All are (rows, width), rows `stride` apart. */
+typedef struct gmem__combine {
+    float *out;
+    const float *x;
+    double x_weight;
+    int terms;
+    double weight[GMEM__MAX_TERMS];
+    const float *k[GMEM__MAX_TERMS];
+    int64_t rows, width, stride;
+} gmem__combine;
+
+/* y (columns, rows), rows y_stride apart = x (rows, columns) turned. */
+typedef struct gmem__transpose {
+    const float *x;
+    float *y;
+    int64_t rows, columns, y_stride;
+} gmem__transpose;
+
+/* Sum over count of (sum of weight[j] k[j] / (atol + rtol max(|x|, |y|)))^2; y may be NULL. */
+typedef struct gmem__error_norm {
+    int terms;
+    double weight[GMEM__MAX_TERMS];
+    const float *k[GMEM__MAX_TERMS];
+    const float *x, *y;
+    double atol, rtol;
+    int64_t count;
+} gmem__error_norm;
+
+/* change = sum |after - before - residual|, size = sum |residual|. after (rows, width), rows after_stride apart;
+ * before, residual (rows, width). */
+typedef struct gmem__change {
+    const float *after, *before, *residual;
+    int64_t rows, width, after_stride;
+} gmem__change;
+
+/* Philox's normal draws (random.c): out (count, per_picture). */
+typedef struct gmem__normal {
+    uint64_t seed;
+    int draw;
+    int64_t index, picture, count, per_picture;
+    float *out;
+} gmem__normal;
+
+/* What a note of gmem__ops.finite is about, as bits. */
+enum { GMEM__NOTE_NETWORK = 1, GMEM__NOTE_MODEL = 2, GMEM__NOTE_STATE = 4, GMEM__NOTE_IMAGE = 8 };
+
 /* What an operation needs besides its arguments. One per pass; never used by two threads at once. */
 typedef struct gmem__engine {
     const struct gmem__ops *ops;
     int threads;
-    void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned */
+    void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned, of the host */
     /* The kernels of narrow products, found once: asking the processor takes longer than a small product. bf16 NULL:
      * f32 kernels on rounded operands. */
     const struct gmem__narrow *bf16, *int8;
     struct gmem__profiler *profiler; /* of ops that time others (profile.h), else NULL */
+    struct gmem__stream *stream;     /* of a device; NULL: the CPU */
 } gmem__engine;
 
+/* Every pointer to floats in an operation is into memory of the engine: the host's on the CPU; on a device an address
+ * that only the device's operations understand, made by `reserve` or by gmem__store_upload, with which the model's code
+ * does arithmetic and nothing else. Operations of a device run in order, later; what fails is kept, nothing after it
+ * runs, and `settle` tells. */
 typedef struct gmem__ops {
     const char *name; /* "cpu/avx2" */
     int64_t (*scratch_bytes)(int threads);
@@ -318,6 +406,26 @@ typedef struct gmem__ops {
     void (*attention)(const gmem__engine *engine, const gmem__attention *op);
     void (*conv)(const gmem__engine *engine, const gmem__conv *op);
     void (*group_norm)(const gmem__engine *engine, const gmem__group_norm *op);
+
+    void (*copy)(const gmem__engine *engine, const gmem__copy *op);
+    void (*patches)(const gmem__engine *engine, const gmem__patches *op);
+    void (*combine)(const gmem__engine *engine, const gmem__combine *op);
+    void (*transpose)(const gmem__engine *engine, const gmem__transpose *op);
+    void (*silu)(const gmem__engine *engine, float *x, int64_t count);
+    void (*normal)(const gmem__engine *engine, const gmem__normal *op);
+    /* 0 where one of count is known not to be finite. A device returns 1 and notes it, for `settle`. */
+    int (*finite)(const gmem__engine *engine, const float *x, int64_t count, int note);
+    /* These three wait for their result. */
+    double (*error_norm)(const gmem__engine *engine, const gmem__error_norm *op);
+    void (*change)(const gmem__engine *engine, const gmem__change *op, double *change, double *size);
+    void (*download)(const gmem__engine *engine, float *to, const float *from, int64_t count);
+    /* `from` may change as soon as this returns. */
+    void (*upload)(const gmem__engine *engine, float *to, const float *from, int64_t count);
+    /* gmem__arena_reserve and gmem__arena_release with memory of the engine. */
+    int (*reserve)(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+    void (*release)(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+    /* Waits for everything; the first failure since the stream began, if any. `notes` receives and clears the notes. */
+    gmem_status (*settle)(const gmem__engine *engine, int *notes, gmem_error *error);
 } gmem__ops;
 
 /* backends/cpu/cpu.c: the operations of an instruction set, or NULL where this processor or build lacks it.
@@ -333,8 +441,14 @@ GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem_
                                         gmem_compute *compute);
 GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
                                      gmem__packed *packed);
-/* An engine without scratch. */
-GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context);
+/* The CPU's engine, without scratch. */
+GMEM__FN gmem__engine gmem__cpu_engine(const gmem_context *context);
+/* engine.c: the engine where the store's weights are, without scratch, and what it holds released. */
+GMEM__FN gmem_status gmem__engine_open(const gmem__store *store, gmem__engine *engine, gmem_error *error);
+GMEM__FN void gmem__engine_close(gmem__engine *engine);
+/* ops->reserve, with an error that says for what there is no memory. */
+GMEM__FN gmem_status gmem__engine_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena,
+                                          const char *what, gmem_error *error);
 
 /* The float and its bits: 1 where every one of `count` is finite. */
 GMEM__FN int gmem__all_finite(const float *x, int64_t count);

@@ -1,0 +1,273 @@
+/* The OpenCL backend's inside. From the outside in: the libraries' functions (load.c), devices and the choice among
+ * them (devices.c), an opened device with its program (device.c, program.c, tune.c), a stream of operations on it with
+ * its memory (stream.c, memory.c), and the operations (product.c, ops.c) on the kernels (*.cl). */
+#ifndef GMEM__OPENCL_H
+#define GMEM__OPENCL_H
+
+#include "../../src/internal.h"
+#include "cl.h"
+
+/* load.c ---------------------------------------------------------------------------------------------------------- */
+
+/* The functions, and the libraries that they came from, to be closed. */
+typedef struct gmem__cl_library {
+    gmem__cl_api api;
+    void *opened[2];
+    int has_clblast;
+} gmem__cl_library;
+
+/* Errors: E_NO_DEVICE (no library, or one that lacks a function: the message names it). */
+GMEM__FN gmem_status gmem__cl_load(const gmem_opencl *hook, gmem__cl_library *out, gmem_error *error);
+GMEM__FN void gmem__cl_unload(gmem__cl_library *library);
+/* "CL_OUT_OF_RESOURCES", "-9999": OpenCL's and CLBlast's codes. */
+GMEM__FN const char *gmem__cl_code_name(gmem__quoted *buffer, int code);
+/* E_DEVICE, or E_MEMORY for the codes that say so, "clBuildProgram: CL_BUILD_PROGRAM_FAILURE (-11)". */
+GMEM__FN gmem_status gmem__cl_fail(gmem_error *error, const char *call, int code);
+
+/* devices.c: what there is ---------------------------------------------------------------------------------------- */
+
+/* What a device says of itself, and the smaller of that and of what the caller allows. */
+typedef struct gmem__cl_limits {
+    gmem__cl_bits type;
+    char name[128], vendor[64], driver[64], version[64], platform[64];
+    int64_t memory, largest; /* bytes: of all buffers, of one */
+    int64_t local_memory;    /* bytes of a work-group */
+    int64_t work_group;      /* work-items */
+    int64_t units;           /* compute units */
+    int unified;             /* shares the host's memory */
+    int fp16;                /* cl_khr_fp16 */
+    int is_cpu;              /* runs on the host's processor */
+    const char *unusable;    /* why gmem cannot use it, or NULL */
+} gmem__cl_limits;
+
+typedef struct gmem__cl_found {
+    gmem__cl_platform platform;
+    gmem__cl_device_id id;
+    gmem__cl_limits limits;
+} gmem__cl_found;
+
+#define GMEM__CL_MAX_DEVICES 32
+
+/* Every device of every platform, in the order in which they are numbered; at most GMEM__CL_MAX_DEVICES. A platform
+ * or a device that cannot be asked is passed over. Errors: E_NO_DEVICE where there is none, E_DEVICE. */
+GMEM__FN gmem_status gmem__cl_list(const gmem__cl_api *api, gmem__cl_found *out, int *count, gmem_error *error);
+/* The one that `device` (gmem_context_desc.device) means. gpu_only: of GPUs alone. Errors: E_NO_DEVICE. */
+GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const char *device, int gpu_only, int *out,
+                                   gmem_error *error);
+
+/* kernels --------------------------------------------------------------------------------------------------------- */
+
+/* Every kernel of the program: X(name). The order is that of gmem__cl_kernel_id. */
+#define GMEM__CL_KERNELS(X) \
+    X(norm)                 \
+    X(rotate)               \
+    X(softmax)              \
+    X(group_norm)           \
+    X(finish_product)       \
+    X(product)              \
+    X(product_tile)         \
+    X(image_columns)        \
+    X(quantise_columns)     \
+    X(copy)                 \
+    X(to_patches)           \
+    X(to_latents)           \
+    X(combine)              \
+    X(transpose)            \
+    X(silu)                 \
+    X(normal)               \
+    X(note_finite)          \
+    X(error_norm)           \
+    X(change)               \
+    X(convert)              \
+    X(quantise_rows)
+
+typedef enum gmem__cl_kernel_id {
+#define GMEM__CL_KERNEL_ENUM(name) GMEM__CL_##name,
+    GMEM__CL_KERNELS(GMEM__CL_KERNEL_ENUM)
+#undef GMEM__CL_KERNEL_ENUM
+        GMEM__CL_KERNEL_COUNT
+} gmem__cl_kernel_id;
+
+/* program.c: the text of the .cl files as lines, ended by NULL; their options for a device; the program, from the
+ * context's cache folder where it is there, else compiled and put there. `options` is what -D says of tiles. */
+GMEM__FN const char *const *gmem__cl_source(void);
+
+/* device.c: an opened device -------------------------------------------------------------------------------------- */
+
+/* Which way a matrix product goes. */
+typedef enum gmem__cl_way {
+    GMEM__CL_WAY_OWN,    /* the `product` kernel: local memory, for GPUs */
+    GMEM__CL_WAY_TILE,   /* the `product_tile` kernel: a register tile for each work-item, for processors */
+    GMEM__CL_WAY_CLBLAST /* CLBlast, then `finish_product` */
+} gmem__cl_way;
+
+/* What tuning found, or the defaults (tune.c). */
+typedef struct gmem__cl_tuning {
+    gmem__cl_way way; /* of shapes that are not in the table */
+    int tuned;        /* from the cache folder */
+    struct {
+        int64_t rows, depth, columns; /* the nearest decides */
+        gmem__cl_way way;
+    } shapes[32];
+    int shape_count;
+    char options[256]; /* of the program: "-DTILE_ROWS=8 ..." */
+} gmem__cl_tuning;
+
+/* One per context, read by all its networks and never changed once opened, but for next_address (atomic). */
+struct gmem__device {
+    const gmem_context *context; /* for its allocator, files and log */
+    gmem__cl_library library;
+    gmem__cl_found found;
+    gmem__cl_context cl;
+    gmem__cl_program program;
+    gmem__cl_tuning tuning;
+    uint64_t next_address;
+    char backend[160]; /* "opencl/NAME" */
+};
+
+/* Opens the device that the description asks for, self-test included. AUTO: E_NO_DEVICE unless it is a GPU, faster than
+ * the CPU. The context is complete but for its device. `*out` belongs to the caller. */
+GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem_context *context,
+                                       struct gmem__device **out, gmem_error *error);
+GMEM__FN void gmem__device_close(struct gmem__device *device);
+/* Runs operations on small tensors and compares them with the scalar CPU's; E_DEVICE_TEST names the one that differs.
+ * `seconds`, where not NULL: what a product of a usual size takes (on this device, on the CPU). */
+GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, double seconds[2], gmem_error *error);
+/* program.c */
+GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error);
+/* tune.c: applies what the cache folder holds for this device, if anything. */
+GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir);
+
+/* A file NAME of the cache folder, read whole or written whole; both checked: the folder exists and only its owner
+ * writes to it, a file ends with its own checksum. cache_dir NULL: E_OPEN. (cache.c) */
+GMEM__FN gmem_status gmem__cl_cache_read(const gmem_context *context, const char *cache_dir, const char *name,
+                                         gmem__bytes *out, gmem_error *error);
+GMEM__FN gmem_status gmem__cl_cache_write(const gmem_context *context, const char *cache_dir, const char *name,
+                                          const void *data, int64_t bytes, gmem_error *error);
+
+/* memory.c: addresses and buffers --------------------------------------------------------------------------------- */
+
+/* A run of addresses with one buffer behind it. Addresses are unique in a device, so a stream finds its own and its
+ * network's by looking into both lists. */
+typedef struct gmem__cl_buffer {
+    uint64_t address;
+    int64_t bytes;       /* on the device */
+    gmem__cl_mem memory; /* NULL: streamed from `host` when an operation wants it */
+    /* uploaded memory only: where it comes from, (rows, cols) of `from`, rows row_stride elements apart */
+    const void *host;
+    const float *scale; /* (rows) host, for I8 */
+    gmem_type from, to;
+    int64_t rows, cols, row_stride;
+} gmem__cl_buffer;
+
+/* Ascending addresses. */
+typedef struct gmem__device_memory {
+    struct gmem__device *device;
+    gmem__cl_buffer *buffers;
+    int64_t count, capacity;
+    int64_t resident_bytes, streamed_bytes, largest_streamed;
+} gmem__device_memory;
+
+/* A weight or a vector of the host gets an address (store->uploaded is made when needed); gmem__store_upload fills it.
+ */
+GMEM__FN gmem_status gmem__device_place_weight(gmem__store *store, gmem__weight *weight, gmem_error *error);
+GMEM__FN gmem_status gmem__device_place_vector(gmem__store *store, const float **values, int64_t count,
+                                               gmem_error *error);
+/* The weight's products are to compute in this type: it is converted on its way. */
+GMEM__FN gmem_status gmem__device_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute,
+                                         gmem_error *error);
+GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error);
+GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory);
+
+/* stream.c: operations in order ----------------------------------------------------------------------------------- */
+
+enum {
+    GMEM__CL_SCRATCH_PRODUCT,
+    GMEM__CL_SCRATCH_COLUMNS,
+    GMEM__CL_SCRATCH_SCORES,
+    GMEM__CL_SCRATCH_SUMS,
+    GMEM__CL_SCRATCHES
+};
+
+#define GMEM__CL_POOL 4
+
+struct gmem__stream {
+    struct gmem__device *device;
+    const gmem__device_memory *shared; /* of the network, or NULL */
+    gmem__device_memory own;           /* of the stream's arenas */
+    gmem__cl_queue queue;
+    gmem__cl_kernel kernels[GMEM__CL_KERNEL_COUNT];
+    gmem__cl_mem notes; /* one int: bits of what was not finite */
+    struct {
+        gmem__cl_mem memory;
+        int64_t bytes;
+    } scratch[GMEM__CL_SCRATCHES]; /* of the operations, grown when first needed */
+    struct {                       /* of streamed weights, the one used longest ago is next */
+        gmem__cl_mem memory;
+        int64_t bytes;
+        uint64_t address;
+        uint64_t used;
+    } pool[GMEM__CL_POOL];
+    uint64_t clock;
+    gmem_error failed; /* the first failure; code GMEM_OK while there is none */
+};
+
+GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const gmem__device_memory *shared,
+                                       struct gmem__stream **out, gmem_error *error);
+GMEM__FN void gmem__stream_close(struct gmem__stream *stream);
+/* Whether everything is well so far; each operation asks first. */
+GMEM__INLINE int gmem__stream_ok(const struct gmem__stream *stream) { return stream->failed.code == GMEM_OK; }
+/* Keeps the first failure. Returns whether the code is that of success. */
+GMEM__FN int gmem__stream_check(struct gmem__stream *stream, const char *call, int code);
+
+/* A buffer and the place in it, in bytes. */
+typedef struct gmem__cl_place {
+    gmem__cl_mem memory;
+    int64_t offset;
+} gmem__cl_place;
+/* NULL gives the notes' buffer at 0, for kernels that do not look at it. Fails the stream where the address is not
+ * known; streams the weight where it is not resident. */
+GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address);
+/* At least so many bytes, or NULL and a failed stream. Contents are lost when it grows. */
+GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes);
+
+/* A launch: arguments in the kernel's order, then run. Every pointer is two arguments of the kernel: the buffer, and a
+ * ulong that counts elements. */
+typedef struct gmem__cl_launch {
+    struct gmem__stream *stream;
+    gmem__cl_kernel_id kernel;
+    uint32_t count; /* arguments so far */
+} gmem__cl_launch;
+GMEM__FN gmem__cl_launch gmem__launch(struct gmem__stream *stream, gmem__cl_kernel_id kernel);
+GMEM__FN void gmem__launch_pointer(gmem__cl_launch *launch, const void *address, size_t element); /* sizeof one */
+GMEM__FN void gmem__launch_buffer(gmem__cl_launch *launch, gmem__cl_mem memory, int64_t elements);
+GMEM__FN void gmem__launch_int(gmem__cl_launch *launch, int64_t value); /* an int of the kernel; fails beyond 2^31 */
+GMEM__FN void gmem__launch_float(gmem__cl_launch *launch, float value);
+GMEM__FN void gmem__launch_local(gmem__cl_launch *launch, size_t bytes); /* local memory */
+/* Global sizes are rounded up to the local ones; a local size that device or kernel cannot do is halved along its
+ * longest side until it can, so kernels must not depend on it but through get_local_size. local NULL: any. */
+GMEM__FN void gmem__launch_run(gmem__cl_launch *launch, int dimensions, const int64_t *global, const int64_t *local);
+
+/* product.c and ops.c --------------------------------------------------------------------------------------------- */
+
+/* C (rows, columns) = A (rows, depth) B (depth, columns) for each of `batch`, then the epilogue of gmem__gemm. */
+typedef struct gmem__cl_product {
+    gmem__cl_place a, b, c; /* offsets in bytes */
+    gmem_type a_type;       /* F32, F16, BF16, I8 */
+    int a_transposed;       /* A lies as (depth, rows); F32 only */
+    int64_t rows, depth, columns, batch;
+    int64_t a_ld, b_ld, c_ld, a_stride, b_stride, c_stride; /* elements */
+    gmem_compute compute;                                   /* how B is rounded before the product */
+    const float *a_scale;                                   /* (rows) addresses, for I8; or NULL */
+    const gmem__conv *conv;                                 /* B is this image's patches; or NULL */
+    /* epilogue: C = residual + gate * activation(A B + bias); addresses */
+    const float *bias, *gate, *residual;
+    gmem__activation activation; /* SWIGLU: C (rows / 2, columns) */
+    int64_t gate_stride, tokens, residual_ld;
+    float alpha; /* what A B is multiplied by first */
+} gmem__cl_product;
+GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product);
+
+GMEM__FN const gmem__ops *gmem__opencl_ops(void);
+
+#endif /* GMEM__OPENCL_H */
