@@ -26,12 +26,30 @@ static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io 
            !io->map == !io->unmap && (io->map || !io->discard);
 }
 
+/* The device, where the description wants one. AUTO goes on without and says why. */
+static gmem_status gmem__context_device(const gmem_context_desc *desc, gmem_context *context, gmem_error *error) {
+    gmem_error why;
+    context->asked = desc->backend;
+    if (desc->backend != GMEM_BACKEND_CPU) {
+        const gmem_status status = gmem__device_open(desc, context, &context->device, &why);
+        if (status != GMEM_OK && desc->backend == GMEM_BACKEND_OPENCL) {
+            if (error) *error = why;
+            return status;
+        }
+        if (status != GMEM_OK) gmem__log(context, "the CPU, for %s", why.message);
+    }
+    if (desc->compute == GMEM_COMPUTE_F16 && !context->device)
+        return gmem__fail(error, GMEM_E_UNSUPPORTED, "no CPU kernel computes in f16: bf16 is as fast");
+    return GMEM_OK;
+}
+
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error) {
     gmem_context_desc defaults;
     memset(&defaults, 0, sizeof defaults);
     if (!desc) desc = &defaults;
     if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || (int)desc->compute < 0 ||
-        desc->compute > GMEM_COMPUTE_INT8 || desc->threads < 0 || desc->threads > 4096)
+        desc->compute > GMEM_COMPUTE_F16 || (int)desc->backend < 0 || desc->backend > GMEM_BACKEND_OPENCL ||
+        desc->device_memory < 0 || desc->threads < 0 || desc->threads > 4096)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the context's description is out of range");
     if (!gmem__hooks_are_whole(&desc->allocator, &desc->io))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a function of the allocator or of the files is missing");
@@ -54,13 +72,20 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->isa = isa;
     context->ops = ops;
     context->compute = desc->compute;
-    if (desc->compute != GMEM_COMPUTE_F32) context->bf16 = gmem__cpu_narrow(isa, GMEM_BF16);
+    if (desc->compute == GMEM_COMPUTE_BF16 || desc->compute == GMEM_COMPUTE_INT8)
+        context->bf16 = gmem__cpu_narrow(isa, GMEM_BF16);
     if (desc->compute == GMEM_COMPUTE_INT8) context->int8 = gmem__cpu_narrow(isa, GMEM_I8);
     context->threads = desc->threads ? desc->threads : gmem__cpu_count();
 #ifndef _OPENMP
     context->threads = 1;
 #endif
-    snprintf(context->backend, sizeof context->backend, "%s", ops->name);
+    const gmem_status status = gmem__context_device(desc, context, error);
+    if (status != GMEM_OK) {
+        gmem_context_destroy(context);
+        return status;
+    }
+    snprintf(context->backend, sizeof context->backend, "%s",
+             context->device ? gmem__device_backend(context->device) : ops->name);
     gmem__log(context, "%s, products in %s, %d threads", context->backend, gmem_context_kernels(context),
               context->threads);
     *out = context;
@@ -68,7 +93,9 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
 }
 
 GMEM_API void gmem_context_destroy(gmem_context *context) {
-    if (context) context->allocator.release(context->allocator.user, context, sizeof *context);
+    if (!context) return;
+    if (context->device) gmem__device_close(context->device);
+    context->allocator.release(context->allocator.user, context, sizeof *context);
 }
 
 GMEM_API const char *gmem_context_backend(const gmem_context *context) { return context->backend; }
@@ -77,17 +104,8 @@ GMEM_API int gmem_context_threads(const gmem_context *context) { return context-
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
 
 GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
+    if (context->device) return "opencl";
     if (context->int8) return gmem__cpu_narrow_name(context->int8);
     if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
     return gmem__isa_name(context->isa);
-}
-
-GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context) {
-    gmem__engine engine;
-    memset(&engine, 0, sizeof engine);
-    engine.ops = context->ops;
-    engine.threads = context->threads;
-    engine.bf16 = context->bf16;
-    engine.int8 = context->int8;
-    return engine;
 }

@@ -34,9 +34,12 @@
 #include "../backends/cpu/amx.c"
 #include "../backends/cpu/narrow_choose.c"
 #include "../backends/cpu/drivers.c"
+#include "../backends/cpu/host.c"
 #include "../backends/cpu/cpu.c"
 #include "../backends/cpu/narrow.c"
+#include "../backends/opencl/none.c"
 #include "context.c"
+#include "engine.c"
 #include "linear.c"
 
 /* ... the models ... */

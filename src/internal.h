@@ -101,6 +101,7 @@ struct gmem_context {
     const struct gmem__ops *ops;            /* of the CPU */
     const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
     struct gmem__device *device;            /* what networks run on unless they say otherwise; NULL: the CPU */
+    gmem_backend asked;                     /* AUTO: what a device fails to do the CPU does */
     char backend[160];
 };
 
@@ -443,12 +444,40 @@ GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__we
                                      gmem__packed *packed);
 /* The CPU's engine, without scratch. */
 GMEM__FN gmem__engine gmem__cpu_engine(const gmem_context *context);
-/* engine.c: the engine where the store's weights are, without scratch, and what it holds released. */
+/* engine.c: the device for a model that asks for this backend: the context's, or NULL. Errors: E_COMBINATION. */
+GMEM__FN gmem_status gmem__choose_device(const gmem_context *context, gmem_backend backend, struct gmem__device **out,
+                                         gmem_error *error);
+/* The engine where the store's weights are, without scratch, and what it holds released. */
 GMEM__FN gmem_status gmem__engine_open(const gmem__store *store, gmem__engine *engine, gmem_error *error);
 GMEM__FN void gmem__engine_close(gmem__engine *engine);
 /* ops->reserve, with an error that says for what there is no memory. */
 GMEM__FN gmem_status gmem__engine_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena,
                                           const char *what, gmem_error *error);
+
+/* backends/opencl: what the rest asks of it (none.c where a build leaves it out) ----------------------------------- */
+
+/* Opens the device that the description asks for, self-test included. AUTO: E_NO_DEVICE unless it is a GPU, faster than
+ * the CPU. The context is complete but for its device. `*out` belongs to the caller. */
+GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem_context *context,
+                                       struct gmem__device **out, gmem_error *error);
+GMEM__FN void gmem__device_close(struct gmem__device *device);
+GMEM__FN const char *gmem__device_backend(const struct gmem__device *device); /* "opencl/NAME" */
+
+/* A weight or a vector of the host gets an address (store->uploaded is made when needed), which gmem__device_upload
+ * fills. */
+GMEM__FN gmem_status gmem__device_place_weight(gmem__store *store, gmem__weight *weight, gmem_error *error);
+GMEM__FN gmem_status gmem__device_place_vector(gmem__store *store, const float **values, int64_t count,
+                                               gmem_error *error);
+/* The weight's products are to compute in this type: it is converted on its way. */
+GMEM__FN gmem_status gmem__device_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute,
+                                         gmem_error *error);
+GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error);
+GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory);
+
+GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct gmem__device_memory *shared,
+                                       struct gmem__stream **out, gmem_error *error);
+GMEM__FN void gmem__stream_close(struct gmem__stream *stream);
+GMEM__FN const gmem__ops *gmem__opencl_ops(void);
 
 /* The float and its bits: 1 where every one of `count` is finite. */
 GMEM__FN int gmem__all_finite(const float *x, int64_t count);

@@ -53,6 +53,7 @@ GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes) {
     int64_t size = 0, end = 0, start = gmem__round_up(arena->used, GMEM__ALIGNMENT);
     if (!gmem__mul(count, (int64_t)bytes, &size) || !gmem__add(start, size, &end)) end = INT64_MAX - GMEM__ALIGNMENT;
     arena->used = end;
+    if (!arena->memory && arena->cuts < GMEM__ARENA_CUTS) arena->cut[arena->cuts++] = end;
     return arena->memory && end <= arena->bytes ? arena->memory + start : NULL;
 }
 

@@ -249,12 +249,31 @@ static int gmem__has_isa(gmem_isa isa) {
 }
 #endif
 
-#define GMEM__CPU_OPS(name, kernels)                                   \
-    {                                                                  \
-        {name,           gmem__cpu_scratch_bytes, gmem__cpu_linear,    \
-         gmem__cpu_norm, gmem__cpu_rotate,        gmem__cpu_attention, \
-         gmem__cpu_conv, gmem__cpu_group_norm},                        \
-            kernels                                                    \
+#define GMEM__CPU_OPS(name, kernels) \
+    {                                \
+        {name,                       \
+         gmem__cpu_scratch_bytes,    \
+         gmem__cpu_linear,           \
+         gmem__cpu_norm,             \
+         gmem__cpu_rotate,           \
+         gmem__cpu_attention,        \
+         gmem__cpu_conv,             \
+         gmem__cpu_group_norm,       \
+         gmem__host_copy,            \
+         gmem__host_patches,         \
+         gmem__host_combine,         \
+         gmem__host_transpose,       \
+         gmem__host_silu,            \
+         gmem__host_normal,          \
+         gmem__host_finite,          \
+         gmem__host_error_norm,      \
+         gmem__host_change,          \
+         gmem__host_transfer,        \
+         gmem__host_transfer,        \
+         gmem__host_reserve,         \
+         gmem__host_release,         \
+         gmem__host_settle},         \
+            kernels                  \
     }
 
 GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen) {

@@ -167,4 +167,19 @@ GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64
 GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight);
 GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const struct gmem__narrow *narrow);
 
+/* host.c: the operations that no instruction set does better. */
+GMEM__FN void gmem__host_copy(const gmem__engine *engine, const gmem__copy *op);
+GMEM__FN void gmem__host_patches(const gmem__engine *engine, const gmem__patches *op);
+GMEM__FN void gmem__host_combine(const gmem__engine *engine, const gmem__combine *op);
+GMEM__FN void gmem__host_transpose(const gmem__engine *engine, const gmem__transpose *op);
+GMEM__FN void gmem__host_silu(const gmem__engine *engine, float *x, int64_t count);
+GMEM__FN void gmem__host_normal(const gmem__engine *engine, const gmem__normal *op);
+GMEM__FN int gmem__host_finite(const gmem__engine *engine, const float *x, int64_t count, int note);
+GMEM__FN double gmem__host_error_norm(const gmem__engine *engine, const gmem__error_norm *op);
+GMEM__FN void gmem__host_change(const gmem__engine *engine, const gmem__change *op, double *change, double *size);
+GMEM__FN void gmem__host_transfer(const gmem__engine *engine, float *to, const float *from, int64_t count);
+GMEM__FN int gmem__host_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+GMEM__FN void gmem__host_release(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+GMEM__FN gmem_status gmem__host_settle(const gmem__engine *engine, int *notes, gmem_error *error);
+
 #endif /* GMEM__CPU_H */

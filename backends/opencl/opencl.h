@@ -125,11 +125,6 @@ struct gmem__device {
     char backend[160]; /* "opencl/NAME" */
 };
 
-/* Opens the device that the description asks for, self-test included. AUTO: E_NO_DEVICE unless it is a GPU, faster than
- * the CPU. The context is complete but for its device. `*out` belongs to the caller. */
-GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem_context *context,
-                                       struct gmem__device **out, gmem_error *error);
-GMEM__FN void gmem__device_close(struct gmem__device *device);
 /* Runs operations on small tensors and compares them with the scalar CPU's; E_DEVICE_TEST names the one that differs.
  * `seconds`, where not NULL: what a product of a usual size takes (on this device, on the CPU). */
 GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, double seconds[2], gmem_error *error);
@@ -168,17 +163,6 @@ typedef struct gmem__device_memory {
     int64_t resident_bytes, streamed_bytes, largest_streamed;
 } gmem__device_memory;
 
-/* A weight or a vector of the host gets an address (store->uploaded is made when needed); gmem__store_upload fills it.
- */
-GMEM__FN gmem_status gmem__device_place_weight(gmem__store *store, gmem__weight *weight, gmem_error *error);
-GMEM__FN gmem_status gmem__device_place_vector(gmem__store *store, const float **values, int64_t count,
-                                               gmem_error *error);
-/* The weight's products are to compute in this type: it is converted on its way. */
-GMEM__FN gmem_status gmem__device_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute,
-                                         gmem_error *error);
-GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error);
-GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory);
-
 /* stream.c: operations in order ----------------------------------------------------------------------------------- */
 
 enum {
@@ -212,9 +196,6 @@ struct gmem__stream {
     gmem_error failed; /* the first failure; code GMEM_OK while there is none */
 };
 
-GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const gmem__device_memory *shared,
-                                       struct gmem__stream **out, gmem_error *error);
-GMEM__FN void gmem__stream_close(struct gmem__stream *stream);
 /* Whether everything is well so far; each operation asks first. */
 GMEM__INLINE int gmem__stream_ok(const struct gmem__stream *stream) { return stream->failed.code == GMEM_OK; }
 /* Keeps the first failure. Returns whether the code is that of success. */
@@ -267,7 +248,5 @@ typedef struct gmem__cl_product {
     float alpha; /* what A B is multiplied by first */
 } gmem__cl_product;
 GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product);
-
-GMEM__FN const gmem__ops *gmem__opencl_ops(void);
 
 #endif /* GMEM__OPENCL_H */
