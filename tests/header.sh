@@ -1,6 +1,6 @@
 #!/bin/bash
 # gmem.h as users take it: the embedding example as C99 and C++, by gcc and clang, without a warning; after any system
-# header; included twice; static; without SIMD, mapping and OpenMP; optimised and not.
+# header; included twice; static; without SIMD, mapping, OpenMP and OpenCL; optimised and not.
 set -eu
 cd "$(dirname "$0")/.."
 out=build/header
@@ -46,6 +46,9 @@ for pair in "gcc g++" "clang clang++"; do
     try "$1" $out/late.c -std=gnu11 -DGMEM_NO_MMAP
     try "$1" $out/static.c -std=c99 -Wno-unused-function
     try "$1" $out/late.c -std=c99 -DGMEM_NO_SIMD
+    try "$1" $out/late.c -std=c99 -DGMEM_NO_OPENCL
+    if grep -q libOpenCL $out/program; then echo "GMEM_NO_OPENCL leaves something of OpenCL"; exit 1; fi
+    try "$2" $out/static.c -std=c++11 -DGMEM_NO_OPENCL -Wno-unused-function
     try "$2" $out/late.c -std=c++17
 done
 $out/program

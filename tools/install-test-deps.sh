@@ -2,7 +2,9 @@
 # Installs what `make test` needs beyond a C compiler, make and awk: the only list of it. Does nothing where all is there.
 set -eu
 
-packages="gcc g++ clang libclang-rt-dev libomp-dev clang-format jq pkg-config locales"
+# OpenCL: a device on the processor, the two libraries that the backend opens, and the checker of kernels. No headers.
+opencl="pocl-opencl-icd ocl-icd-libopencl1 libclblast1 oclgrind"
+packages="gcc g++ clang libclang-rt-dev libomp-dev clang-format jq pkg-config locales $opencl"
 
 missing=""
 for package in $packages; do
