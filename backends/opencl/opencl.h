@@ -36,6 +36,7 @@ typedef struct gmem__cl_limits {
     int64_t units;           /* compute units */
     int unified;             /* shares the host's memory */
     int fp16;                /* cl_khr_fp16 */
+    int vector_width;        /* floats of a vector instruction, or 1 */
     int is_cpu;              /* runs on the host's processor */
     const char *unusable;    /* why gmem cannot use it, or NULL */
 } gmem__cl_limits;
@@ -57,17 +58,19 @@ GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const
 
 /* kernels --------------------------------------------------------------------------------------------------------- */
 
-/* Every kernel of the program: X(name). The order is that of gmem__cl_kernel_id. */
+/* Every kernel of the program: X(name). The order is that of gmem__cl_kernel_id. First product.cl's, then kernels.cl's.
+ */
 #define GMEM__CL_KERNELS(X) \
+    X(product)              \
+    X(product_tile)         \
+    X(finish_product)       \
+    X(pack_rows)            \
+    X(pack_columns)         \
+    X(column_scales)        \
     X(norm)                 \
     X(rotate)               \
     X(softmax)              \
     X(group_norm)           \
-    X(finish_product)       \
-    X(product)              \
-    X(product_tile)         \
-    X(image_columns)        \
-    X(quantise_columns)     \
     X(copy)                 \
     X(to_patches)           \
     X(to_latents)           \
@@ -89,28 +92,40 @@ typedef enum gmem__cl_kernel_id {
 } gmem__cl_kernel_id;
 
 /* program.c: the text of the .cl files as lines, ended by NULL; their options for a device; the program, from the
- * context's cache folder where it is there, else compiled and put there. `options` is what -D says of tiles. */
+ * context's cache folder where it is there, else compiled and put there. What -D says of tiles: gmem__product_options.
+ */
 GMEM__FN const char *const *gmem__cl_source(void);
 
 /* device.c: an opened device -------------------------------------------------------------------------------------- */
 
 /* Which way a matrix product goes. */
 typedef enum gmem__cl_way {
+    GMEM__CL_WAY_AUTO,   /* what tuning says of the shape, else by the kind of device */
     GMEM__CL_WAY_OWN,    /* the `product` kernel: local memory, for GPUs */
     GMEM__CL_WAY_TILE,   /* the `product_tile` kernel: a register tile for each work-item, for processors */
     GMEM__CL_WAY_CLBLAST /* CLBlast, then `finish_product` */
 } gmem__cl_way;
 
+/* The sizes that are compiled into product.cl's kernels. */
+typedef struct gmem__cl_tiles {
+    /* product: the sums that a work-item keeps (rows even), the work-items of a group, the depth held in local memory
+     */
+    int item_rows, item_columns, group_rows, group_columns, group_depth;
+    /* product_tile: the sums that a work-item keeps in registers: rows (4, 6, 8 or 12) of 1, 2 or 4 vectors of 4, 8 or
+     * 16; the columns (a multiple of a tile's) and the depth that it goes through in its caches */
+    int tile_rows, tile_vectors, tile_width, tile_columns, tile_depth;
+} gmem__cl_tiles;
+
 /* What tuning found, or the defaults (tune.c). */
 typedef struct gmem__cl_tuning {
-    gmem__cl_way way; /* of shapes that are not in the table */
+    gmem__cl_way way; /* of shapes that are not in the table, where there is none */
     int tuned;        /* from the cache folder */
+    gmem__cl_tiles tiles;
     struct {
         int64_t rows, depth, columns; /* the nearest decides */
         gmem__cl_way way;
     } shapes[32];
     int shape_count;
-    char options[256]; /* of the program: "-DTILE_ROWS=8 ..." */
 } gmem__cl_tuning;
 
 /* One per context, read by all its networks and never changed once opened, but for next_address (atomic). */
@@ -166,8 +181,10 @@ typedef struct gmem__device_memory {
 /* stream.c: operations in order ----------------------------------------------------------------------------------- */
 
 enum {
-    GMEM__CL_SCRATCH_PRODUCT,
+    GMEM__CL_SCRATCH_PRODUCT, /* product.c's four: a result before its epilogue, operands packed, scales of columns */
+    GMEM__CL_SCRATCH_ROWS,
     GMEM__CL_SCRATCH_COLUMNS,
+    GMEM__CL_SCRATCH_SCALES,
     GMEM__CL_SCRATCH_SCORES,
     GMEM__CL_SCRATCH_SUMS,
     GMEM__CL_SCRATCHES
@@ -239,7 +256,8 @@ typedef struct gmem__cl_product {
     int64_t rows, depth, columns, batch;
     int64_t a_ld, b_ld, c_ld, a_stride, b_stride, c_stride; /* elements */
     gmem_compute compute;                                   /* how B is rounded before the product */
-    const float *a_scale;                                   /* (rows) addresses, for I8; or NULL */
+    gmem__cl_way way;                                       /* AUTO, but for tests and tuning */
+    const float *a_scale;                                   /* (rows) address, for I8; or NULL */
     const gmem__conv *conv;                                 /* B is this image's patches; or NULL */
     /* epilogue: C = residual + gate * activation(A B + bias); addresses */
     const float *bias, *gate, *residual;
@@ -248,5 +266,12 @@ typedef struct gmem__cl_product {
     float alpha; /* what A B is multiplied by first */
 } gmem__cl_product;
 GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product);
+/* The way that a product of WAY_AUTO takes: tuning's table, or the default. */
+GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product);
+/* Good sizes for a device of these limits; whether a device can do them; and as options of the program:
+ * "-DITEM_ROWS=8 ...". */
+GMEM__FN gmem__cl_tiles gmem__product_tiles(const gmem__cl_limits *limits);
+GMEM__FN int gmem__product_tiles_fit(const gmem__cl_tiles *tiles, const gmem__cl_limits *limits);
+GMEM__FN const char *gmem__product_options(const gmem__cl_tiles *tiles, char *out, size_t capacity);
 
 #endif /* GMEM__OPENCL_H */
