@@ -5,6 +5,7 @@
 #include "../src/api.h"
 
 #include "check.h"
+#include "golden.h"
 
 typedef struct failing {
     int64_t countdown; /* allocations until the one that fails; negative: none does */
@@ -43,6 +44,7 @@ static inline gmem_context *failing_context(failing *state) {
     desc.allocator.alloc = failing_alloc;
     desc.allocator.release = failing_release;
     desc.threads = 1;
+    golden_choose_backend(&desc);
     state->countdown = -1;
     if (gmem_context_create(&desc, &context, NULL) != GMEM_OK) exit(1);
     return context;

@@ -24,13 +24,30 @@ static void die(const char *what, const char *name, const gmem_error *error) {
     exit(1);
 }
 
+int golden_on_device(void) {
+    const char *backend = getenv("GMEM_TEST_BACKEND");
+    if (!backend || strcmp(backend, "cpu") == 0) return 0;
+    if (strcmp(backend, "opencl") != 0) die("GMEM_TEST_BACKEND is cpu or opencl, not", backend, NULL);
+    return 1;
+}
+
+void golden_choose_backend(gmem_context_desc *desc) {
+    desc->backend = golden_on_device() ? GMEM_BACKEND_OPENCL : GMEM_BACKEND_CPU;
+    desc->device = getenv("GMEM_TEST_DEVICE");
+}
+
 gmem_context *golden_context(gmem_isa isa) {
     gmem_context_desc desc;
     gmem_context *context = NULL;
     gmem_error error;
     memset(&desc, 0, sizeof desc);
     memset(&error, 0, sizeof error);
+    golden_choose_backend(&desc);
     desc.isa = isa;
+    if (golden_on_device()) { /* whose results do not depend on the instruction set: once is enough */
+        if (isa != GMEM_ISA_AUTO && isa != golden_isas[0]) return NULL;
+        desc.isa = GMEM_ISA_AUTO;
+    }
     gmem_status status = gmem_context_create(&desc, &context, &error);
     if (status == GMEM_E_UNSUPPORTED) {
         printf("note: this machine has no %s\n", golden_isa_name(isa));

@@ -6,7 +6,13 @@
 
 #include <stdint.h>
 
-/* The context on one instruction set, or NULL where this machine lacks it. Fails the program on any other error. */
+/* Where a test program computes: on the CPU, or with GMEM_TEST_BACKEND=opencl in the environment on an OpenCL device,
+ * of which GMEM_TEST_DEVICE may name one. */
+int golden_on_device(void);
+void golden_choose_backend(gmem_context_desc *desc);
+
+/* The context on one instruction set, or NULL where this machine lacks it; on a device there is one instead of all
+ * instruction sets. Fails the program on any other error. */
 gmem_context *golden_context(gmem_isa isa);
 
 /* The instruction sets to test: for (int i = 0; i < golden_isa_count; i++) golden_context(golden_isas[i]) ... */

@@ -56,6 +56,7 @@ static void check_compute(gmem_compute compute) {
     memset(&context_desc, 0, sizeof context_desc);
     context_desc.threads = 1;
     context_desc.compute = compute;
+    golden_choose_backend(&context_desc);
     if (!CHECK_OK(gmem_context_create(&context_desc, &context, NULL))) return;
     for (int threads = 1; threads <= MAX_THREADS; threads *= 2) {
         golden_case recorded = golden_case_open(context, "dit_base", NULL);
