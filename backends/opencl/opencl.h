@@ -33,6 +33,7 @@ typedef struct gmem__cl_limits {
     int64_t memory, largest; /* bytes: of all buffers, of one */
     int64_t local_memory;    /* bytes of a work-group */
     int64_t work_group;      /* work-items */
+    int64_t work_items[3];   /* of a work-group in each dimension */
     int64_t units;           /* compute units */
     int unified;             /* shares the host's memory */
     int fp16;                /* cl_khr_fp16 */
@@ -68,8 +69,9 @@ GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const
     X(pack_columns)         \
     X(column_scales)        \
     X(norm)                 \
-    X(rotate)               \
+    X(rotate_heads)         \
     X(softmax)              \
+    X(group_moments)        \
     X(group_norm)           \
     X(copy)                 \
     X(to_patches)           \
@@ -80,9 +82,7 @@ GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const
     X(normal)               \
     X(note_finite)          \
     X(error_norm)           \
-    X(change)               \
-    X(convert)              \
-    X(quantise_rows)
+    X(change)
 
 typedef enum gmem__cl_kernel_id {
 #define GMEM__CL_KERNEL_ENUM(name) GMEM__CL_##name,
@@ -128,7 +128,7 @@ typedef struct gmem__cl_tuning {
     int shape_count;
 } gmem__cl_tuning;
 
-/* One per context, read by all its networks and never changed once opened, but for next_address (atomic). */
+/* One per context, read by all its networks and never changed once opened, but for the two counters (atomic). */
 struct gmem__device {
     const gmem_context *context; /* for its allocator, files and log */
     gmem__cl_library library;
@@ -136,7 +136,8 @@ struct gmem__device {
     gmem__cl_context cl;
     gmem__cl_program program;
     gmem__cl_tuning tuning;
-    uint64_t next_address;
+    int64_t next_address;
+    int64_t used;      /* bytes of all buffers, at most found.limits.memory */
     char backend[160]; /* "opencl/NAME" */
 };
 
@@ -162,12 +163,14 @@ GMEM__FN gmem_status gmem__cl_cache_write(const gmem_context *context, const cha
 typedef struct gmem__cl_buffer {
     uint64_t address;
     int64_t bytes;       /* on the device */
-    gmem__cl_mem memory; /* NULL: streamed from `host` when an operation wants it */
+    gmem__cl_mem memory; /* NULL: streamed from `host`, as it lies there, when an operation wants it */
     /* uploaded memory only: where it comes from, (rows, cols) of `from`, rows row_stride elements apart */
     const void *host;
-    const float *scale; /* (rows) host, for I8 */
+    const float *scale; /* (rows) host, what multiplies each row of I8; or NULL */
+    float *measured;    /* (rows) host, receives what divided each row on its way to I8; or NULL */
     gmem_type from, to;
     int64_t rows, cols, row_stride;
+    int is_matrix; /* may be streamed */
 } gmem__cl_buffer;
 
 /* Ascending addresses. */
@@ -176,7 +179,21 @@ typedef struct gmem__device_memory {
     gmem__cl_buffer *buffers;
     int64_t count, capacity;
     int64_t resident_bytes, streamed_bytes, largest_streamed;
+    int wraps; /* some buffer's memory is the host's */
 } gmem__device_memory;
+
+/* Every buffer of the device is made and released by these two, which count. Within the limits, else E_MEMORY.
+ * `host`, where not NULL, is wrapped, and only read. */
+GMEM__FN gmem_status gmem__device_buffer(struct gmem__device *device, int64_t bytes, const void *host,
+                                         gmem__cl_mem *out, gmem_error *error);
+GMEM__FN void gmem__device_buffer_release(struct gmem__device *device, gmem__cl_mem memory, int64_t bytes);
+/* So many bytes of addresses, nobody else's, with room around; 0 where there are no more. */
+GMEM__FN uint64_t gmem__device_addresses(struct gmem__device *device, int64_t bytes);
+/* Appends a buffer, whose address is above the others'; 0 without memory. */
+GMEM__FN int gmem__device_memory_add(const gmem_context *context, gmem__device_memory *memory,
+                                     const gmem__cl_buffer *buffer);
+/* The buffer that holds the address, or NULL. */
+GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address);
 
 /* stream.c: operations in order ----------------------------------------------------------------------------------- */
 
@@ -197,8 +214,9 @@ struct gmem__stream {
     const gmem__device_memory *shared; /* of the network, or NULL */
     gmem__device_memory own;           /* of the stream's arenas */
     gmem__cl_queue queue;
-    gmem__cl_kernel kernels[GMEM__CL_KERNEL_COUNT];
-    gmem__cl_mem notes; /* one int: bits of what was not finite */
+    gmem__cl_kernel kernels[GMEM__CL_KERNEL_COUNT]; /* made when first launched */
+    int64_t work_group[GMEM__CL_KERNEL_COUNT];      /* work-items that the device can do of each */
+    gmem__cl_mem notes;                             /* one int: bits of what was not finite */
     struct {
         gmem__cl_mem memory;
         int64_t bytes;
@@ -210,6 +228,8 @@ struct gmem__stream {
         uint64_t used;
     } pool[GMEM__CL_POOL];
     uint64_t clock;
+    int reads_host;    /* commands may be reading the host's memory: it must stay until they are done */
+    int launches;      /* since the last flush */
     gmem_error failed; /* the first failure; code GMEM_OK while there is none */
 };
 
@@ -217,6 +237,8 @@ struct gmem__stream {
 GMEM__INLINE int gmem__stream_ok(const struct gmem__stream *stream) { return stream->failed.code == GMEM_OK; }
 /* Keeps the first failure. Returns whether the code is that of success. */
 GMEM__FN int gmem__stream_check(struct gmem__stream *stream, const char *call, int code);
+/* Likewise, for what is no code of OpenCL's. */
+GMEM__FN void gmem__stream_fail(struct gmem__stream *stream, gmem_status code, const char *message);
 
 /* A buffer and the place in it, in bytes. */
 typedef struct gmem__cl_place {
@@ -228,6 +250,15 @@ typedef struct gmem__cl_place {
 GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address);
 /* At least so many bytes, or NULL and a failed stream. Contents are lost when it grows. */
 GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes);
+/* Bytes to and from an address (NULL: the notes) of one buffer; both wait. */
+GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes);
+GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes);
+/* Waits for everything so far. */
+GMEM__FN void gmem__stream_finish(struct gmem__stream *stream);
+/* gmem__ops.reserve and .release: a buffer for each take, for devices bound the size of one; takes beyond
+ * GMEM__ARENA_CUTS share the last. Returns 0 with a failed stream where there is not so much memory. */
+GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
+GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
 
 /* A launch: arguments in the kernel's order, then run. Every pointer is two arguments of the kernel: the buffer, and a
  * ulong that counts elements. */
