@@ -1,0 +1,479 @@
+/* All kernels but the products'. OpenCL C 1.2, no extension. Every tensor is a buffer and the place in it of the first
+ * element; sizes are ints, offsets ulongs. Global sizes are rounded up, so every kernel guards its edges, and none
+ * depends on a work-group's size but by asking for it. */
+
+/* sums ------------------------------------------------------------------------------------------------------------ */
+
+/* Numbers as unevaluated sums of two floats, (value, error): about 48 bits where a device has no double. A compiler
+ * must not fuse what follows differently. Knuth, "The Art of Computer Programming" 2, 4.2.2; Dekker, "A floating-point
+ * technique for extending the available precision", 1971. */
+#pragma OPENCL FP_CONTRACT OFF
+
+float2 two_sum(float a, float b) {
+    const float sum = a + b, rest = sum - a;
+    return (float2)(sum, (a - (sum - rest)) + (b - rest));
+}
+
+float2 two_product(float a, float b) {
+    const float product = a * b;
+    return (float2)(product, fma(a, b, -product));
+}
+
+float2 add_float(float2 a, float b) {
+    const float2 sum = two_sum(a.x, b);
+    return (float2)(sum.x, a.y + sum.y);
+}
+
+float2 add_pair(float2 a, float2 b) {
+    const float2 sum = two_sum(a.x, b.x);
+    return (float2)(sum.x, (a.y + b.y) + sum.y);
+}
+
+float2 divide_pair(float2 a, float b) {
+    const float quotient = (a.x + a.y) / b;
+    return (float2)(quotient, (fma(-quotient, b, a.x) + a.y) / b);
+}
+
+/* a + weight * x, the weight a pair too. */
+float2 add_product(float2 a, float2 weight, float x) {
+    const float2 product = two_product(weight.x, x);
+    return add_pair(a, (float2)(product.x, fma(weight.y, x, product.y)));
+}
+
+/* The nearest float. Where it is not finite the error is of no use. */
+float round_pair(float2 a) { return isfinite(a.x) ? a.x + a.y : a.x; }
+
+/* x - mean, as exact as it gets. */
+float deviation(float x, float2 mean) { return (x - mean.x) - mean.y; }
+
+#pragma OPENCL FP_CONTRACT ON
+
+/* reductions ------------------------------------------------------------------------------------------------------ */
+
+/* Work-groups of (columns, slices): each column is shared by the items of its slices, which take every slices-th row,
+ * so that neighbours read neighbouring columns. All items of a group must call these, those beyond the last column too,
+ * to whom a column has no rows; `partial` has one pair for each item. Loops are of the same length for all. */
+float2 column_sum(__local float2 *partial, float2 value) {
+    const int column = get_local_id(0), columns = get_local_size(0), slices = get_local_size(1);
+    float2 sum = 0;
+    barrier(CLK_LOCAL_MEM_FENCE); /* what was there before has been read */
+    partial[get_local_id(1) * columns + column] = value;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int slice = 0; slice < slices; slice++)
+        sum = add_pair(sum, partial[slice * columns + column]);
+    return sum;
+}
+
+/* Work-groups of one dimension: the sum of all items, given to each. */
+float2 group_sum(__local float2 *partial, float2 value) {
+    const int item = get_local_id(0);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    partial[item] = value;
+    for (int count = get_local_size(0); count > 1;) {
+        const int kept = (count + 1) / 2;
+        barrier(CLK_LOCAL_MEM_FENCE);
+        if (item < count - kept) partial[item] = add_pair(partial[item], partial[item + kept]);
+        count = kept;
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return partial[0];
+}
+
+/* norms ----------------------------------------------------------------------------------------------------------- */
+
+/* The mean (0 for RMSNorm) and 1 / sqrt(variance + eps) of a column's values, `stride` apart, in two passes. `rows` is
+ * count, or 0 for an item without a column. */
+typedef struct moments_of {
+    float2 mean;
+    float inverse;
+} moments_of;
+
+moments_of column_moments(__global const float *x, int rows, int count, int stride, int rms, float eps,
+                          __local float2 *partial) {
+    const int slice = get_local_id(1), slices = get_local_size(1), steps = (count + slices - 1) / slices;
+    moments_of moments;
+    float2 sum = 0;
+    moments.mean = 0;
+    if (!rms) {
+        for (int step = 0; step < steps; step++) {
+            const int i = step * slices + slice;
+            if (i < rows) sum = add_float(sum, x[(ulong)i * stride]);
+        }
+        moments.mean = divide_pair(column_sum(partial, sum), count);
+    }
+    sum = 0;
+    for (int step = 0; step < steps; step++) {
+        const int i = step * slices + slice;
+        const float d = i < rows ? deviation(x[(ulong)i * stride], moments.mean) : 0;
+        sum = add_float(sum, d * d);
+    }
+    sum = column_sum(partial, sum);
+    moments.inverse = 1 / sqrt((sum.x + sum.y) / count + eps);
+    return moments;
+}
+
+/* Bits of what an optional argument has been given for. */
+enum { HAS_WEIGHT = 1, HAS_BIAS = 2, HAS_SHIFT = 4, HAS_SCALE = 8 };
+
+/* (x - mean) * inverse * weight + bias for channel i. */
+float affine(float x, moments_of moments, __global const float *weight, __global const float *bias, int has, int i) {
+    float y = deviation(x, moments.mean) * moments.inverse;
+    if (has & HAS_WEIGHT) y *= weight[i];
+    if (has & HAS_BIAS) y += bias[i];
+    return y;
+}
+
+/* RMSNorm (arXiv 1910.07467) or LayerNorm (1607.06450), and adaLN's modulation (2212.09748), of columns from `first`
+ * on. x (channels, columns); y (channels, columns - first), rows y_stride apart. (columns, slices). */
+__kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong y_at, __global const float *weight,
+                   ulong weight_at, __global const float *bias, ulong bias_at, __global const float *shift,
+                   ulong shift_at, __global const float *scale, ulong scale_at, int has, int rms, float eps,
+                   int channels, int columns, int first, int y_stride, int tokens, int modulation_stride,
+                   __local float2 *partial) {
+    const int place = get_global_id(0), column = first + place, rows = column < columns ? channels : 0;
+    const int slice = get_local_id(1), slices = get_local_size(1), steps = (channels + slices - 1) / slices;
+    const ulong modulation = (ulong)(column / tokens) * modulation_stride;
+    x += x_at + column;
+    y += y_at + place;
+    weight += weight_at;
+    bias += bias_at;
+    shift += shift_at + modulation;
+    scale += scale_at + modulation;
+    const moments_of moments = column_moments(x, rows, channels, columns, rms, eps, partial);
+    for (int step = 0; step < steps; step++) {
+        const int c = step * slices + slice;
+        if (c >= rows) continue;
+        float value = affine(x[(ulong)c * columns], moments, weight, bias, has, c);
+        if (has & HAS_SCALE) value *= 1 + scale[c];
+        if (has & HAS_SHIFT) value += shift[c];
+        y[(ulong)c * y_stride] = value;
+    }
+}
+
+/* In place on x (heads * head_dim, columns): the head's norm, then RoPE (arXiv 2104.09864) on adjacent pairs; cosine,
+ * sine (head_dim / 2, tokens). (columns, slices, heads). */
+__kernel void rotate_heads(__global float *x, ulong x_at, __global const float *weight, ulong weight_at,
+                           __global const float *bias, ulong bias_at, __global const float *cosine, ulong cosine_at,
+                           __global const float *sine, ulong sine_at, int has, int norm, int rms, int turn, float eps,
+                           int head_dim, int columns, int tokens, __local float2 *partial) {
+    const int column = get_global_id(0), token = column % tokens, rows = column < columns ? head_dim : 0;
+    const int slice = get_local_id(1), slices = get_local_size(1), steps = ((head_dim + 1) / 2 + slices - 1) / slices;
+    moments_of moments;
+    x += x_at + (ulong)get_global_id(2) * head_dim * columns + column;
+    weight += weight_at;
+    bias += bias_at;
+    cosine += cosine_at + token;
+    sine += sine_at + token;
+    if (norm) moments = column_moments(x, rows, head_dim, columns, rms, eps, partial);
+    barrier(CLK_GLOBAL_MEM_FENCE); /* all of the column has been read */
+    for (int step = 0; step < steps; step++) {
+        const int pair = step * slices + slice, even = 2 * pair, odd = even + 1;
+        if (even >= rows) continue;
+        float a = x[(ulong)even * columns], b = odd < head_dim ? x[(ulong)odd * columns] : 0;
+        if (norm) {
+            a = affine(a, moments, weight, bias, has, even);
+            if (odd < head_dim) b = affine(b, moments, weight, bias, has, odd);
+        }
+        if (turn && odd < head_dim) {
+            const float c = cosine[(ulong)pair * tokens], s = sine[(ulong)pair * tokens], before = a;
+            a = before * c - b * s;
+            b = b * c + before * s;
+        }
+        x[(ulong)even * columns] = a;
+        if (odd < head_dim) x[(ulong)odd * columns] = b;
+    }
+}
+
+/* In place on scores (batch, keys, queries): exp(scale * score) over its sum along the keys. (queries, slices, batch)
+ */
+__kernel void softmax(__global float *scores, ulong scores_at, float scale, int keys, int queries,
+                      __local float2 *partial) {
+    const int query = get_global_id(0), rows = query < queries ? keys : 0;
+    const int slice = get_local_id(1), slices = get_local_size(1), steps = (keys + slices - 1) / slices;
+    float largest = -INFINITY, sum = 0;
+    scores += scores_at + (ulong)get_global_id(2) * keys * queries + query;
+    for (int step = 0; step < steps; step++) {
+        const int key = step * slices + slice;
+        if (key < rows) largest = fmax(largest, scores[(ulong)key * queries]);
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    partial[get_local_id(1) * get_local_size(0) + get_local_id(0)].x = largest;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int other = 0; other < slices; other++)
+        largest = fmax(largest, partial[other * get_local_size(0) + get_local_id(0)].x);
+    for (int step = 0; step < steps; step++) {
+        const int key = step * slices + slice;
+        if (key >= rows) continue;
+        const float p = exp(scale * (scores[(ulong)key * queries] - largest));
+        scores[(ulong)key * queries] = p;
+        sum += p;
+    }
+    const float2 total = column_sum(partial, (float2)(sum, 0));
+    const float inverse = 1 / (total.x + total.y);
+    for (int step = 0; step < steps; step++) {
+        const int key = step * slices + slice;
+        if (key < rows) scores[(ulong)key * queries] *= inverse;
+    }
+}
+
+/* The first half of GroupNorm: parts (groups, get_num_groups(0)) of four floats, the mean as a pair and the sum of the
+ * squared deviations from it, of `chunk` values of a group's `count`; the last part may be shorter. (chunks, groups) */
+__kernel void group_moments(__global const float *x, ulong x_at, __global float *parts, ulong parts_at, int count,
+                            int chunk, __local float2 *partial) {
+    const int part = get_group_id(0), group = get_global_id(1), item = get_local_id(0), items = get_local_size(0);
+    const int first = part * chunk, size = min(chunk, count - first), steps = (size + items - 1) / items;
+    float2 sum = 0;
+    x += x_at + (ulong)group * count + first;
+    for (int step = 0; step < steps; step++) {
+        const int i = step * items + item;
+        if (i < size) sum = add_float(sum, x[i]);
+    }
+    const float2 mean = divide_pair(group_sum(partial, sum), size);
+    sum = 0;
+    for (int step = 0; step < steps; step++) {
+        const int i = step * items + item;
+        const float d = i < size ? deviation(x[i], mean) : 0;
+        sum = add_float(sum, d * d);
+    }
+    sum = group_sum(partial, sum);
+    if (item) return;
+    parts += parts_at + 4 * ((ulong)group * get_num_groups(0) + part);
+    parts[0] = mean.x;
+    parts[1] = mean.y;
+    parts[2] = sum.x + sum.y;
+}
+
+/* The parts of a group as one (Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+ * variances", 1979). */
+moments_of merge_moments(__global const float *parts, int count, int chunk, float eps) {
+    const int last = (count + chunk - 1) / chunk;
+    moments_of moments;
+    float2 sum = 0;
+    float squares = 0;
+    for (int part = 0; part < last; part++) {
+        const float size = min(chunk, count - part * chunk);
+        sum = add_product(sum, (float2)(parts[4 * part], parts[4 * part + 1]), size);
+    }
+    moments.mean = divide_pair(sum, count);
+    for (int part = 0; part < last; part++) {
+        const float d = deviation(parts[4 * part], moments.mean) + parts[4 * part + 1];
+        squares += parts[4 * part + 2] + d * d * min(chunk, count - part * chunk);
+    }
+    moments.inverse = 1 / sqrt(squares / count + eps);
+    return moments;
+}
+
+/* The second half (arXiv 1803.08494), then silu where asked. x, y (channels, area); `parts` as above, of `channels` by
+ * a group. An item does every so many values. (area, channels) */
+__kernel void group_norm(__global const float *x, ulong x_at, __global float *y, ulong y_at,
+                         __global const float *weight, ulong weight_at, __global const float *bias, ulong bias_at,
+                         __global const float *parts, ulong parts_at, int channels, int area, int chunk, float eps,
+                         int silu, __local float *shared) {
+    const int channel = get_global_id(1), count = channels * area, chunks = (count + chunk - 1) / chunk;
+    moments_of moments;
+    if (get_local_id(0) == 0) {
+        moments = merge_moments(parts + parts_at + (ulong)(channel / channels) * 4 * chunks, count, chunk, eps);
+        shared[0] = moments.mean.x;
+        shared[1] = moments.mean.y;
+        shared[2] = moments.inverse;
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    moments.mean = (float2)(shared[0], shared[1]);
+    moments.inverse = shared[2];
+    x += x_at + (ulong)channel * area;
+    y += y_at + (ulong)channel * area;
+    const float w = weight[weight_at + channel], b = bias[bias_at + channel];
+    const int items = get_global_size(0), steps = (area + items - 1) / items;
+    for (int step = 0; step < steps; step++) {
+        const int i = step * items + get_global_id(0);
+        if (i >= area) continue;
+        const float value = deviation(x[i], moments.mean) * moments.inverse * w + b;
+        y[i] = silu ? value / (1 + exp(-value)) : value;
+    }
+}
+
+/* shapes ---------------------------------------------------------------------------------------------------------- */
+
+/* to (rows, width) = from, rows to_stride and from_stride apart. (width, rows) */
+__kernel void copy(__global float *to, ulong to_at, __global const float *from, ulong from_at, int rows, int width,
+                   int to_stride, int from_stride) {
+    const int column = get_global_id(0), row = get_global_id(1);
+    if (row < rows && column < width)
+        to[to_at + (ulong)row * to_stride + column] = from[from_at + (ulong)row * from_stride + column];
+}
+
+/* latents (samples, channels, height, width) to patches: rows (channels, patch, patch), columns (samples, tokens).
+ * (columns, rows) */
+__kernel void to_patches(__global const float *latents, ulong latents_at, __global float *patches, ulong patches_at,
+                         int samples, int channels, int height, int width, int patch) {
+    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;
+    const int column = get_global_id(0), row = get_global_id(1);
+    if (column >= columns || row >= channels * patch * patch) return;
+    const int sample = column / tokens, token = column % tokens, channel = row / (patch * patch);
+    const int y = token / across * patch + row / patch % patch, x = token % across * patch + row % patch;
+    patches[patches_at + (ulong)row * columns + column] =
+        latents[latents_at + (((ulong)sample * channels + channel) * height + y) * width + x];
+}
+
+/* patches: rows (patch, patch, patch_channels), columns (samples, tokens), to latents (samples, channels, height,
+ * width), the first `channels` of patch_channels. (width, height, samples * channels) */
+__kernel void to_latents(__global float *latents, ulong latents_at, __global const float *patches, ulong patches_at,
+                         int samples, int channels, int height, int width, int patch, int patch_channels) {
+    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;
+    const int x = get_global_id(0), y = get_global_id(1), plane = get_global_id(2);
+    if (x >= width || y >= height || plane >= samples * channels) return;
+    const int sample = plane / channels, channel = plane % channels;
+    const int row = (y % patch * patch + x % patch) * patch_channels + channel;
+    latents[latents_at + ((ulong)plane * height + y) * width + x] =
+        patches[patches_at + (ulong)row * columns + sample * tokens + y / patch * across + x / patch];
+}
+
+/* y (columns, rows), rows y_stride apart = x (rows, columns) turned, by way of a tile as large as the work-group, so
+ * that both are read and written along their rows. (columns, rows) */
+__kernel void transpose(__global const float *x, ulong x_at, __global float *y, ulong y_at, int rows, int columns,
+                        int y_stride, __local float *tile) {
+    const int tile_columns = get_local_size(0), tile_rows = get_local_size(1);
+    const int column = get_local_id(0), row = get_local_id(1), item = row * tile_columns + column;
+    const int first_column = get_group_id(0) * tile_columns, first_row = get_group_id(1) * tile_rows;
+    if (first_row + row < rows && first_column + column < columns)
+        tile[row * (tile_columns + 1) + column] = x[x_at + (ulong)(first_row + row) * columns + first_column + column];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    const int turned_row = item / tile_rows, turned_column = item % tile_rows;
+    if (first_column + turned_row < columns && first_row + turned_column < rows)
+        y[y_at + (ulong)(first_column + turned_row) * y_stride + first_row + turned_column] =
+            tile[turned_column * (tile_columns + 1) + turned_row];
+}
+
+/* values ---------------------------------------------------------------------------------------------------------- */
+
+__kernel void silu(__global float *x, ulong x_at, int count) {
+    const int i = get_global_id(0);
+    if (i >= count) return;
+    const float value = x[x_at + i];
+    x[x_at + i] = value / (1 + exp(-value));
+}
+
+/* Eight terms, each a tensor and its weight as a pair. */
+#define TERM(j) __global const float *k##j, ulong k##j##_at, float weight##j, float weight_rest##j
+#define TERMS   TERM(0), TERM(1), TERM(2), TERM(3), TERM(4), TERM(5), TERM(6), TERM(7)
+#define ADD_TERM(sum, j, at) \
+    if (terms > j) sum = add_product(sum, (float2)(weight##j, weight_rest##j), k##j[k##j##_at + (at)])
+#define ADD_TERMS(sum, at) \
+    ADD_TERM(sum, 0, at);  \
+    ADD_TERM(sum, 1, at);  \
+    ADD_TERM(sum, 2, at);  \
+    ADD_TERM(sum, 3, at);  \
+    ADD_TERM(sum, 4, at);  \
+    ADD_TERM(sum, 5, at);  \
+    ADD_TERM(sum, 6, at);  \
+    ADD_TERM(sum, 7, at)
+
+/* out = x_weight x + sum of weight[j] k[j], rounded once; all (rows, width), rows `stride` apart. (width, rows) */
+__kernel void combine(__global float *out, ulong out_at, __global const float *x, ulong x_at, float x_weight,
+                      float x_weight_rest, int terms, TERMS, int rows, int width, int stride) {
+    const int column = get_global_id(0), row = get_global_id(1);
+    if (row >= rows || column >= width) return;
+    const ulong at = (ulong)row * stride + column;
+    float2 sum = add_product((float2)(0, 0), (float2)(x_weight, x_weight_rest), x[x_at + at]);
+    ADD_TERMS(sum, at);
+    out[out_at + at] = round_pair(sum);
+}
+
+/* sums (get_num_groups(0)) of pairs: of (sum of weight[j] k[j] / (atol + rtol max(|x|, |y|)))^2. (any) */
+__kernel void error_norm(__global const float *x, ulong x_at, __global const float *y, ulong y_at, int has_y, int terms,
+                         TERMS, float atol, float rtol, int count, __global float *sums, __local float2 *partial) {
+    const int items = get_global_size(0), steps = (count + items - 1) / items;
+    float2 total = 0;
+    for (int step = 0; step < steps; step++) {
+        const int i = step * items + get_global_id(0);
+        if (i >= count) continue;
+        float2 sum = 0;
+        ADD_TERMS(sum, i);
+        const float size = has_y ? fmax(fabs(x[x_at + i]), fabs(y[y_at + i])) : fabs(x[x_at + i]);
+        const float ratio = round_pair(sum) / (atol + rtol * size);
+        total = add_float(total, ratio * ratio);
+    }
+    total = group_sum(partial, total);
+    if (get_local_id(0) == 0) sums[get_group_id(0)] = round_pair(total);
+}
+
+/* sums (get_num_groups(0), 2): of |after - before - residual| and of |residual|. after (rows, width), rows after_stride
+ * apart; before, residual (rows, width). (width, one work-group for some rows) */
+__kernel void change(__global const float *after, ulong after_at, __global const float *before, ulong before_at,
+                     __global const float *residual, ulong residual_at, int rows, int width, int after_stride,
+                     __global float *sums, __local float2 *partial) {
+    const int item = get_local_id(0), items = get_local_size(0), steps = (width + items - 1) / items;
+    float2 changed = 0, size = 0;
+    for (int row = get_group_id(0); row < rows; row += get_num_groups(0))
+        for (int step = 0; step < steps; step++) {
+            const int column = step * items + item;
+            if (column >= width) continue;
+            const ulong at = (ulong)row * width + column;
+            const float then = residual[residual_at + at];
+            const float2 added = two_sum(after[after_at + (ulong)row * after_stride + column], -before[before_at + at]);
+            changed = add_float(changed, fabs(round_pair(add_float(added, -then))));
+            size = add_float(size, fabs(then));
+        }
+    changed = group_sum(partial, changed);
+    size = group_sum(partial, size);
+    if (item) return;
+    sums[2 * get_group_id(0)] = round_pair(changed);
+    sums[2 * get_group_id(0) + 1] = round_pair(size);
+}
+
+/* notes |= note where one of x is not finite. (any) */
+__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes) {
+    int finite = 1;
+    for (int i = get_global_id(0); i < count; i += get_global_size(0))
+        finite &= isfinite(x[x_at + i]);
+    if (!finite) atomic_or(notes, note);
+}
+
+/* noise ----------------------------------------------------------------------------------------------------------- */
+
+/* Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011). */
+uint4 philox(uint2 key, uint4 counter) {
+    for (int round = 0; round < 10; round++) {
+        const uint low0 = 0xD2511F53u * counter.x, high0 = mul_hi(0xD2511F53u, counter.x);
+        const uint low1 = 0xCD9E8D57u * counter.z, high1 = mul_hi(0xCD9E8D57u, counter.z);
+        counter = (uint4)(high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0);
+        key += (uint2)(0x9E3779B9u, 0xBB67AE85u);
+    }
+    return counter;
+}
+
+/* sqrt(-2 log u) for u = (a + 1/2) / 2^32, by way of 1 - u above a half: float has no room for u near 1. */
+float normal_radius(uint a) {
+    const float unit = 0x1p-32f;
+    const float log_u = a < 0x80000000u ? log(((float)a + 0.5f) * unit) : log1p(-((float)(~a) + 0.5f) * unit);
+    return sqrt(-2 * log_u);
+}
+
+/* cos and sin of 2 pi (b + 1/2) / 2^32: the upper two bits are the quadrant, the rest a multiple of pi / 2^31. */
+float2 normal_direction(uint b) {
+    const float turn = ((float)(b & 0x3fffffffu) + 0.5f) * 0x1p-31f, c = cospi(turn), s = sinpi(turn);
+    const uint quadrant = b >> 30;
+    return quadrant == 0   ? (float2)(c, s)
+           : quadrant == 1 ? (float2)(-s, c)
+           : quadrant == 2 ? (float2)(-c, -s)
+                           : (float2)(s, -c);
+}
+
+/* out (count, per_picture): normal draws of pictures from counter.z, counter.w on (random.c). (blocks of 4, pictures)
+ */
+__kernel void normal(__global float *out, ulong out_at, uint seed_low, uint seed_high, uint index, uint picture_low,
+                     uint picture_high, uint draw, int count, int per_picture) {
+    const int block = get_global_id(0), picture = get_global_id(1);
+    if (picture >= count || block >= (per_picture + 3) / 4) return;
+    const uint low = picture_low + picture, high = picture_high + (low < picture_low ? 1 : 0);
+    const uint4 bits =
+        philox((uint2)(seed_low, seed_high), (uint4)(block, index, low, (high & 0xffffffu) | draw << 24));
+    const float2 first = normal_radius(bits.x) * normal_direction(bits.y);
+    const float2 second = normal_radius(bits.z) * normal_direction(bits.w);
+    const int at = block * 4;
+    out += out_at + (ulong)picture * per_picture + at;
+    out[0] = first.x;
+    if (at + 1 < per_picture) out[1] = first.y;
+    if (at + 2 < per_picture) out[2] = second.x;
+    if (at + 3 < per_picture) out[3] = second.y;
+}
