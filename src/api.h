@@ -227,8 +227,8 @@ typedef struct gmem_context_desc {
     /* A folder for compiled OpenCL programs and tuned parameters, keyed by device, driver and source; it must exist and
      * be writable by nobody else. NULL: everything is compiled anew. */
     const char *cache_dir;
-    int64_t device_memory; /* bytes of the device's memory to use at most; 0: what it has */
-    gmem_opencl opencl;    /* all zero: the system's libraries */
+    int64_t device_memory;    /* bytes of the device's memory to use at most; 0: what it has */
+    gmem_opencl opencl;       /* all zero: the system's libraries */
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
@@ -795,6 +795,42 @@ GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor
 GMEM_API void gmem_linear_destroy(gmem_linear *linear);
 /* x (depth, columns) -> y (rows, columns), channels first as all activations inside. Errors: E_ARGUMENT. */
 GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y, gmem_error *error);
+
+/* Finding what an OpenCL device multiplies matrices with fastest: the parameters of CLBlast, where it is there, the own
+ * kernels' tiles, and which of them for which shape, tried on the layers of XL/1, B/1 and the default model. A result
+ * that differs from the CPU's is never kept. */
+typedef struct gmem_tune_shape {
+    const char *layer;            /* "XL/1 qkv" */
+    int64_t rows, depth, columns; /* y (rows, columns) = W (rows, depth) x (depth, columns) */
+    double clblast, clblast_tuned,
+        own;            /* seconds, 0 where not known: CLBlast as it comes and tuned, the best own kernel */
+    const char *choice; /* "clblast", or an own kernel: "own", "tile"; NULL: not known */
+} gmem_tune_shape;
+
+#define GMEM_TUNE_SHAPES 12
+
+typedef struct gmem_tune_report {
+    gmem_tune_shape shapes[GMEM_TUNE_SHAPES];
+    int shape_count;
+    int tried, failed; /* settings that ran, and those among them that failed or computed something else */
+    double seconds;
+} gmem_tune_report;
+
+typedef struct gmem_tune_desc {
+    const char *cache_dir; /* where it is kept for contexts with this folder; NULL: only reported */
+    double seconds;        /* after which nothing new is begun; 0: 60. What it began may take a while, above all to
+                              be compiled */
+    double (*clock)(void *user); /* seconds; needed, for the library has none */
+    /* Now and then, with the seconds so far and what is being tried; or NULL. Not 0 ends it: E_CANCELLED. */
+    int (*progress)(void *user, double seconds, const char *what);
+    void *user;
+} gmem_tune_desc;
+
+/* For the context's device, while nothing else runs on it. CLBlast keeps what was tried last for the rest of the
+ * process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED, E_MEMORY, E_DEVICE, those of
+ * writing. */
+GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_desc *desc, gmem_tune_report *report,
+                                      gmem_error *error);
 
 /* >>generate ----------------------------------------------------------------------------------------------------- */
 

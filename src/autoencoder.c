@@ -1,6 +1,7 @@
 /* Autoencoders from their files: names of the parts in each naming scheme, structure from the tensors, weights.
  * One architecture, CompVis's AutoencoderKL (latent-diffusion, ldm/models/autoencoder.py), serves VA-VAE and SD-VAE. */
 #include "autoencoder.h"
+#include "fallback.h"
 #include "file.h"
 
 #include <stdio.h>
@@ -176,8 +177,9 @@ static gmem_status gmem__ae_take_conv(gmem__ae_builder *b, gmem__ae_position at,
     gmem__ae_name weight = gmem__ae_key(b, at, leaf, ".weight"), bias = gmem__ae_key(b, at, leaf, ".bias");
     out->kernel = kernel;
     GMEM__TRY(gmem__ae_take_weight(b, weight.text, out_channels, in_channels, kernel, &out->weight));
-    if (b->store->context->compute != GMEM_COMPUTE_F32) /* int8 too: images suffer from it */
-        GMEM__TRY(gmem__store_narrow(b->store, &out->weight, GMEM_COMPUTE_BF16, 0, b->error));
+    gmem_compute compute = b->store->context->compute;
+    if (compute == GMEM_COMPUTE_INT8) compute = GMEM_COMPUTE_BF16; /* images suffer from int8 */
+    if (compute != GMEM_COMPUTE_F32) GMEM__TRY(gmem__store_narrow(b->store, &out->weight, compute, 0, b->error));
     return gmem__store_vector(b->store, bias.text, out_channels, &out->bias, b->error);
 }
 
@@ -404,24 +406,37 @@ static gmem_status gmem__ae_load(gmem_autoencoder *ae, gmem_error *error) {
     return gmem__ae_describe(ae, &b, decoder_levels, encoder_levels);
 }
 
+static gmem_status gmem__ae_open(gmem_autoencoder *ae, const gmem_autoencoder_desc *desc, gmem_error *error) {
+    gmem_context *context = (gmem_context *)(uintptr_t)ae->context;
+    ae->file = desc->file;
+    if (!desc->file) {
+        GMEM__TRY(gmem_file_open(context, desc->path, desc->key, &ae->file, error));
+        ae->file_owned = 1;
+    }
+    ae->store.context = context;
+    ae->store.file = ae->file;
+    gmem_status status = gmem__choose_device(context, desc->backend, &ae->store.device, error);
+    if (status == GMEM_OK) status = gmem__ae_load(ae, error);
+    if (status == GMEM_OK) status = gmem__store_upload(&ae->store, error);
+    return gmem__fail_in(error, status, gmem_file_path(ae->file));
+}
+
 GMEM_API gmem_status gmem_autoencoder_open(gmem_context *context, const gmem_autoencoder_desc *desc,
                                            gmem_autoencoder **out, gmem_error *error) {
+    gmem_error why;
     if (!context || !desc || !out || (!desc->path && !desc->file))
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_autoencoder_open needs a context, a file and an output");
     gmem_autoencoder *ae = (gmem_autoencoder *)gmem__alloc(context, 1, sizeof *ae);
     if (!ae) return gmem__fail(error, GMEM_E_MEMORY, "no memory for an autoencoder");
     ae->context = context;
-    ae->file = desc->file;
-    ae->file_owned = !desc->file;
-    gmem_status status = GMEM_OK;
-    if (ae->file_owned) status = gmem_file_open(context, desc->path, desc->key, &ae->file, error);
-    if (status == GMEM_OK) {
-        ae->store.context = context;
-        ae->store.file = ae->file;
-        status = gmem__fail_in(error, gmem__ae_load(ae, error), gmem_file_path(ae->file));
-    }
+    const gmem_status status = gmem__ae_open(ae, desc, &why);
     if (status != GMEM_OK) {
+        const int again = ae->store.device && gmem__falls_back(context, status, &why);
+        gmem_autoencoder_desc on_cpu = *desc;
         gmem_autoencoder_close(ae);
+        on_cpu.backend = GMEM_BACKEND_CPU;
+        if (again) return gmem_autoencoder_open(context, &on_cpu, out, error);
+        if (error) *error = why;
         return status;
     }
     gmem__quoted path;

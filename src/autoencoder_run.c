@@ -1,6 +1,7 @@
 /* Autoencoders at work: the walk through a half's layers, decoding, encoding, and what lies between the transformer's
  * latents and pixels. */
 #include "autoencoder.h"
+#include "fallback.h"
 
 #include <math.h>
 
@@ -171,27 +172,38 @@ typedef struct gmem__ae_job {
     const gmem__ae_net *net;
     int64_t count, height, width;
     const float *input; /* (count, in, height, width) */
+    const gmem__store *store;
     gmem__ae_plan plan;
-    gmem__arena arena;
+    gmem__engine engine;
+    gmem__arena memory; /* of the engine, for the next four */
     float *a, *b, *work;
-    void *scratch;
-    float *results; /* (count, out_channels, out_height, out_width): the caller's outputs wait for the last image */
+    float *in;         /* (plan.input) on a device */
+    gmem__arena arena; /* of the host */
+    float *results;    /* (count, out_channels, out_height, out_width): the caller's outputs wait for the last image */
 } gmem__ae_job;
 
 static int64_t gmem__ae_result_size(const gmem__ae_plan *plan) {
     return plan->out_channels * plan->out_height * plan->out_width;
 }
 
-static void gmem__ae_take(gmem__ae_job *job) {
-    const gmem_context *context = job->context;
-    job->a = GMEM__TAKE_F32(&job->arena, job->plan.state);
-    job->b = GMEM__TAKE_F32(&job->arena, job->plan.state);
-    job->work = GMEM__TAKE_F32(&job->arena, job->plan.work);
-    job->scratch = gmem__take(&job->arena, context->ops->scratch_bytes(context->threads), 1);
+static void gmem__ae_take_engine(gmem__ae_job *job) {
+    job->a = GMEM__TAKE_F32(&job->memory, job->plan.state);
+    job->b = GMEM__TAKE_F32(&job->memory, job->plan.state);
+    job->work = GMEM__TAKE_F32(&job->memory, job->plan.work);
+    if (job->engine.stream) job->in = GMEM__TAKE_F32(&job->memory, job->plan.input);
+}
+
+static void gmem__ae_take_host(gmem__ae_job *job) {
+    job->engine.scratch = gmem__take(&job->arena, job->engine.ops->scratch_bytes(job->engine.threads), 1);
     job->results = GMEM__TAKE_F32(&job->arena, job->count * gmem__ae_result_size(&job->plan));
 }
 
-static void gmem__ae_job_end(gmem__ae_job *job) { gmem__arena_release(job->context, &job->arena); }
+static void gmem__ae_job_end(gmem__ae_job *job) {
+    if (!job->engine.ops) return;
+    job->engine.ops->release(&job->engine, job->context, &job->memory);
+    gmem__arena_release(job->context, &job->arena);
+    gmem__engine_close(&job->engine);
+}
 
 static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
     int64_t size = 0;
@@ -199,35 +211,73 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
         !gmem__mul(gmem__max(job->plan.state, job->plan.input), job->count, &size))
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld images of %lld x %lld are too large", (long long)job->count,
                           (long long)job->height, (long long)job->width);
-    gmem__ae_take(job);
+    GMEM__TRY(gmem__engine_open(job->store, &job->engine, error));
+    gmem__ae_take_host(job);
     if (!gmem__arena_reserve(job->context, &job->arena))
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for the autoencoder: %lld bytes",
                           (long long)job->arena.bytes);
-    gmem__ae_take(job);
+    gmem__ae_take_host(job);
+    gmem__ae_take_engine(job);
+    GMEM__TRY(gmem__engine_reserve(&job->engine, job->context, &job->memory, "the autoencoder", error));
+    gmem__ae_take_engine(job);
+    return GMEM_OK;
+}
+
+static gmem_status gmem__ae_job_image(gmem__ae_job *job, int64_t i, gmem_error *error) {
+    const gmem__engine *engine = &job->engine;
+    const int64_t size = gmem__ae_result_size(&job->plan);
+    const float *input = job->input + i * job->plan.input;
+    int notes = 0;
+    if (engine->stream) {
+        engine->ops->upload(engine, job->in, input, job->plan.input);
+        input = job->in;
+    }
+    gmem__ae_walk walk = {*engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
+    gmem__ae_run(&walk, job->net, input);
+    const int finite = engine->ops->finite(engine, walk.x, size, GMEM__NOTE_IMAGE);
+    engine->ops->download(engine, job->results + i * size, walk.x, size);
+    GMEM__TRY(engine->ops->settle(engine, &notes, error));
+    if (!finite || notes)
+        return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
+                          (long long)i);
     return GMEM_OK;
 }
 
 static gmem_status gmem__ae_job_images(gmem__ae_job *job, gmem_error *error) {
-    int64_t size = gmem__ae_result_size(&job->plan);
-    for (int64_t i = 0; i < job->count; i++) {
-        gmem__engine engine = gmem__engine_of(job->context);
-        engine.scratch = job->scratch;
-        gmem__ae_walk walk = {engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
-        gmem__ae_run(&walk, job->net, job->input + i * job->plan.input);
-        if (!gmem__all_finite(walk.x, size))
-            return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
-                              (long long)i);
-        memcpy(job->results + i * size, walk.x, (size_t)size * sizeof(float));
-    }
+    GMEM__TRY(gmem__ae_job_begin(job, error));
+    for (int64_t i = 0; i < job->count; i++)
+        GMEM__TRY(gmem__ae_job_image(job, i, error));
     return GMEM_OK;
 }
 
 /* On success the results wait in the job until gmem__ae_job_end. */
-static gmem_status gmem__ae_job_run(gmem__ae_job *job, gmem_error *error) {
-    GMEM__TRY(gmem__ae_job_begin(job, error));
-    gmem_status status = gmem__ae_job_images(job, error);
+static gmem_status gmem__ae_job_try(gmem__ae_job *job, gmem_error *error) {
+    const gmem_status status = gmem__ae_job_images(job, error);
     if (status != GMEM_OK) gmem__ae_job_end(job);
     return status;
+}
+
+/* The same, on the CPU where a device fails: `on_cpu`, if not NULL, is to be closed after the job. */
+static gmem_status gmem__ae_job_run(const gmem_autoencoder *ae, gmem__ae_job *job, gmem_autoencoder **on_cpu,
+                                    gmem_error *error) {
+    const gmem__ae_job fresh = *job;
+    gmem_autoencoder_desc desc;
+    gmem_error why;
+    *on_cpu = NULL;
+    if (!ae->store.device) return gmem__ae_job_try(job, error);
+    const gmem_status status = gmem__ae_job_try(job, &why);
+    if (!gmem__falls_back(ae->context, status, &why)) {
+        if (status != GMEM_OK && error) *error = why;
+        return status;
+    }
+    memset(&desc, 0, sizeof desc);
+    desc.file = ae->file;
+    desc.backend = GMEM_BACKEND_CPU;
+    GMEM__TRY(gmem_autoencoder_open((gmem_context *)(uintptr_t)ae->context, &desc, on_cpu, error));
+    *job = fresh;
+    job->net = job->net == &ae->decoder ? &(*on_cpu)->decoder : &(*on_cpu)->encoder;
+    job->store = &(*on_cpu)->store;
+    return gmem__ae_job_try(job, error);
 }
 
 static gmem__ae_job gmem__ae_job_of(const gmem_autoencoder *ae, const gmem__ae_net *net, int64_t count, int64_t height,
@@ -235,6 +285,7 @@ static gmem__ae_job gmem__ae_job_of(const gmem_autoencoder *ae, const gmem__ae_n
     gmem__ae_job job;
     memset(&job, 0, sizeof job);
     job.context = ae->context;
+    job.store = &ae->store;
     job.net = net;
     job.count = count;
     job.height = height;
@@ -248,10 +299,14 @@ GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t co
     if (!autoencoder || !z || !out || count < 1 || height < 1 || width < 1)
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_decode needs latents (count, channels, height, width)");
     gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->decoder, count, height, width, z);
-    GMEM__TRY(gmem__ae_job_run(&job, error));
-    memcpy(out, job.results, (size_t)(count * gmem__ae_result_size(&job.plan)) * sizeof(float));
-    gmem__ae_job_end(&job);
-    return GMEM_OK;
+    gmem_autoencoder *on_cpu = NULL;
+    const gmem_status status = gmem__ae_job_run(autoencoder, &job, &on_cpu, error);
+    if (status == GMEM_OK) {
+        memcpy(out, job.results, (size_t)(count * gmem__ae_result_size(&job.plan)) * sizeof(float));
+        gmem__ae_job_end(&job);
+    }
+    gmem_autoencoder_close(on_cpu);
+    return status;
 }
 
 static double gmem__ae_conv_flop(const gmem__ae_conv *conv, double area) {
@@ -292,13 +347,14 @@ GMEM_API gmem_status gmem_encode(const gmem_autoencoder *autoencoder, int64_t co
         return gmem__fail(error, GMEM_E_ARGUMENT, "an image of %lld x %lld: both must be multiples of %lld",
                           (long long)height, (long long)width, (long long)autoencoder->info.factor);
     gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->encoder, count, height, width, image);
-    GMEM__TRY(gmem__ae_job_run(&job, error));
-    int64_t size = gmem__ae_result_size(&job.plan) / 2;
-    for (int64_t i = 0; i < count; i++) {
+    gmem_autoencoder *on_cpu = NULL;
+    const gmem_status status = gmem__ae_job_run(autoencoder, &job, &on_cpu, error);
+    const int64_t size = gmem__ae_result_size(&job.plan) / 2;
+    for (int64_t i = 0; i < count && status == GMEM_OK; i++)
         gmem__ae_split(job.results + 2 * i * size, size, mean + i * size, logvar + i * size);
-    }
-    gmem__ae_job_end(&job);
-    return GMEM_OK;
+    if (status == GMEM_OK) gmem__ae_job_end(&job);
+    gmem_autoencoder_close(on_cpu);
+    return status;
 }
 
 /* latents and pixels ---------------------------------------------------------------------------------------------- */

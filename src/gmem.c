@@ -45,6 +45,7 @@
 /* ... the models ... */
 #include "recognise.c"
 #include "network.c"
+#include "fallback.c"
 #include "cache.c"
 #include "profile.c"
 #include "pass.c"

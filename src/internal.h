@@ -201,8 +201,8 @@ typedef struct gmem__store {
     const gmem_file *file;
     struct gmem__device *device;          /* where operations want the weights; NULL: the host */
     struct gmem__device_memory *uploaded; /* there: see gmem__store_upload */
-    struct gmem__block *blocks; /* of owned memory, freed together */
-    int64_t parameters, bytes;  /* of what was taken */
+    struct gmem__block *blocks;           /* of owned memory, freed together */
+    int64_t parameters, bytes;            /* of what was taken */
 } gmem__store;
 GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
                                         gmem__weight *out, gmem_error *error);
@@ -315,7 +315,8 @@ typedef struct gmem__group_norm {
     int silu;
 } gmem__group_norm;
 
-/* The small rest of a pass and of a sampler, so that on a device nothing comes back to the host inside a step. ------- */
+/* The small rest of a pass and of a sampler, so that on a device nothing comes back to the host inside a step. -------
+ */
 
 /* to (rows, width), rows to_stride apart = from, rows from_stride apart. Where they overlap, `to` lies below `from`. */
 typedef struct gmem__copy {
@@ -325,8 +326,8 @@ typedef struct gmem__copy {
 } gmem__copy;
 
 /* latents (samples, channels, height, width) and patches (rows, samples * tokens), from the one to the other.
- * To patches: rows are (channels, patch, patch). To latents: rows are (patch, patch, patch_channels), of which the first
- * `channels` are used. */
+ * To patches: rows are (channels, patch, patch). To latents: rows are (patch, patch, patch_channels), of which the
+ * first `channels` are used. */
 typedef struct gmem__patches {
     float *latents, *patches;
     int64_t samples, channels, height, width, patch, patch_channels;
@@ -477,6 +478,7 @@ GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem_
 GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct gmem__device_memory *shared,
                                        struct gmem__stream **out, gmem_error *error);
 GMEM__FN void gmem__stream_close(struct gmem__stream *stream);
+GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream); /* bytes of one buffer at most */
 GMEM__FN const gmem__ops *gmem__opencl_ops(void);
 
 /* The float and its bits: 1 where every one of `count` is finite. */

@@ -6,6 +6,9 @@ struct gmem_linear {
     gmem__weight weight;
     gmem__engine engine;
     int64_t scratch_bytes;
+    gmem__arena memory; /* of a device, for x and y of so many columns */
+    float *x, *y;
+    int64_t columns;
 };
 
 static gmem_status gmem__linear_check(const gmem_tensor *weight, const float *scale, gmem_error *error) {
@@ -28,13 +31,17 @@ static gmem_status gmem__linear_fill(gmem_linear *linear, const gmem_context *co
     linear->weight.rows = weight->shape[0];
     linear->weight.cols = weight->shape[1];
     linear->weight.row_stride = weight->stride[0];
-    linear->engine = gmem__engine_of(context);
-    linear->scratch_bytes = context->ops->scratch_bytes(context->threads);
+    linear->store.device = context->device;
+    if (context->device) GMEM__TRY(gmem__device_place_weight(&linear->store, &linear->weight, error));
+    GMEM__TRY(gmem__store_narrow(&linear->store, &linear->weight, context->compute, 0, error));
+    GMEM__TRY(gmem__store_upload(&linear->store, error));
+    GMEM__TRY(gmem__engine_open(&linear->store, &linear->engine, error));
+    linear->scratch_bytes = linear->engine.ops->scratch_bytes(linear->engine.threads);
     linear->engine.scratch = gmem__alloc_raw(context, linear->scratch_bytes, 1);
     if (!linear->engine.scratch)
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for a product: %lld bytes",
                           (long long)linear->scratch_bytes);
-    return gmem__store_narrow(&linear->store, &linear->weight, context->compute, 0, error);
+    return GMEM_OK;
 }
 
 GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor *weight, const float *scale,
@@ -57,22 +64,57 @@ GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor
 GMEM_API void gmem_linear_destroy(gmem_linear *linear) {
     if (!linear) return;
     const gmem_context *context = linear->store.context;
+    if (linear->engine.ops) linear->engine.ops->release(&linear->engine, context, &linear->memory);
     gmem__free(context, linear->engine.scratch, linear->scratch_bytes, 1);
+    gmem__engine_close(&linear->engine);
     gmem__store_free(&linear->store);
     gmem__free(context, linear, 1, sizeof *linear);
 }
 
-GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y,
-                                     gmem_error *error) {
+static void gmem__linear_take(gmem_linear *linear) {
+    linear->x = GMEM__TAKE_F32(&linear->memory, linear->weight.cols * linear->columns);
+    linear->y = GMEM__TAKE_F32(&linear->memory, linear->weight.rows * linear->columns);
+}
+
+/* A device's x and y, kept as long as the number of columns is the same. */
+static gmem_status gmem__linear_reserve(gmem_linear *linear, int64_t columns, gmem_error *error) {
+    if (linear->columns == columns) return GMEM_OK;
+    linear->engine.ops->release(&linear->engine, linear->store.context, &linear->memory);
+    memset(&linear->memory, 0, sizeof linear->memory);
+    linear->columns = columns;
+    gmem__linear_take(linear);
+    GMEM__TRY(gmem__engine_reserve(&linear->engine, linear->store.context, &linear->memory, "a product", error));
+    gmem__linear_take(linear);
+    return GMEM_OK;
+}
+
+static gmem__linear gmem__linear_op(const gmem_linear *linear, int64_t columns, const float *x, float *y) {
     gmem__linear op;
-    if (!linear || !x || !y || columns < 1)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "a product needs a weight, columns and room for the result");
     memset(&op, 0, sizeof op);
     op.weight = &linear->weight;
     op.x = x;
     op.y = y;
     op.x_stride = op.y_stride = op.columns = columns;
     op.activation = GMEM__ACT_NONE;
-    linear->engine.ops->linear(&linear->engine, &op);
-    return GMEM_OK;
+    return op;
+}
+
+GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y,
+                                     gmem_error *error) {
+    int notes;
+    if (!linear || !x || !y || columns < 1)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a product needs a weight, columns and room for the result");
+    const gmem__ops *ops = linear->engine.ops;
+    if (!linear->engine.stream) {
+        const gmem__linear op = gmem__linear_op(linear, columns, x, y);
+        ops->linear(&linear->engine, &op);
+        return GMEM_OK;
+    }
+    GMEM__TRY(gmem__linear_reserve(linear, columns, error));
+    const gmem__linear op = gmem__linear_op(linear, columns, linear->x, linear->y);
+    ops->upload(&linear->engine, linear->x, x, linear->weight.cols * columns);
+    ops->linear(&linear->engine, &op);
+    GMEM__TRY(ops->settle(&linear->engine, &notes, error));
+    ops->download(&linear->engine, y, linear->y, linear->weight.rows * columns);
+    return ops->settle(&linear->engine, &notes, error);
 }

@@ -1,5 +1,6 @@
 /* Opening a transformer: one table says which tensors a network has, what shape each has and where it goes; loading and
  * the refusal of everything else both read it. */
+#include "fallback.h"
 #include "network.h"
 
 #include <math.h>
@@ -171,6 +172,8 @@ static gmem_status gmem__load_part(gmem_network *network, const gmem__part *part
     if (part->cols == GMEM__PATCH)
         return gmem__store_conv(&network->store, name, rows, network->info.channels, network->info.patch,
                                 (gmem__weight *)place, error);
+    if (part->rows == GMEM__LABELS) /* of which the host picks rows */
+        return gmem__store_table(&network->store, name, rows, cols, (gmem__weight *)place, error);
     return gmem__store_matrix(&network->store, name, rows, cols, (gmem__weight *)place, error);
 }
 
@@ -274,7 +277,7 @@ static gmem_status gmem__load_position(gmem_network *network, gmem_error *error)
                           (long long)info->hidden);
     }
     network->position = position;
-    return GMEM_OK;
+    return gmem__store_place(&network->store, &network->position, info->hidden * info->tokens, error);
 }
 
 /* Axial rotary embedding (EVA-02, Fang et al., 2303.11331): the first half of a head's pairs turns by the token's row,
@@ -296,7 +299,8 @@ static gmem_status gmem__compute_rope(gmem_network *network, gmem_error *error) 
     }
     network->rope_cosine = cosine;
     network->rope_sine = sine;
-    return GMEM_OK;
+    GMEM__TRY(gmem__store_place(&network->store, &network->rope_cosine, pairs * info->tokens, error));
+    return gmem__store_place(&network->store, &network->rope_sine, pairs * info->tokens, error);
 }
 
 /* opening ---------------------------------------------------------------------------------------------------------- */
@@ -305,11 +309,13 @@ static gmem_status gmem__load_network(gmem_network *network, const gmem_network_
     gmem_network_info *info = &network->info;
     network->store.context = network->context;
     network->store.file = network->file;
+    GMEM__TRY(gmem__choose_device(network->context, desc->backend, &network->store.device, error));
     GMEM__TRY(gmem__recognise(network->file, desc, info, &network->out_channels, error));
     GMEM__TRY(gmem__refuse_unexpected(network, error));
     GMEM__TRY(gmem__load_weights(network, error));
     GMEM__TRY(gmem__load_position(network, error));
     if (info->rope) GMEM__TRY(gmem__compute_rope(network, error));
+    GMEM__TRY(gmem__store_upload(&network->store, error));
     gmem__network_name(info, network->name, sizeof network->name);
     info->name = network->name;
     info->parameters = network->store.parameters;
@@ -326,17 +332,23 @@ GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network
     if (!network) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the network");
     network->context = context;
     network->file = desc->file;
+    gmem_error why;
     gmem_status status = GMEM_OK;
     if (!desc->file) {
-        status = gmem_file_open(context, desc->path, desc->key, &network->file, error);
+        status = gmem_file_open(context, desc->path, desc->key, &network->file, &why);
         network->owns_file = status == GMEM_OK;
     }
     if (status == GMEM_OK) {
-        status = gmem__load_network(network, desc, error);
-        gmem__fail_in(error, status, gmem_file_path(network->file));
+        status = gmem__load_network(network, desc, &why);
+        gmem__fail_in(&why, status, gmem_file_path(network->file));
     }
     if (status != GMEM_OK) {
+        const int again = network->store.device && gmem__falls_back(context, status, &why);
+        gmem_network_desc on_cpu = *desc;
         gmem_network_close(network);
+        on_cpu.backend = GMEM_BACKEND_CPU;
+        if (again) return gmem_network_open(context, &on_cpu, out, error);
+        if (error) *error = why;
         return status;
     }
     gmem__quoted path;

@@ -64,12 +64,16 @@ GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */
 GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_t bytes);
 
-/* pass.c: gmem_pass_create, with step caching (cache.h) where the threshold is positive; gmem_pass_run on samples whose
- * cached blocks are those of slot to slot + batch - 1, slot + batch at most max_batch; and what caching has done. */
+/* pass.c: gmem_pass_create, with step caching (cache.h) where the threshold is positive; and gmem_pass_run on memory of
+ * the pass's engine and on samples whose cached blocks are those of slot to slot + batch - 1, slot + batch at most
+ * max_batch. A device's run is over, and its notes are there, when the engine has settled. */
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
                                        gmem_pass **out, gmem_error *error);
-GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, float *x, const float *t,
                                     const float *snippets, const int64_t *labels, float *v, gmem_error *error);
+GMEM__FN const gmem__engine *gmem__pass_engine(const gmem_pass *pass);
+GMEM__FN gmem_status gmem__pass_nonfinite(const gmem_pass *pass, gmem_error *error); /* E_NONFINITE */
+/* What caching has done. */
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass);
 /* How many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
  * times as fit: limit / conditions, the null condition counted. */

@@ -76,30 +76,36 @@ static const double gmem__dopri_middle[7] = {6025192743.0 / 30085553152.0 / 2,  
 #define GMEM__DOPRI_MAX_GROWTH 10.0
 #define GMEM__DOPRI_MAX_SHRINK 0.2
 
-static double gmem__rms(double sum_of_squares, int64_t count) { return sqrt(sum_of_squares / (double)count); }
+/* The RMS over the whole batch of a combination of k's, in units of the tolerance at x (and y, where that is not NULL).
+ */
+static double gmem__dopri_norm(const gmem__run *run, int terms, const double *weight, const float *const *k,
+                               const float *x, const float *y) {
+    gmem__error_norm op;
+    memset(&op, 0, sizeof op);
+    op.terms = terms;
+    for (int j = 0; j < terms; j++) {
+        op.weight[j] = weight[j];
+        op.k[j] = k[j];
+    }
+    op.x = x;
+    op.y = y;
+    op.atol = run->plan->desc.atol;
+    op.rtol = run->plan->desc.rtol;
+    op.count = run->count;
+    return sqrt(run->engine->ops->error_norm(run->engine, &op) / (double)run->count);
+}
 
 /* The first step's length (Hairer, Norsett, Wanner: "Solving Ordinary Differential Equations I", II.4); k[0] holds the
  * drift at the start. */
 static gmem_status gmem__dopri_first_step(gmem__run *run, double t, double *dt, gmem_error *error) {
-    const gmem_sampler_desc *desc = &run->plan->desc;
-    const float *x = run->x, *f0 = run->k[0], *f1 = run->k[1];
-    double d0 = 0, d1 = 0, d2 = 0;
-    for (int64_t i = 0; i < run->count; i++) {
-        double scale = desc->atol + desc->rtol * fabs((double)x[i]);
-        d0 += gmem__square((double)x[i] / scale);
-        d1 += gmem__square((double)f0[i] / scale);
-    }
-    d0 = gmem__rms(d0, run->count);
-    d1 = gmem__rms(d1, run->count);
+    static const double one = 1, difference[2] = {-1, 1};
+    const float *const x = run->x, *const *const k = (const float *const *)run->k;
+    const double d0 = gmem__dopri_norm(run, 1, &one, &x, x, NULL), d1 = gmem__dopri_norm(run, 1, &one, k, x, NULL);
     double h0 = d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1;
-    gmem__run_combine(run, run->stage, 1, x, 1, &h0, (const float *const *)run->k);
+    gmem__run_combine(run, run->stage, 1, x, 1, &h0, k);
     double next_t = (double)(float)(t + h0);
     GMEM__TRY(gmem__drift(run, next_t, next_t, run->stage, run->k[1], error));
-    for (int64_t i = 0; i < run->count; i++) {
-        double scale = desc->atol + desc->rtol * fabs((double)x[i]);
-        d2 += gmem__square(((double)f1[i] - (double)f0[i]) / scale);
-    }
-    d2 = gmem__rms(d2, run->count) / h0;
+    const double d2 = gmem__dopri_norm(run, 2, difference, k, x, NULL) / h0;
     double h1 = d1 <= 1e-15 && d2 <= 1e-15 ? fmax(1e-6, h0 * 1e-3) : pow(0.01 / fmax(d1, d2), 1.0 / GMEM__DOPRI_ORDER);
     *dt = fmin(100 * h0, h1);
     return GMEM_OK;
@@ -121,18 +127,12 @@ static gmem_status gmem__dopri_attempt(gmem__run *run, double t, double dt, gmem
     return GMEM_OK;
 }
 
-/* The estimated error in units of the tolerance, RMS over the whole batch. */
+/* The estimated error in units of the tolerance. */
 static double gmem__dopri_error_ratio(const gmem__run *run, double dt) {
-    const gmem_sampler_desc *desc = &run->plan->desc;
-    double sum = 0;
-    for (int64_t i = 0; i < run->count; i++) {
-        double estimate = 0;
-        for (int j = 0; j < 7; j++)
-            estimate += dt * gmem__dopri_error[j] * (double)run->k[j][i];
-        double size = fmax(fabs((double)run->x[i]), fabs((double)run->stage[i]));
-        sum += gmem__square(estimate / (desc->atol + desc->rtol * size));
-    }
-    return gmem__rms(sum, run->count);
+    double weight[7];
+    for (int j = 0; j < 7; j++)
+        weight[j] = dt * gmem__dopri_error[j];
+    return gmem__dopri_norm(run, 7, weight, (const float *const *)run->k, run->x, run->stage);
 }
 
 static double gmem__dopri_next_step(double dt, double ratio) {
@@ -141,18 +141,23 @@ static double gmem__dopri_next_step(double dt, double ratio) {
     return dt * fmin(GMEM__DOPRI_MAX_GROWTH, fmax(GMEM__DOPRI_SAFETY / pow(ratio, 1.0 / GMEM__DOPRI_ORDER), least));
 }
 
-/* The state a fraction `s` into the step just taken, by a quartic through both ends, their slopes and the middle. */
+/* The state a fraction `s` into the step just taken, by the quartic through both ends y0 and y1, their slopes f0 and f1
+ * and the middle m:
+ *     a s^4 + b s^3 + c s^2 + f0 s + y0,  a = 2 (f1 - f0) - 8 (y1 + y0) + 16 m,  b = 5 f0 - 3 f1 + 18 y0 + 14 y1 - 32
+ * m, c = f1 - 4 f0 - 11 y0 - 5 y1 + 16 m,  m = y0 + what gmem__dopri_middle makes of the slopes. */
 static void gmem__dopri_interpolate(gmem__run *run, double dt, double s) {
-    for (int64_t i = 0; i < run->count; i++) {
-        double y0 = (double)run->x[i], y1 = (double)run->stage[i], middle = y0;
-        double f0 = dt * (double)run->k[0][i], f1 = dt * (double)run->k[6][i];
-        for (int j = 0; j < 7; j++)
-            middle += dt * gmem__dopri_middle[j] * (double)run->k[j][i];
-        double a = 2 * (f1 - f0) - 8 * (y1 + y0) + 16 * middle;
-        double b = 5 * f0 - 3 * f1 + 18 * y0 + 14 * y1 - 32 * middle;
-        double c = f1 - 4 * f0 - 11 * y0 - 5 * y1 + 16 * middle;
-        run->x[i] = (float)((((a * s + b) * s + c) * s + f0) * s + y0);
+    const double s2 = s * s, s3 = s2 * s, s4 = s2 * s2, middle = 16 * s4 - 32 * s3 + 16 * s2;
+    const float *vector[8];
+    double weight[8];
+    for (int j = 0; j < 7; j++) {
+        vector[j] = run->k[j];
+        weight[j] = dt * gmem__dopri_middle[j] * middle;
     }
+    weight[0] += dt * (-2 * s4 + 5 * s3 - 4 * s2 + s);
+    weight[6] += dt * (2 * s4 - 3 * s3 + s2);
+    vector[7] = run->stage;
+    weight[7] = -8 * s4 + 14 * s3 - 5 * s2;
+    gmem__run_combine(run, run->x, 1 - 8 * s4 + 18 * s3 - 11 * s2 + middle, run->x, 8, weight, vector);
 }
 
 static void gmem__swap(float **a, float **b) {

@@ -7,10 +7,12 @@
  *     v = unpatch(linear(modulate(norm(x))))
  * (DiT, Peebles and Xie, 2212.09748; LightningDiT, 2501.01423; GMem, 2412.08781) */
 #include "cache.h"
+#include "fallback.h"
 #include "network.h"
 #include "profile.h"
 
 #include <math.h>
+#include <stdio.h>
 
 /* Columns held prepared: enough for a matrix product to be worth its name, in bounded memory. */
 #define GMEM__PREPARED_COLUMNS 64
@@ -21,10 +23,11 @@
 /* The modulations of distinct (time, condition) pairs. */
 typedef struct gmem__columns {
     int64_t capacity, count;
-    float *time;       /* (capacity) */
-    float *snippet;    /* (capacity, snippet_width) */
-    int64_t *label;    /* (capacity) */
-    float *modulation; /* (capacity, depth * gmem__modulation_rows + 2 hidden): block after block, the final layer */
+    float *time;    /* (capacity) */
+    float *snippet; /* (capacity, snippet_width) */
+    int64_t *label; /* (capacity) */
+    /* engine: (capacity, depth * gmem__modulation_rows + 2 hidden): block after block, the final layer */
+    float *modulation;
 } gmem__columns;
 
 /* Where a pass takes its conditions from; both NULL is the null condition for every sample. */
@@ -37,26 +40,34 @@ struct gmem_pass {
     const gmem_network *network;
     gmem__engine engine;
     gmem__profiler profiler;
-    gmem__arena arena;
+    gmem__arena arena;  /* of the host */
+    gmem__arena memory; /* of the engine */
     int64_t max_batch;
+    int64_t most; /* samples at once, where a device cannot hold max_batch in one buffer */
     gmem__cache cache;
+    struct gmem__fallback *fallback; /* a pass on the CPU, made when a device failed; or NULL */
 
+    /* On the host. */
     gmem__columns prepared; /* by gmem_pass_prepare */
     gmem__columns missing;  /* what a pass had to compute itself, (max_batch) */
     const float **found;    /* (max_batch) the modulation of each sample */
     float *null_snippet;    /* (snippet_width) zeros */
+    float *inputs;          /* like embedding: what is to be embedded */
+    float *label_row;       /* (hidden) */
 
-    /* Work of computing modulations: (..., columns), columns the larger capacity. */
+    /* On the engine: the work of computing modulations, (..., columns), columns the larger capacity. */
     float *embedding;    /* (max(GMEM__TIME_WIDTH, snippet_width, hidden), columns) */
     float *conditioning; /* (hidden, columns) */
     float *projected;    /* (modulation rows, columns) */
-    float *label_row;    /* (hidden) */
 
-    /* Work of a pass, for max_batch * tokens columns. */
-    float *modulation; /* (max_batch, modulation rows) of one block */
-    float *x;          /* (hidden, columns) the residual stream */
-    float *y;          /* (hidden, columns) normed, or the attention's result */
-    float *wide;       /* (widest, columns) q k v, or the MLP's inside, or patches */
+    /* On the engine: the work of a pass, for `most` * tokens columns. */
+    float *gathered;         /* (most, modulation of all layers), where samples' modulations lie anywhere */
+    const float *modulation; /* where they are: modulation_stride apart */
+    int64_t modulation_stride;
+    float *x;        /* (hidden, columns) the residual stream */
+    float *y;        /* (hidden, columns) normed, or the attention's result */
+    float *wide;     /* (widest, columns) q k v, or the MLP's inside, or patches */
+    float *in, *out; /* (max_batch, channels, height, width) of gmem_pass_run, on a device */
 };
 
 static int64_t gmem__column_size(const gmem_network_info *info) {
@@ -76,32 +87,76 @@ static void gmem__layout_columns(gmem__arena *arena, const gmem_network_info *in
     columns->time = gmem__take_matrix(arena, columns->capacity, 1);
     columns->snippet = gmem__take_matrix(arena, columns->capacity, info->snippet_width);
     columns->label = (int64_t *)gmem__take(arena, columns->capacity, sizeof *columns->label);
-    columns->modulation = gmem__take_matrix(arena, columns->capacity, gmem__column_size(info));
 }
 
-/* All working memory, taken in the same order without memory first, to learn how much it is. */
-static void gmem__layout_pass(gmem_pass *pass, gmem__arena *arena) {
+static int64_t gmem__embedding_rows(const gmem_network_info *info) {
+    return gmem__max(gmem__max(GMEM__TIME_WIDTH, info->snippet_width), info->hidden);
+}
+
+static int64_t gmem__widest_rows(const gmem_network *network) {
+    const gmem_network_info *info = &network->info;
+    const int64_t ends = info->patch * info->patch * gmem__max(info->channels, network->out_channels);
+    return gmem__max(gmem__max(3 * info->hidden, info->mlp_hidden), ends);
+}
+
+/* All working memory, taken in the same order without memory first, to learn how much it is: the host's ... */
+static void gmem__layout_host(gmem_pass *pass) {
     const gmem_network_info *info = &pass->network->info;
-    int64_t rows = gmem__modulation_rows(info), hidden = info->hidden;
-    int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch), columns = INT64_MAX;
-    int64_t patch = info->patch * info->patch;
-    int64_t ends = patch * gmem__max(info->channels, pass->network->out_channels);
-    (void)gmem__mul(pass->max_batch, info->tokens, &columns);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    gmem__arena *arena = &pass->arena;
     gmem__layout_columns(arena, info, &pass->prepared);
     gmem__layout_columns(arena, info, &pass->missing);
     pass->found = (const float **)gmem__take(arena, pass->max_batch, sizeof *pass->found);
     pass->null_snippet = gmem__take_matrix(arena, info->snippet_width, 1);
-    pass->embedding =
-        gmem__take_matrix(arena, gmem__max(gmem__max(GMEM__TIME_WIDTH, info->snippet_width), hidden), held);
+    pass->inputs = gmem__take_matrix(arena, gmem__embedding_rows(info), held);
+    pass->label_row = gmem__take_matrix(arena, info->hidden, 1);
+    gmem__cache_layout_host(&pass->cache, arena);
+    pass->engine.scratch = gmem__take(arena, pass->engine.ops->scratch_bytes(pass->engine.threads), 1);
+}
+
+/* ... and the engine's. */
+static void gmem__layout_engine(gmem_pass *pass) {
+    const gmem_network_info *info = &pass->network->info;
+    const int64_t rows = gmem__modulation_rows(info), hidden = info->hidden, size = gmem__column_size(info);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    int64_t columns = INT64_MAX;
+    gmem__arena *arena = &pass->memory;
+    (void)gmem__mul(pass->most, info->tokens, &columns);
+    pass->prepared.modulation = gmem__take_matrix(arena, pass->prepared.capacity, size);
+    pass->missing.modulation = gmem__take_matrix(arena, pass->missing.capacity, size);
+    pass->embedding = gmem__take_matrix(arena, gmem__embedding_rows(info), held);
     pass->conditioning = gmem__take_matrix(arena, hidden, held);
     pass->projected = gmem__take_matrix(arena, gmem__max(rows, 2 * hidden), held);
-    pass->label_row = gmem__take_matrix(arena, hidden, 1);
-    pass->modulation = gmem__take_matrix(arena, pass->max_batch, gmem__max(rows, 2 * hidden));
+    pass->gathered = gmem__take_matrix(arena, pass->most > 1 ? pass->most : 0, size);
     pass->x = gmem__take_matrix(arena, hidden, columns);
     pass->y = gmem__take_matrix(arena, hidden, columns);
-    pass->wide = gmem__take_matrix(arena, gmem__max(gmem__max(3 * hidden, info->mlp_hidden), ends), columns);
-    gmem__cache_layout(&pass->cache, arena);
-    pass->engine.scratch = gmem__take(arena, pass->engine.ops->scratch_bytes(pass->engine.threads), 1);
+    pass->wide = gmem__take_matrix(arena, gmem__widest_rows(pass->network), columns);
+    gmem__cache_layout_engine(&pass->cache, arena);
+    if (!pass->engine.stream) return;
+    const int64_t latent = info->channels * info->height * info->width;
+    pass->in = gmem__take_matrix(arena, pass->max_batch, latent);
+    pass->out = gmem__take_matrix(arena, pass->max_batch, latent);
+}
+
+static gmem_status gmem__pass_reserve(gmem_pass *pass, gmem_error *error) {
+    const gmem_context *context = pass->network->context;
+    char what[64];
+    snprintf(what, sizeof what, "the activations of a batch of %lld", (long long)pass->max_batch);
+    gmem__layout_host(pass);
+    if (!gmem__arena_reserve(context, &pass->arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for %s: %lld bytes", what, (long long)pass->arena.bytes);
+    gmem__layout_host(pass);
+    gmem__layout_engine(pass);
+    GMEM__TRY(gmem__engine_reserve(&pass->engine, context, &pass->memory, what, error));
+    gmem__layout_engine(pass);
+    return GMEM_OK;
+}
+
+/* As many samples at once as the widest buffer that a device gives can hold. */
+static int64_t gmem__pass_most(const gmem_pass *pass) {
+    const int64_t sample = gmem__widest_rows(pass->network) * pass->network->info.tokens * (int64_t)sizeof(float);
+    if (!pass->engine.stream) return pass->max_batch;
+    return gmem__max(1, gmem__min(pass->max_batch, gmem__stream_largest(pass->engine.stream) / sample));
 }
 
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
@@ -113,7 +168,6 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
     int64_t column_bytes = gmem__column_size(&network->info) * (int64_t)sizeof(float);
     pass->network = network;
-    pass->engine = gmem__engine_of(context);
     pass->max_batch = max_batch;
     pass->missing.capacity = max_batch;
     pass->prepared.capacity =
@@ -122,14 +176,13 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     pass->cache.slots = max_batch;
     pass->cache.hidden = network->info.hidden;
     pass->cache.tokens = network->info.tokens;
-    gmem__layout_pass(pass, &pass->arena);
-    if (!gmem__arena_reserve(context, &pass->arena)) {
-        int64_t bytes = pass->arena.bytes;
+    gmem_status status = gmem__engine_open(&network->store, &pass->engine, error);
+    pass->most = gmem__pass_most(pass);
+    if (status == GMEM_OK) status = gmem__pass_reserve(pass, error);
+    if (status != GMEM_OK) {
         gmem_pass_destroy(pass);
-        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the activations of a batch of %lld: %lld bytes",
-                          (long long)max_batch, (long long)bytes);
+        return status;
     }
-    gmem__layout_pass(pass, &pass->arena);
     memset(pass->null_snippet, 0, (size_t)network->info.snippet_width * sizeof(float));
     gmem__cache_reset(&pass->cache);
     *out = pass;
@@ -144,7 +197,11 @@ GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_b
 GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     if (!pass) return;
     const gmem_context *context = pass->network->context;
+    gmem__fallback_destroy(context, pass->fallback);
+    gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, NULL);
+    pass->engine.ops->release(&pass->engine, context, &pass->memory);
     gmem__arena_release(context, &pass->arena);
+    gmem__engine_close(&pass->engine);
     gmem__free(context, pass, 1, sizeof *pass);
 }
 
@@ -153,6 +210,8 @@ GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
 }
 
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }
+
+GMEM__FN const gmem__engine *gmem__pass_engine(const gmem_pass *pass) { return &pass->engine; }
 
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass) { return pass->prepared.capacity; }
 
@@ -200,37 +259,55 @@ static void gmem__weight_row(const gmem__weight *weight, int64_t row, float *out
     }
 }
 
+/* conditioning (hidden, count) += the label's row. */
+static void gmem__add_labels(const gmem_pass *pass, const gmem__columns *columns) {
+    const int64_t hidden = pass->network->info.hidden, count = columns->count;
+    gmem__combine sum;
+    for (int64_t column = 0; column < count; column++) {
+        gmem__weight_row(&pass->network->labels, columns->label[column], pass->label_row);
+        for (int64_t i = 0; i < hidden; i++)
+            pass->inputs[i * count + column] = pass->label_row[i];
+    }
+    pass->engine.ops->upload(&pass->engine, pass->embedding, pass->inputs, hidden * count);
+    memset(&sum, 0, sizeof sum);
+    sum.out = pass->conditioning;
+    sum.x = pass->conditioning;
+    sum.x_weight = 1;
+    sum.terms = 1;
+    sum.weight[0] = 1;
+    sum.k[0] = pass->embedding;
+    sum.rows = 1;
+    sum.width = sum.stride = hidden * count;
+    pass->engine.ops->combine(&pass->engine, &sum);
+}
+
 /* conditioning (hidden, count) += the embedding of each column's condition. */
 static void gmem__add_conditions(const gmem_pass *pass, const gmem__columns *columns) {
     const gmem_network *network = pass->network;
     const int64_t width = network->info.snippet_width, count = columns->count;
-    for (int64_t column = 0; width == 0 && column < count; column++) {
-        gmem__weight_row(&network->labels, columns->label[column], pass->label_row);
-        for (int64_t i = 0; i < network->info.hidden; i++) {
-            pass->conditioning[i * count + column] += pass->label_row[i];
-        }
+    if (width == 0) {
+        gmem__add_labels(pass, columns);
+        return;
     }
-    if (width == 0) return;
     for (int64_t column = 0; column < count; column++) {
-        for (int64_t i = 0; i < width; i++) {
-            pass->embedding[i * count + column] = columns->snippet[column * width + i];
-        }
+        for (int64_t i = 0; i < width; i++)
+            pass->inputs[i * count + column] = columns->snippet[column * width + i];
     }
+    pass->engine.ops->upload(&pass->engine, pass->embedding, pass->inputs, width * count);
     gmem__apply(pass, &network->condition, pass->embedding, pass->conditioning, count, GMEM__ACT_NONE, 1);
 }
 
 /* One layer's modulation of every column, turned so that a column's rows lie together, `offset` into each. */
 static void gmem__project_columns(const gmem_pass *pass, const gmem__columns *columns, const gmem__layer *layer,
                                   int64_t offset) {
-    const int64_t rows = layer->weight.rows, count = columns->count;
-    const int64_t size = gmem__column_size(&pass->network->info);
-    gmem__apply(pass, layer, pass->conditioning, pass->projected, count, GMEM__ACT_NONE, 0);
-    for (int64_t column = 0; column < count; column++) {
-        float *out = columns->modulation + column * size + offset;
-        for (int64_t row = 0; row < rows; row++) {
-            out[row] = pass->projected[row * count + column];
-        }
-    }
+    gmem__transpose turn;
+    gmem__apply(pass, layer, pass->conditioning, pass->projected, columns->count, GMEM__ACT_NONE, 0);
+    turn.x = pass->projected;
+    turn.y = columns->modulation + offset;
+    turn.rows = layer->weight.rows;
+    turn.columns = columns->count;
+    turn.y_stride = gmem__column_size(&pass->network->info);
+    pass->engine.ops->transpose(&pass->engine, &turn);
 }
 
 /* modulation = adaLN(silu(time embedding + condition embedding)) for every block and the final layer. */
@@ -238,14 +315,12 @@ static void gmem__compute_columns(const gmem_pass *pass, const gmem__columns *co
     const gmem_network *network = pass->network;
     const int64_t count = columns->count, rows = gmem__modulation_rows(&network->info);
     if (count == 0) return;
-    gmem__embed_time(columns, pass->embedding);
+    gmem__embed_time(columns, pass->inputs);
+    pass->engine.ops->upload(&pass->engine, pass->embedding, pass->inputs, GMEM__TIME_WIDTH * count);
     gmem__apply(pass, &network->time1, pass->embedding, pass->projected, count, GMEM__ACT_SILU, 0);
     gmem__apply(pass, &network->time2, pass->projected, pass->conditioning, count, GMEM__ACT_NONE, 0);
     gmem__add_conditions(pass, columns);
-    for (int64_t i = 0; i < network->info.hidden * count; i++) {
-        float c = pass->conditioning[i];
-        pass->conditioning[i] = c / (1.0f + expf(-c));
-    }
+    pass->engine.ops->silu(&pass->engine, pass->conditioning, network->info.hidden * count);
     for (int64_t block = 0; block < network->info.depth; block++) {
         gmem__project_columns(pass, columns, &network->blocks[block].modulation, block * rows);
     }
@@ -327,78 +402,79 @@ GMEM_API gmem_status gmem_pass_prepare(gmem_pass *pass, int64_t times, const flo
     return GMEM_OK;
 }
 
-/* Points pass->found at each sample's modulation and computes those that were not prepared. */
-static void gmem__find_modulations(gmem_pass *pass, int64_t batch, const float *t, const gmem__conditions *conditions) {
+/* Points pass->found at each sample's modulation and computes those that were not prepared. Returns whether all lie in
+ * one place. */
+static int gmem__find_modulations(gmem_pass *pass, int64_t batch, const float *t, const gmem__conditions *conditions) {
+    int64_t prepared = 0;
     pass->missing.count = 0;
     for (int64_t sample = 0; sample < batch; sample++) {
         const float *snippet = gmem__snippet_of(pass, conditions, sample);
         int64_t label = gmem__label_of(pass, conditions, sample);
         pass->found[sample] = gmem__find_column(pass, &pass->prepared, t[sample], snippet, label);
+        prepared += pass->found[sample] != NULL;
         if (!pass->found[sample])
             pass->found[sample] = gmem__add_column(pass, &pass->missing, t[sample], snippet, label);
     }
     gmem__compute_columns(pass, &pass->missing);
+    return prepared == 0 || prepared == batch;
 }
 
-/* One layer's rows of every sample into pass->modulation (batch, rows). */
-static void gmem__gather_modulation(const gmem_pass *pass, int64_t batch, int64_t offset, int64_t rows) {
-    for (int64_t sample = 0; sample < batch; sample++) {
-        memcpy(pass->modulation + sample * rows, pass->found[sample] + offset, (size_t)rows * sizeof(float));
+/* What lies evenly spaced, as it does when a sampler prepared it, is used where it is; else it is gathered. */
+static void gmem__gather_modulations(gmem_pass *pass, int64_t batch, int in_one_place) {
+    const int64_t size = gmem__column_size(&pass->network->info);
+    const int64_t stride = in_one_place && batch > 1 ? pass->found[1] - pass->found[0] : 0;
+    int even = (in_one_place || batch == 1) && stride >= 0;
+    for (int64_t sample = 1; even && sample < batch; sample++)
+        even = pass->found[sample] - pass->found[sample - 1] == stride;
+    pass->modulation = even ? pass->found[0] : pass->gathered;
+    pass->modulation_stride = even ? stride : size;
+    for (int64_t sample = 0; !even && sample < batch; sample++) {
+        gmem__copy copy;
+        copy.to = pass->gathered + sample * size;
+        copy.from = pass->found[sample];
+        copy.rows = 1;
+        copy.width = copy.to_stride = copy.from_stride = size;
+        pass->engine.ops->copy(&pass->engine, &copy);
     }
 }
 
 /* the pass -------------------------------------------------------------------------------------------------------- */
 
-/* x (batch, channels, height, width) -> patches (channels * patch * patch, batch * tokens). */
-static void gmem__patchify(const gmem_network_info *info, int64_t batch, const float *x, float *patches) {
-    const int64_t p = info->patch, columns = info->width / p, total = batch * info->tokens;
-    for (int64_t sample = 0; sample < batch; sample++) {
-        for (int64_t row = 0; row < info->channels * p * p; row++) {
-            const float *plane = x + (sample * info->channels + row / (p * p)) * info->height * info->width +
-                                 row / p % p * info->width + row % p;
-            float *out = patches + row * total + sample * info->tokens;
-            for (int64_t token = 0; token < info->tokens; token++) {
-                out[token] = plane[token / columns * p * info->width + token % columns * p];
-            }
-        }
-    }
-}
-
-/* patches (patch, patch, out_channels, batch * tokens) -> v (batch, channels, height, width); a sigma is dropped. */
-static void gmem__unpatchify(const gmem_network *network, int64_t batch, const float *patches, float *v) {
-    const gmem_network_info *info = &network->info;
-    const int64_t p = info->patch, columns = info->width / p, total = batch * info->tokens;
-    for (int64_t sample = 0; sample < batch; sample++) {
-        for (int64_t row = 0; row < p * p * network->out_channels; row++) {
-            const int64_t channel = row % network->out_channels, place = row / network->out_channels;
-            if (channel >= info->channels) continue;
-            const float *from = patches + row * total + sample * info->tokens;
-            float *plane = v + (sample * info->channels + channel) * info->height * info->width +
-                           place / p * info->width + place % p;
-            for (int64_t token = 0; token < info->tokens; token++) {
-                plane[token / columns * p * info->width + token % columns * p] = from[token];
-            }
-        }
-    }
+static gmem__patches gmem__patches_of(const gmem_network *network, int64_t batch, float *latents, float *patches) {
+    gmem__patches op;
+    memset(&op, 0, sizeof op);
+    op.latents = latents;
+    op.patches = patches;
+    op.samples = batch;
+    op.channels = network->info.channels;
+    op.height = network->info.height;
+    op.width = network->info.width;
+    op.patch = network->info.patch;
+    op.patch_channels = network->out_channels;
+    return op;
 }
 
 /* pass->x (hidden, columns) = patches + position. */
-static void gmem__embed_patches(const gmem_pass *pass, int64_t batch, const float *x) {
+static void gmem__embed_patches(const gmem_pass *pass, int64_t batch, float *x) {
     const gmem_network *network = pass->network;
     const int64_t tokens = network->info.tokens, columns = batch * tokens;
-    for (int64_t channel = 0; channel < network->info.hidden; channel++) {
-        for (int64_t sample = 0; sample < batch; sample++) {
-            memcpy(pass->x + channel * columns + sample * tokens, network->position + channel * tokens,
-                   (size_t)tokens * sizeof(float));
-        }
+    const gmem__patches patches = gmem__patches_of(network, batch, x, pass->wide);
+    for (int64_t sample = 0; sample < batch; sample++) {
+        gmem__copy copy;
+        copy.to = pass->x + sample * tokens;
+        copy.from = network->position;
+        copy.rows = network->info.hidden;
+        copy.width = copy.from_stride = tokens;
+        copy.to_stride = columns;
+        pass->engine.ops->copy(&pass->engine, &copy);
     }
-    gmem__patchify(&network->info, batch, x, pass->wide);
+    pass->engine.ops->patches(&pass->engine, &patches);
     gmem__apply(pass, &network->patch, pass->wide, pass->x, columns, GMEM__ACT_NONE, 1);
 }
 
 /* norm(pass->x) * (1 + scale) + shift, with pass->y as memory; shift NULL: none. */
 static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, const gmem__affine *norm,
-                                       const float *shift, const float *scale, int64_t stride) {
+                                       const float *shift, const float *scale) {
     const gmem_network_info *info = &pass->network->info;
     gmem__norm op;
     memset(&op, 0, sizeof op);
@@ -408,7 +484,7 @@ static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, con
     op.bias = norm->bias;
     op.shift = shift;
     op.scale = scale;
-    op.modulation_stride = stride;
+    op.modulation_stride = pass->modulation_stride;
     op.x = pass->x;
     op.y = pass->y;
     op.channels = info->hidden;
@@ -433,7 +509,7 @@ static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, co
 
 /* pass->x += gate * layer(from). */
 static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__layer *layer, const float *from,
-                              const float *gate, int64_t stride) {
+                              const float *gate) {
     const gmem_network_info *info = &pass->network->info;
     gmem__linear op;
     memset(&op, 0, sizeof op);
@@ -444,7 +520,7 @@ static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__
     op.x_stride = op.y_stride = op.columns = batch * info->tokens;
     op.residual = 1;
     op.gate = gate;
-    op.gate_stride = stride;
+    op.gate_stride = pass->modulation_stride;
     op.tokens = info->tokens;
     pass->engine.ops->linear(&pass->engine, &op);
 }
@@ -499,27 +575,24 @@ static void gmem__run_block(const gmem_pass *pass, int64_t batch, int64_t index)
     const gmem__dit_block *block = &pass->network->blocks[index];
     const int64_t rows = gmem__modulation_rows(info), half = rows / 2, hidden = info->hidden;
     const int64_t scale = info->shift ? hidden : 0; /* the shift, where there is one, comes first */
-    gmem__gather_modulation(pass, batch, index * rows, rows);
-    const float *attention = pass->modulation, *mlp = pass->modulation + half;
+    const float *attention = pass->modulation + index * rows, *mlp = attention + half;
 
     gmem__norm norm =
-        gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale, rows);
+        gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale);
     gmem__attend(pass, batch, &norm, block);
-    gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden, rows);
+    gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden);
 
-    norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale, rows);
+    norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale);
     gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH);
-    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden, rows);
+    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden);
 }
 
 /* pass->wide = the final layer's patches. */
 static void gmem__run_final(const gmem_pass *pass, int64_t batch) {
     const gmem_network *network = pass->network;
     const gmem_network_info *info = &network->info;
-    const int64_t rows = 2 * info->hidden;
-    gmem__gather_modulation(pass, batch, info->depth * gmem__modulation_rows(info), rows);
-    const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, pass->modulation,
-                                                 pass->modulation + info->hidden, rows);
+    const float *shift = pass->modulation + info->depth * gmem__modulation_rows(info);
+    const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, shift, shift + info->hidden);
     gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE);
 }
 
@@ -535,44 +608,97 @@ static void gmem__exchange_found(gmem_pass *pass, int back) {
 }
 
 /* All blocks, in which the cache may stand for those after the first. */
-static void gmem__run_blocks(gmem_pass *pass, int64_t slot, int64_t batch) {
+static void gmem__run_blocks(gmem_pass *pass, int64_t slot, int64_t batch, int in_one_place) {
     const int64_t depth = pass->network->info.depth;
     const int caching = pass->cache.threshold > 0;
-    if (caching) gmem__cache_enter(&pass->cache, batch, pass->x);
+    if (caching) gmem__cache_enter(&pass->cache, &pass->engine, batch, pass->x);
+    gmem__gather_modulations(pass, batch, in_one_place);
     for (int64_t block = 0; block < (caching ? 1 : depth); block++)
         gmem__run_block(pass, batch, block);
     if (!caching) return;
-    gmem__cache_split(&pass->cache, slot, batch, pass->x);
+    gmem__cache_split(&pass->cache, &pass->engine, slot, batch, pass->x);
+    const int64_t computed = pass->cache.computed_count;
     gmem__exchange_found(pass, 0);
-    for (int64_t block = 1; block < depth && pass->cache.computed_count > 0; block++)
-        gmem__run_block(pass, pass->cache.computed_count, block);
+    if (computed > 0) gmem__gather_modulations(pass, computed, in_one_place);
+    for (int64_t block = 1; block < depth && computed > 0; block++)
+        gmem__run_block(pass, computed, block);
     gmem__exchange_found(pass, 1);
-    gmem__cache_join(&pass->cache, slot, batch, pass->x);
+    gmem__gather_modulations(pass, batch, in_one_place);
+    gmem__cache_join(&pass->cache, &pass->engine, slot, batch, pass->x);
 }
 
-GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+GMEM__FN gmem_status gmem__pass_nonfinite(const gmem_pass *pass, gmem_error *error) {
+    return gmem__fail_at(error, GMEM_E_NONFINITE, gmem_file_path(pass->network->file), -1,
+                         "the network's output is not finite: its weights or its input hold NaN or infinity");
+}
+
+/* At most pass->most samples. */
+static gmem_status gmem__run_samples(gmem_pass *pass, int64_t slot, int64_t batch, float *x, const float *t,
+                                     const gmem__conditions *conditions, float *v, gmem_error *error) {
+    const gmem_network *network = pass->network;
+    const int in_one_place = gmem__find_modulations(pass, batch, t, conditions);
+    gmem__embed_patches(pass, batch, x);
+    gmem__run_blocks(pass, slot, batch, in_one_place);
+    gmem__run_final(pass, batch);
+    if (!pass->engine.ops->finite(&pass->engine, pass->wide, network->output.weight.rows * batch * network->info.tokens,
+                                  GMEM__NOTE_NETWORK))
+        return gmem__pass_nonfinite(pass, error);
+    gmem__patches patches = gmem__patches_of(network, batch, v, pass->wide);
+    patches.to_latents = 1;
+    pass->engine.ops->patches(&pass->engine, &patches);
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, float *x, const float *t,
                                     const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+    const gmem_network_info *info = &pass->network->info;
+    const int64_t latent = info->channels * info->height * info->width;
     gmem__conditions conditions;
     conditions.snippets = snippets;
     conditions.labels = labels;
-    if (!pass || !x || !t || !v || batch < 1)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "a pass needs a batch, latents, times and room for the velocity");
-    const gmem_network *network = pass->network;
     GMEM__TRY(gmem__check_conditions(pass, batch, batch, t, &conditions, error));
-    gmem__find_modulations(pass, batch, t, &conditions);
-    gmem__embed_patches(pass, batch, x);
-    gmem__run_blocks(pass, slot, batch);
-    gmem__run_final(pass, batch);
-    if (!gmem__all_finite(pass->wide, network->output.weight.rows * batch * network->info.tokens))
-        return gmem__fail_at(error, GMEM_E_NONFINITE, gmem_file_path(network->file), -1,
-                             "the network's output is not finite: its weights or its input hold NaN or infinity");
-    gmem__unpatchify(network, batch, pass->wide, v);
+    for (int64_t first = 0, count; first < batch; first += count) {
+        count = gmem__min(pass->most, batch - first);
+        conditions.snippets = snippets ? snippets + first * info->snippet_width : NULL;
+        conditions.labels = labels ? labels + first : NULL;
+        GMEM__TRY(gmem__run_samples(pass, slot + first, count, x + first * latent, t + first, &conditions,
+                                    v + first * latent, error));
+    }
     return GMEM_OK;
+}
+
+/* From the host's memory to the host's. */
+static gmem_status gmem__pass_run_device(gmem_pass *pass, int64_t batch, const float *x, const float *t,
+                                         const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+    const gmem_network_info *info = &pass->network->info;
+    const gmem__engine *engine = &pass->engine;
+    const int64_t count = batch * info->channels * info->height * info->width;
+    int notes = 0;
+    engine->ops->upload(engine, pass->in, x, count);
+    GMEM__TRY(gmem__pass_run(pass, 0, batch, pass->in, t, snippets, labels, pass->out, error));
+    GMEM__TRY(engine->ops->settle(engine, &notes, error));
+    if (notes) return gmem__pass_nonfinite(pass, error);
+    engine->ops->download(engine, v, pass->out, count);
+    return engine->ops->settle(engine, &notes, error);
 }
 
 GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,
                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
-    return gmem__pass_run(pass, 0, batch, x, t, snippets, labels, v, error);
+    gmem_error why;
+    if (!pass || !x || !t || !v || batch < 1 || batch > pass->max_batch)
+        return gmem__fail(error, GMEM_E_ARGUMENT,
+                          "a pass needs a batch that it was made for, latents, times and room for the velocity");
+    /* x is only read: the CPU's patches go both ways */
+    if (!pass->engine.stream) return gmem__pass_run(pass, 0, batch, (float *)x, t, snippets, labels, v, error);
+    if (!pass->fallback) {
+        const gmem_status status = gmem__pass_run_device(pass, batch, x, t, snippets, labels, v, &why);
+        if (!gmem__falls_back(pass->network->context, status, &why)) {
+            if (status != GMEM_OK && error) *error = why;
+            return status;
+        }
+        GMEM__TRY(gmem__fallback_create(pass->network, pass->max_batch, &pass->fallback, error));
+    }
+    return gmem_pass_run(gmem__fallback_pass(pass->fallback), batch, x, t, snippets, labels, v, error);
 }
 
 #undef GMEM__PREPARED_COLUMNS

@@ -33,6 +33,8 @@ static gmem_operation gmem__operation_of(const gmem_network *network, const gmem
 
 static void gmem__profile_add(const gmem__profiler *profiler, gmem_operation operation, double start, double flop) {
     gmem_profile *profile = profiler->profile;
+    int notes;
+    if (profiler->inner.stream) profiler->inner.ops->settle(&profiler->inner, &notes, NULL); /* it has only begun */
     profile->operations[operation].calls++;
     profile->operations[operation].seconds += profile->clock(profile->user) - start;
     profile->operations[operation].flop += flop;
@@ -75,15 +77,16 @@ static void gmem__profiled_attention(const gmem__engine *engine, const gmem__att
 
 GMEM__FN void gmem__profile_engine(gmem__engine *engine, gmem__profiler *profiler, const gmem_network *network,
                                    gmem_profile *profile) {
-    /* a transformer has no convolutions and no group norms */
-    static const gmem__ops profiled = {
-        "profile", NULL, gmem__profiled_linear, gmem__profiled_norm, gmem__profiled_rotate, gmem__profiled_attention,
-        NULL,      NULL};
     if (engine->profiler) *engine = profiler->inner;
     if (!profile) return;
     profiler->inner = *engine;
     profiler->network = network;
     profiler->profile = profile;
-    engine->ops = &profiled;
+    profiler->ops = *engine->ops;
+    profiler->ops.linear = gmem__profiled_linear;
+    profiler->ops.norm = gmem__profiled_norm;
+    profiler->ops.rotate = gmem__profiled_rotate;
+    profiler->ops.attention = gmem__profiled_attention; /* a transformer has no convolutions and no group norms */
+    engine->ops = &profiler->ops;
     engine->profiler = profiler;
 }

@@ -6,6 +6,7 @@
 
 typedef struct gmem__profiler {
     gmem__engine inner;          /* what computes */
+    gmem__ops ops;               /* its operations, those of a pass timed */
     const gmem_network *network; /* whose weights tell one linear layer from another */
     gmem_profile *profile;       /* the caller's */
 } gmem__profiler;

@@ -1,4 +1,5 @@
 /* Sampling with a network: it becomes the velocity that is integrated, a generator the noise. */
+#include "fallback.h"
 #include "network.h"
 #include "random.h"
 #include "sampler.h"
@@ -6,6 +7,7 @@
 /* Guided passes run a doubled batch: the conditional half first, then the null half. */
 typedef struct gmem__sampling {
     const gmem_sample_desc *desc;
+    const gmem_context *context;
     const gmem_network_info *info;
     const gmem__method *method;
     int guided;
@@ -14,12 +16,14 @@ typedef struct gmem__sampling {
     int doubled_draws; /* the published script draws noise for the doubled batch and uses the first half */
     int64_t batch, per_picture;
     gmem_pass *pass;
-    float *t;        /* (2 batch) */
-    float *snippets; /* (2 batch, snippet_width): the null half is zero */
-    int64_t *labels; /* (2 batch) */
-    float *x, *v;    /* (2 batch, per_picture), guided only */
-    float *draws;    /* (2 batch, per_picture), doubled_draws only */
-    float *times;    /* (time_count) the network's times to come, neighbours distinct */
+    const gmem__engine *engine; /* the pass's */
+    gmem__arena memory;         /* of the engine, for ... */
+    float *x, *v;               /* (2 batch, per_picture), guided only */
+    float *t;                   /* (2 batch), here and below on the host */
+    float *snippets;            /* (2 batch, snippet_width): the null half is zero */
+    int64_t *labels;            /* (2 batch) */
+    float *draws;               /* (2 batch, per_picture), doubled_draws only */
+    float *times;               /* (time_count) the network's times to come, neighbours distinct */
     int64_t time_count;
     int64_t prepared_first, prepared_end; /* of `times`: what the pass holds prepared */
 } gmem__sampling;
@@ -44,20 +48,37 @@ static gmem_status gmem__prepare_times(gmem__sampling *sampling, float t, gmem_e
                              sampling->desc->labels, sampling->guided, error);
 }
 
+static void gmem__copy_vector(const gmem__engine *engine, float *to, const float *from, int64_t count) {
+    gmem__copy copy;
+    copy.to = to;
+    copy.from = from;
+    copy.rows = 1;
+    copy.width = copy.to_stride = copy.from_stride = count;
+    engine->ops->copy(engine, &copy);
+}
+
 static gmem_status gmem__run_both(gmem__sampling *sampling, const gmem_velocity_call *call, gmem_error *error) {
-    const size_t half = (size_t)(sampling->batch * sampling->per_picture);
-    memcpy(sampling->x, call->x, half * sizeof(float));
-    memcpy(sampling->x + half, call->x, half * sizeof(float));
+    const int64_t half = sampling->batch * sampling->per_picture;
+    gmem__copy_vector(sampling->engine, sampling->x, call->x, half);
+    gmem__copy_vector(sampling->engine, sampling->x + half, call->x, half);
     GMEM__TRY(gmem__pass_run(sampling->pass, 0, 2 * sampling->batch, sampling->x, sampling->t, sampling->snippets,
                              sampling->labels, sampling->v, error));
-    memcpy(call->conditional, sampling->v, half * sizeof(float));
-    memcpy(call->unconditional, sampling->v + half, half * sizeof(float));
+    gmem__copy_vector(sampling->engine, call->conditional, sampling->v, half);
+    gmem__copy_vector(sampling->engine, call->unconditional, sampling->v + half, half);
     return GMEM_OK;
 }
 
-static void gmem__negate(float *v, int64_t count) {
-    for (int64_t i = 0; v && i < count; i++)
-        v[i] = -v[i];
+/* v may be NULL. */
+static void gmem__negate(const gmem__engine *engine, float *v, int64_t count) {
+    gmem__combine op;
+    if (!v) return;
+    memset(&op, 0, sizeof op);
+    op.out = v;
+    op.x = v;
+    op.x_weight = -1;
+    op.rows = 1;
+    op.width = op.stride = count;
+    engine->ops->combine(engine, &op);
 }
 
 static gmem_status gmem__network_velocity(void *user, const gmem_velocity_call *call, gmem_error *error) {
@@ -70,14 +91,14 @@ static gmem_status gmem__network_velocity(void *user, const gmem_velocity_call *
     if (call->conditional && call->unconditional)
         GMEM__TRY(gmem__run_both(sampling, call, error));
     else if (call->conditional)
-        GMEM__TRY(gmem__pass_run(sampling->pass, 0, sampling->batch, call->x, sampling->t, desc->snippets, desc->labels,
-                                 call->conditional, error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, 0, sampling->batch, (float *)call->x, sampling->t, desc->snippets,
+                                 desc->labels, call->conditional, error));
     else
-        GMEM__TRY(gmem__pass_run(sampling->pass, sampling->batch, sampling->batch, call->x, sampling->t, NULL, NULL,
-                                 call->unconditional, error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, sampling->batch, sampling->batch, (float *)call->x, sampling->t, NULL,
+                                 NULL, call->unconditional, error));
     if (sampling->flip_sign) {
-        gmem__negate(call->conditional, sampling->batch * sampling->per_picture);
-        gmem__negate(call->unconditional, sampling->batch * sampling->per_picture);
+        gmem__negate(sampling->engine, call->conditional, sampling->batch * sampling->per_picture);
+        gmem__negate(sampling->engine, call->unconditional, sampling->batch * sampling->per_picture);
     }
     return GMEM_OK;
 }
@@ -118,8 +139,6 @@ static void gmem__sampling_layout(gmem__sampling *sampling, gmem__arena *arena, 
     sampling->times = GMEM__TAKE_F32(arena, time_count);
     if (sampling->doubled_draws) sampling->draws = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
     if (!sampling->guided) return;
-    sampling->x = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
-    sampling->v = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
     if (info->snippet_width > 0) sampling->snippets = GMEM__TAKE_F32(arena, doubled * info->snippet_width);
     if (info->classes > 0) sampling->labels = (int64_t *)gmem__take(arena, doubled, sizeof(int64_t));
 }
@@ -143,11 +162,17 @@ static void gmem__sampling_fill(gmem__sampling *sampling, const gmem__plan *plan
     }
 }
 
-static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling *sampling, const gmem__plan *plan,
-                                    float *x, gmem_error *error) {
+static void gmem__sampling_layout_engine(gmem__sampling *sampling) {
+    if (!sampling->guided) return;
+    sampling->x = GMEM__TAKE_F32(&sampling->memory, 2 * sampling->batch * sampling->per_picture);
+    sampling->v = GMEM__TAKE_F32(&sampling->memory, 2 * sampling->batch * sampling->per_picture);
+}
+
+static gmem_status gmem__sample_integrate(gmem__sampling *sampling, const gmem__plan *plan, float *x,
+                                          gmem_error *error) {
     const gmem_sample_desc *desc = sampling->desc;
     gmem_integrate_desc integrate;
-    gmem__sampling_fill(sampling, plan);
+    gmem__integration how;
     memset(&integrate, 0, sizeof integrate);
     integrate.sampler = plan->desc;
     integrate.sampler.cache_threshold = 0; /* the pass sees to it */
@@ -161,16 +186,37 @@ static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling 
     integrate.progress = desc->progress;
     integrate.progress_user = desc->progress_user;
     integrate.passes = desc->passes;
+    memset(&how, 0, sizeof how);
+    how.engine = sampling->engine;
+    how.philox = !desc->noise && desc->rng && desc->rng->kind == GMEM_RNG_PHILOX ? desc->rng : NULL;
+    how.picture = desc->picture;
+    return gmem__integrate(sampling->context, &how, &integrate, x, error);
+}
+
+static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling *sampling, const gmem__plan *plan,
+                                    float *x, gmem_error *error) {
+    const gmem_sample_desc *desc = sampling->desc;
+    gmem__sampling_fill(sampling, plan);
     GMEM__TRY(gmem__pass_create(network, sampling->batch * (1 + sampling->guided), plan->desc.cache_threshold,
                                 &sampling->pass, error));
-    gmem_status status = gmem__integrate(network->context, &integrate, x, error);
+    sampling->engine = gmem__pass_engine(sampling->pass);
+    gmem__sampling_layout_engine(sampling);
+    gmem_status status = GMEM_OK;
+    if (sampling->guided)
+        status = gmem__engine_reserve(sampling->engine, network->context, &sampling->memory, "the sampler", error);
+    if (status == GMEM_OK) {
+        gmem__sampling_layout_engine(sampling);
+        status = gmem__sample_integrate(sampling, plan, x, error);
+        sampling->engine->ops->release(sampling->engine, network->context, &sampling->memory);
+    }
     if (status == GMEM_OK && desc->reuse) *desc->reuse = gmem__pass_reuse(sampling->pass);
     gmem_pass_destroy(sampling->pass);
     return status;
 }
 
-GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
-                                 gmem_error *error) {
+/* Where the network is. */
+static gmem_status gmem__sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
+                                gmem_error *error) {
     gmem_sampler_desc resolved;
     gmem__sampling sampling;
     gmem__arena arena;
@@ -181,6 +227,7 @@ GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_
     GMEM__TRY(gmem_sampler_check(&desc->sampler, network->info.time_reversed, &resolved, error));
     const gmem__plan plan = gmem__plan_make(&resolved);
     sampling.desc = desc;
+    sampling.context = network->context;
     sampling.info = &network->info;
     sampling.method = plan.method;
     sampling.guided = resolved.cfg_scale > 1;
@@ -198,5 +245,24 @@ GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_
     gmem__sampling_layout(&sampling, &arena, time_count);
     gmem_status status = gmem__sample_run(network, &sampling, &plan, x, error);
     gmem__arena_release(network->context, &arena);
+    return status;
+}
+
+GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
+                                 gmem_error *error) {
+    gmem_error why;
+    gmem_network *on_cpu = NULL;
+    gmem_rng rng;
+    if (!network || !network->store.device) return gmem__sample(network, desc, x, error);
+    if (desc && desc->rng) rng = *desc->rng;
+    gmem_status status = gmem__sample(network, desc, x, &why);
+    if (!gmem__falls_back(network->context, status, &why)) {
+        if (status != GMEM_OK && error) *error = why;
+        return status;
+    }
+    if (desc->rng) *desc->rng = rng; /* x is as it was, and so must the noise be */
+    GMEM__TRY(gmem__network_on_cpu(network, &on_cpu, error));
+    status = gmem__sample(on_cpu, desc, x, error);
+    gmem_network_close(on_cpu);
     return status;
 }

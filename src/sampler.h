@@ -81,9 +81,19 @@ GMEM__FN int gmem__schedule_next(gmem__schedule *schedule, double *t);
 
 #define GMEM__MAX_STAGES 7
 
+/* Where a run's vectors are and what draws its noise. */
+typedef struct gmem__integration {
+    const gmem__engine *engine;
+    const gmem_rng *philox; /* the noise of a step comes from this generator, drawn on the engine; or NULL */
+    int64_t picture;        /* the first one's number, for it */
+} gmem__integration;
+
 typedef struct gmem__run {
     const gmem__plan *plan;
     const gmem_integrate_desc *desc;
+    const gmem__engine *engine; /* of the vectors that follow */
+    const gmem__integration *how;
+    float *host;   /* (count) where a device's vectors meet the caller's functions, or NULL */
     int64_t count; /* batch * per_picture: the length of every buffer here */
     float *x;      /* the state */
     float *stage;  /* the state that a stage looks at */
@@ -99,15 +109,16 @@ GMEM__FN gmem_status gmem__run_model(gmem__run *run, double t, double guide_t, c
                                      gmem_error *error);
 /* A step is over and the state has reached t: checks that it is finite, reports, and asks whether to go on. */
 GMEM__FN gmem_status gmem__run_step_done(gmem__run *run, double t, gmem_error *error);
-/* out = x_weight * x + sum of weight[j] * k[j], summed in double, rounded once. `out` may be any of the inputs. */
+/* Of gmem__ops.combine over whole vectors. */
 GMEM__FN void gmem__run_combine(const gmem__run *run, float *out, double x_weight, const float *x, int terms,
                                 const double *weight, const float *const *k);
 /* drift = blend.x * x + blend.model * drift */
 GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const float *x, float *drift);
 
-/* gmem_integrate, with the context as the network holds it. */
-GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
-                                     gmem_error *error);
+/* gmem_integrate with vectors of an engine, of which only `x` is the host's: the velocity function gets addresses of
+ * the engine, the noise and the progress function memory of the host. */
+GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem__integration *how,
+                                     const gmem_integrate_desc *desc, float *x, gmem_error *error);
 
 /* ode.c, multistep.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
 GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error);

@@ -36,11 +36,26 @@ static gmem_status gmem__sde_drift(gmem__run *run, const gmem__sde_terms *terms,
     return GMEM_OK;
 }
 
-/* run->noise = the caller's noise for interval i. */
+/* run->noise = the noise for interval i: the generator's, drawn on the engine, or the caller's. */
 static gmem_status gmem__sde_noise(gmem__run *run, int64_t i, gmem_error *error) {
     const gmem_integrate_desc *desc = run->desc;
+    const gmem__ops *ops = run->engine->ops;
+    if (run->how->philox) {
+        gmem__normal op;
+        op.seed = run->how->philox->seed;
+        op.draw = GMEM_DRAW_STEP;
+        op.index = i;
+        op.picture = run->how->picture;
+        op.count = desc->batch;
+        op.per_picture = desc->per_picture;
+        op.out = run->noise;
+        ops->normal(run->engine, &op);
+        return GMEM_OK;
+    }
+    float *const noise = run->engine->stream ? run->host : run->noise;
     gmem_error own = gmem__callback_error();
-    gmem_status status = desc->noise(desc->noise_user, i, desc->batch, desc->per_picture, run->noise, &own);
+    gmem_status status = desc->noise(desc->noise_user, i, desc->batch, desc->per_picture, noise, &own);
+    if (run->engine->stream) ops->upload(run->engine, run->noise, noise, run->count);
     return gmem__fail_callback(error, status, &own, "the noise function");
 }
 

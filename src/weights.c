@@ -6,7 +6,19 @@ GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count, size_t bytes
     return gmem__blocks_take(store->context, &store->blocks, count, bytes, 64);
 }
 
-GMEM__FN void gmem__store_free(gmem__store *store) { gmem__blocks_free(store->context, &store->blocks); }
+GMEM__FN void gmem__store_free(gmem__store *store) {
+    if (store->uploaded) gmem__device_memory_free(store->context, store->uploaded);
+    store->uploaded = NULL;
+    gmem__blocks_free(store->context, &store->blocks);
+}
+
+GMEM__FN gmem_status gmem__store_place(gmem__store *store, const float **values, int64_t count, gmem_error *error) {
+    return store->device ? gmem__device_place_vector(store, values, count, error) : GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__store_upload(gmem__store *store, gmem_error *error) {
+    return store->device ? gmem__device_upload(store, error) : GMEM_OK;
+}
 
 static gmem_status gmem__store_no_memory(const gmem__store *store, const char *name, gmem_error *error) {
     gmem__quoted quoted;
@@ -91,14 +103,20 @@ static gmem_status gmem__store_rows(gmem__store *store, const gmem_tensor *tenso
     return GMEM_OK;
 }
 
-GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
-                                        gmem__weight *out, gmem_error *error) {
+GMEM__FN gmem_status gmem__store_table(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                       gmem__weight *out, gmem_error *error) {
     int64_t shape[2];
     const gmem_tensor *tensor;
     shape[0] = rows;
     shape[1] = cols;
     GMEM__TRY(gmem__need(store->file, name, 2, shape, &tensor, error));
     return gmem__store_rows(store, tensor, rows, cols, out, error);
+}
+
+GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                        gmem__weight *out, gmem_error *error) {
+    GMEM__TRY(gmem__store_table(store, name, rows, cols, out, error));
+    return store->device ? gmem__device_place_weight(store, out, error) : GMEM_OK;
 }
 
 GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int64_t out_channels, int64_t in_channels,
@@ -109,7 +127,8 @@ GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int6
     shape[1] = in_channels;
     shape[2] = shape[3] = kernel;
     GMEM__TRY(gmem__need(store->file, name, 4, shape, &tensor, error));
-    return gmem__store_rows(store, tensor, out_channels, in_channels * kernel * kernel, out, error);
+    GMEM__TRY(gmem__store_rows(store, tensor, out_channels, in_channels * kernel * kernel, out, error));
+    return store->device ? gmem__device_place_weight(store, out, error) : GMEM_OK;
 }
 
 GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, int64_t count, const float **out,
@@ -120,12 +139,14 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
     GMEM__TRY(gmem__store_scale(store, tensor, count, &scale, error));
     GMEM__TRY(gmem__store_f32(store, tensor, count, scale, out, error));
     gmem__store_count(store, tensor, 1);
-    return GMEM_OK;
+    return gmem__store_place(store, out, count, error);
 }
 
 GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
                                         gmem_error *error) {
-    weight->compute = compute;
+    if (store->device) return gmem__device_narrow(store, weight, compute, error);
+    weight->compute = compute == GMEM_COMPUTE_F16 ? GMEM_COMPUTE_F32 : compute;
+    if (weight->compute == GMEM_COMPUTE_F32) return GMEM_OK;
     const int64_t bytes = gmem__cpu_packed_bytes(store->context, weight, swiglu, &weight->compute);
     if (bytes == 0) return GMEM_OK;
     void *memory = gmem__blocks_take_raw(store->context, &store->blocks, bytes);

@@ -17,6 +17,13 @@ typedef struct held {
     int64_t computed[SLOTS];
 } held;
 
+static gmem__engine small_engine(void) {
+    gmem__engine engine;
+    memset(&engine, 0, sizeof engine);
+    engine.ops = gmem__cpu_ops(GMEM_ISA_SCALAR, NULL);
+    return engine;
+}
+
 static gmem__cache small_cache(held *memory, double threshold) {
     gmem__cache cache;
     memset(&cache, 0, sizeof cache);
@@ -40,17 +47,18 @@ static void small_pass(gmem__cache *cache, int64_t slot, int64_t batch, float be
                        float *out) {
     float x[HELD] = {0};
     const int64_t columns = batch * TOKENS;
+    const gmem__engine engine = small_engine();
     for (int64_t i = 0; i < HIDDEN * columns; i++)
         x[i] = begin;
-    gmem__cache_enter(cache, batch, x);
+    gmem__cache_enter(cache, &engine, batch, x);
     for (int64_t i = 0; i < HIDDEN * columns; i++)
         x[i] += by[i % columns / TOKENS];
-    gmem__cache_split(cache, slot, batch, x);
+    gmem__cache_split(cache, &engine, slot, batch, x);
     for (int64_t i = 0; i < HIDDEN * cache->computed_count * TOKENS; i++) {
         CHECK(x[i] == begin + by[cache->computed[i % (cache->computed_count * TOKENS) / TOKENS]]);
         x[i] += rest;
     }
-    gmem__cache_join(cache, slot, batch, x);
+    gmem__cache_join(cache, &engine, slot, batch, x);
     for (int64_t i = 0; i < HIDDEN * columns; i++) {
         if (i < columns) out[i / TOKENS] = x[i / TOKENS * TOKENS];
         CHECK(x[i] == out[i % columns / TOKENS]);
@@ -84,12 +92,13 @@ static void test_nonfinite(void) {
     static const float good[1] = {1}, bad[1] = {NAN};
     static held memory;
     float x[HIDDEN * TOKENS], out[1];
+    const gmem__engine engine = small_engine();
     gmem__cache cache = small_cache(&memory, 1e30);
     small_pass(&cache, 0, 1, 1, good, 1, out);
     for (int i = 0; i < HIDDEN * TOKENS; i++)
         x[i] = bad[0];
-    gmem__cache_enter(&cache, 1, x);
-    gmem__cache_split(&cache, 0, 1, x);
+    gmem__cache_enter(&cache, &engine, 1, x);
+    gmem__cache_split(&cache, &engine, 0, 1, x);
     CHECK_INT(cache.computed_count, 1); /* never hidden by what is remembered */
 }
 

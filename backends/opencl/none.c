@@ -58,6 +58,10 @@ GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct
     return GMEM_E_UNSUPPORTED;
 }
 GMEM__FN void gmem__stream_close(struct gmem__stream *stream) { (void)stream; }
+GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
+    (void)stream;
+    return 0;
+}
 GMEM__FN const gmem__ops *gmem__opencl_ops(void) { return NULL; }
 
 #endif /* GMEM_NO_OPENCL */
