@@ -112,14 +112,14 @@ moments_of column_moments(__global const float *x, int rows, int count, int stri
     return moments;
 }
 
-/* Bits of what an optional argument has been given for. */
-enum { HAS_WEIGHT = 1, HAS_BIAS = 2, HAS_SHIFT = 4, HAS_SCALE = 8 };
+/* Which of the optional arguments are given. */
+enum { GIVEN_WEIGHT = 1, GIVEN_BIAS = 2, GIVEN_SHIFT = 4, GIVEN_SCALE = 8 };
 
 /* (x - mean) * inverse * weight + bias for channel i. */
-float affine(float x, moments_of moments, __global const float *weight, __global const float *bias, int has, int i) {
+float affine(float x, moments_of moments, __global const float *weight, __global const float *bias, int given, int i) {
     float y = deviation(x, moments.mean) * moments.inverse;
-    if (has & HAS_WEIGHT) y *= weight[i];
-    if (has & HAS_BIAS) y += bias[i];
+    if (given & GIVEN_WEIGHT) y *= weight[i];
+    if (given & GIVEN_BIAS) y += bias[i];
     return y;
 }
 
@@ -127,7 +127,7 @@ float affine(float x, moments_of moments, __global const float *weight, __global
  * on. x (channels, columns); y (channels, columns - first), rows y_stride apart. (columns, slices). */
 __kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong y_at, __global const float *weight,
                    ulong weight_at, __global const float *bias, ulong bias_at, __global const float *shift,
-                   ulong shift_at, __global const float *scale, ulong scale_at, int has, int rms, float eps,
+                   ulong shift_at, __global const float *scale, ulong scale_at, int given, int rms, float eps,
                    int channels, int columns, int first, int y_stride, int tokens, int modulation_stride,
                    __local float2 *partial) {
     const int place = get_global_id(0), column = first + place, rows = column < columns ? channels : 0;
@@ -143,9 +143,9 @@ __kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong
     for (int step = 0; step < steps; step++) {
         const int c = step * slices + slice;
         if (c >= rows) continue;
-        float value = affine(x[(ulong)c * columns], moments, weight, bias, has, c);
-        if (has & HAS_SCALE) value *= 1 + scale[c];
-        if (has & HAS_SHIFT) value += shift[c];
+        float value = affine(x[(ulong)c * columns], moments, weight, bias, given, c);
+        if (given & GIVEN_SCALE) value *= 1 + scale[c];
+        if (given & GIVEN_SHIFT) value += shift[c];
         y[(ulong)c * y_stride] = value;
     }
 }
@@ -154,7 +154,7 @@ __kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong
  * sine (head_dim / 2, tokens). (columns, slices, heads). */
 __kernel void rotate_heads(__global float *x, ulong x_at, __global const float *weight, ulong weight_at,
                            __global const float *bias, ulong bias_at, __global const float *cosine, ulong cosine_at,
-                           __global const float *sine, ulong sine_at, int has, int norm, int rms, int turn, float eps,
+                           __global const float *sine, ulong sine_at, int given, int norm, int rms, int turn, float eps,
                            int head_dim, int columns, int tokens, __local float2 *partial) {
     const int column = get_global_id(0), token = column % tokens, rows = column < columns ? head_dim : 0;
     const int slice = get_local_id(1), slices = get_local_size(1), steps = ((head_dim + 1) / 2 + slices - 1) / slices;
@@ -171,8 +171,8 @@ __kernel void rotate_heads(__global float *x, ulong x_at, __global const float *
         if (even >= rows) continue;
         float a = x[(ulong)even * columns], b = odd < head_dim ? x[(ulong)odd * columns] : 0;
         if (norm) {
-            a = affine(a, moments, weight, bias, has, even);
-            if (odd < head_dim) b = affine(b, moments, weight, bias, has, odd);
+            a = affine(a, moments, weight, bias, given, even);
+            if (odd < head_dim) b = affine(b, moments, weight, bias, given, odd);
         }
         if (turn && odd < head_dim) {
             const float c = cosine[(ulong)pair * tokens], s = sine[(ulong)pair * tokens], before = a;

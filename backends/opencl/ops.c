@@ -1,0 +1,605 @@
+/* The operations on a stream: each becomes kernels' arguments, or a product. Nothing waits but what returns a number,
+ * downloads, and settle. */
+#include "opencl.h"
+
+#ifndef GMEM_NO_OPENCL
+
+/* launching ------------------------------------------------------------------------------------------------------- */
+
+/* Work-items of a group, where the device can do so many. */
+#define GMEM__CL_ITEMS 256
+
+/* Work-groups share a column among slices (kernels.cl): a GPU needs many items, a processor long rows of columns. */
+#define GMEM__CL_GROUP_COLUMNS     32
+#define GMEM__CL_CPU_GROUP_COLUMNS 64
+#define GMEM__CL_SLICES            32 /* at most */
+
+static int64_t gmem__cl_power_of_two(int64_t at_least, int64_t most) {
+    int64_t power = 1;
+    while (power < at_least && power < most)
+        power *= 2;
+    return power;
+}
+
+/* Adds the last argument, local memory for pairs, and runs (columns, slices, batch). */
+static void gmem__cl_run_columns(gmem__cl_launch *launch, int64_t columns, int64_t rows, int64_t batch) {
+    const int is_cpu = launch->stream->device->found.limits.is_cpu;
+    int64_t local[3], global[3];
+    local[0] = gmem__cl_power_of_two(columns, is_cpu ? GMEM__CL_CPU_GROUP_COLUMNS : GMEM__CL_GROUP_COLUMNS);
+    local[1] = is_cpu ? 1 : gmem__cl_power_of_two(rows, gmem__min(GMEM__CL_SLICES, GMEM__CL_ITEMS / local[0]));
+    local[2] = 1;
+    global[0] = columns;
+    global[1] = local[1];
+    global[2] = batch;
+    gmem__launch_local(launch, (size_t)(local[0] * local[1]) * 2 * sizeof(float));
+    gmem__launch_run(launch, 3, global, local);
+}
+
+/* One item for each of `count`. */
+static void gmem__cl_run_flat(gmem__cl_launch *launch, int64_t count) {
+    const int64_t local = GMEM__CL_ITEMS;
+    gmem__launch_run(launch, 1, &count, &local);
+}
+
+/* One item for each of (width, rows, planes). */
+static void gmem__cl_run_grid(gmem__cl_launch *launch, int64_t width, int64_t rows, int64_t planes) {
+    const int64_t global[3] = {width, rows, planes};
+    int64_t local[3];
+    local[0] = gmem__cl_power_of_two(width, GMEM__CL_ITEMS);
+    local[1] = GMEM__CL_ITEMS / local[0];
+    local[2] = 1;
+    gmem__launch_run(launch, 3, global, local);
+}
+
+/* Work-groups of GMEM__CL_ITEMS for `count` values, each item several of them: enough to keep any device busy. */
+static int64_t gmem__cl_groups(int64_t count) {
+    const int64_t each = 8 * GMEM__CL_ITEMS, most = 256;
+    return gmem__max(1, gmem__min(most, gmem__ceil_div(count, each)));
+}
+
+static void gmem__launch_f32(gmem__cl_launch *launch, const float *address) {
+    gmem__launch_pointer(launch, address, sizeof(float));
+}
+
+/* A double as two floats. */
+static void gmem__launch_pair(gmem__cl_launch *launch, double value) {
+    const float high = (float)value;
+    gmem__launch_float(launch, high);
+    gmem__launch_float(launch, (float)(value - (double)high));
+}
+
+/* All bits of a uint of the kernel. */
+static void gmem__launch_bits(gmem__cl_launch *launch, uint64_t bits) {
+    int32_t value;
+    const uint32_t low = (uint32_t)bits;
+    memcpy(&value, &low, sizeof value);
+    gmem__launch_int(launch, value);
+}
+
+/* norms ----------------------------------------------------------------------------------------------------------- */
+
+/* kernels.cl: which of the optional arguments are given. */
+enum { GMEM__GIVEN_WEIGHT = 1, GMEM__GIVEN_BIAS = 2, GMEM__GIVEN_SHIFT = 4, GMEM__GIVEN_SCALE = 8 };
+
+static int64_t gmem__norm_stride(const gmem__norm *op) { return op->y_stride ? op->y_stride : op->columns; }
+
+static void gmem__cl_norm(const gmem__engine *engine, const gmem__norm *op) {
+    const int modulated = op->shift || op->scale;
+    if (!gmem__stream_ok(engine->stream) || op->columns <= op->y_column || op->channels <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_norm);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_f32(&launch, op->weight);
+    gmem__launch_f32(&launch, op->bias);
+    gmem__launch_f32(&launch, op->shift);
+    gmem__launch_f32(&launch, op->scale);
+    gmem__launch_int(&launch, (op->weight ? GMEM__GIVEN_WEIGHT : 0) | (op->bias ? GMEM__GIVEN_BIAS : 0) |
+                                  (op->shift ? GMEM__GIVEN_SHIFT : 0) | (op->scale ? GMEM__GIVEN_SCALE : 0));
+    gmem__launch_int(&launch, op->rms != 0);
+    gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->channels);
+    gmem__launch_int(&launch, op->columns);
+    gmem__launch_int(&launch, op->y_column);
+    gmem__launch_int(&launch, gmem__norm_stride(op));
+    gmem__launch_int(&launch, modulated ? op->tokens : op->columns);
+    gmem__launch_int(&launch, modulated ? op->modulation_stride : 0);
+    gmem__cl_run_columns(&launch, op->columns - op->y_column, op->channels, 1);
+}
+
+static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) {
+    if (!gmem__stream_ok(engine->stream) || op->columns <= 0 || op->heads <= 0 || op->head_dim <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_rotate_heads);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->weight);
+    gmem__launch_f32(&launch, op->bias);
+    gmem__launch_f32(&launch, op->cosine);
+    gmem__launch_f32(&launch, op->sine);
+    gmem__launch_int(&launch, (op->weight ? GMEM__GIVEN_WEIGHT : 0) | (op->bias ? GMEM__GIVEN_BIAS : 0));
+    gmem__launch_int(&launch, op->norm != 0);
+    gmem__launch_int(&launch, op->rms != 0);
+    gmem__launch_int(&launch, op->cosine != NULL);
+    gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->head_dim);
+    gmem__launch_int(&launch, op->columns);
+    gmem__launch_int(&launch, op->cosine ? op->tokens : op->columns);
+    gmem__cl_run_columns(&launch, op->columns, op->head_dim, op->heads);
+}
+
+/* What one work-group sums up of a group, in parts of four floats. */
+#define GMEM__CL_CHUNK  4096
+#define GMEM__CL_CHUNKS 64 /* at most */
+
+static void gmem__cl_group_moments(struct gmem__stream *stream, const gmem__group_norm *op, gmem__cl_mem parts,
+                                   int64_t chunk) {
+    const int64_t count = op->channels / op->groups * op->area;
+    const int64_t global[2] = {gmem__ceil_div(count, chunk) * GMEM__CL_ITEMS, op->groups};
+    const int64_t local[2] = {GMEM__CL_ITEMS, 1};
+    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_moments);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_buffer(&launch, parts, 0);
+    gmem__launch_int(&launch, count);
+    gmem__launch_int(&launch, chunk);
+    gmem__launch_local(&launch, GMEM__CL_ITEMS * 2 * sizeof(float));
+    gmem__launch_run(&launch, 2, global, local);
+}
+
+static void gmem__cl_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
+    struct gmem__stream *stream = engine->stream;
+    if (!gmem__stream_ok(stream) || op->channels <= 0 || op->area <= 0) return;
+    const int64_t channels = op->channels / op->groups, count = channels * op->area;
+    const int64_t chunk = gmem__max(GMEM__CL_CHUNK, gmem__ceil_div(count, GMEM__CL_CHUNKS));
+    const int64_t bytes = op->groups * gmem__ceil_div(count, chunk) * 4 * (int64_t)sizeof(float);
+    gmem__cl_mem parts = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SUMS, bytes);
+    gmem__cl_group_moments(stream, op, parts, chunk);
+    const int64_t global[2] = {gmem__ceil_div(op->area, 16), op->channels}, local[2] = {GMEM__CL_ITEMS, 1};
+    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_norm);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_f32(&launch, op->weight);
+    gmem__launch_f32(&launch, op->bias);
+    gmem__launch_buffer(&launch, parts, 0);
+    gmem__launch_int(&launch, channels);
+    gmem__launch_int(&launch, op->area);
+    gmem__launch_int(&launch, chunk);
+    gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->silu);
+    gmem__launch_local(&launch, 4 * sizeof(float));
+    gmem__launch_run(&launch, 2, global, local);
+}
+
+/* products -------------------------------------------------------------------------------------------------------- */
+
+static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem__weight *weight) {
+    gmem__cl_product product;
+    memset(&product, 0, sizeof product);
+    product.a = gmem__stream_find(stream, weight->data);
+    product.a_type = weight->type;
+    product.a_scale = weight->scale;
+    product.a_ld = weight->row_stride;
+    product.compute = weight->compute;
+    product.rows = weight->rows;
+    product.depth = weight->cols;
+    product.batch = 1;
+    product.alpha = 1;
+    return product;
+}
+
+static void gmem__cl_linear(const gmem__engine *engine, const gmem__linear *op) {
+    struct gmem__stream *stream = engine->stream;
+    if (op->norm) gmem__cl_norm(engine, op->norm);
+    if (!gmem__stream_ok(stream) || op->columns <= 0) return;
+    gmem__cl_product product = gmem__product_of(stream, op->weight);
+    product.b = gmem__stream_find(stream, op->norm ? op->norm->y : op->x);
+    product.b_ld = op->norm ? gmem__norm_stride(op->norm) : op->x_stride;
+    product.c = gmem__stream_find(stream, op->y);
+    product.c_ld = op->y_stride;
+    product.columns = op->columns;
+    product.bias = op->bias;
+    product.activation = op->activation;
+    product.gate = op->gate;
+    product.gate_stride = op->gate_stride;
+    product.tokens = op->gate ? op->tokens : op->columns;
+    product.residual = op->residual || op->gate ? op->y : NULL;
+    product.residual_ld = op->y_stride;
+    gmem__stream_product(stream, &product);
+}
+
+static void gmem__cl_conv(const gmem__engine *engine, const gmem__conv *op) {
+    struct gmem__stream *stream = engine->stream;
+    const int64_t area = (op->height << op->upsample) / op->stride * ((op->width << op->upsample) / op->stride);
+    if (!gmem__stream_ok(stream) || area <= 0) return;
+    gmem__cl_product product = gmem__product_of(stream, op->weight);
+    product.conv = op;
+    product.b = gmem__stream_find(stream, op->x);
+    product.b_ld = area;
+    product.c = gmem__stream_find(stream, op->y);
+    product.c_ld = area;
+    product.columns = area;
+    product.bias = op->bias;
+    product.tokens = area;
+    product.residual = op->residual;
+    product.residual_ld = area;
+    gmem__stream_product(stream, &product);
+}
+
+/* attention ------------------------------------------------------------------------------------------------------- */
+
+/* Some heads and queries of one sample, as many as the scores' memory has room for. */
+typedef struct gmem__cl_attend {
+    struct gmem__stream *stream;
+    const gmem__attention *op;
+    gmem__cl_mem scores; /* (heads, keys, queries) */
+    int64_t sample, head, heads, query, queries;
+} gmem__cl_attend;
+
+/* The first of the sample's tokens in the block's first head. */
+static gmem__cl_place gmem__attend_place(const gmem__cl_attend *block, const float *x, int64_t stride) {
+    const int64_t row = block->head * block->op->head_dim;
+    return gmem__stream_find(block->stream, x + row * stride + block->sample * block->op->tokens);
+}
+
+static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block) {
+    gmem__cl_product product;
+    memset(&product, 0, sizeof product);
+    product.a_type = GMEM_F32;
+    product.a_ld = block->op->stride;
+    product.a_stride = block->op->head_dim * block->op->stride;
+    product.columns = product.tokens = block->queries;
+    product.batch = block->heads;
+    product.alpha = 1;
+    return product;
+}
+
+/* scores = k^T q */
+static void gmem__attend_scores(const gmem__cl_attend *block) {
+    gmem__cl_product product = gmem__attend_product(block);
+    product.a = gmem__attend_place(block, block->op->k, block->op->stride);
+    product.a_transposed = 1;
+    product.b = gmem__attend_place(block, block->op->q + block->query, block->op->stride);
+    product.b_ld = block->op->stride;
+    product.b_stride = product.a_stride;
+    product.c.memory = block->scores;
+    product.c_ld = block->queries;
+    product.c_stride = block->op->tokens * block->queries;
+    product.rows = block->op->tokens;
+    product.depth = block->op->head_dim;
+    gmem__stream_product(block->stream, &product);
+}
+
+static void gmem__attend_softmax(const gmem__cl_attend *block) {
+    gmem__cl_launch launch = gmem__launch(block->stream, GMEM__CL_softmax);
+    gmem__launch_buffer(&launch, block->scores, 0);
+    gmem__launch_float(&launch, block->op->scale);
+    gmem__launch_int(&launch, block->op->tokens);
+    gmem__launch_int(&launch, block->queries);
+    gmem__cl_run_columns(&launch, block->queries, block->op->tokens, block->heads);
+}
+
+/* y = v scores */
+static void gmem__attend_values(const gmem__cl_attend *block) {
+    gmem__cl_product product = gmem__attend_product(block);
+    product.a = gmem__attend_place(block, block->op->v, block->op->stride);
+    product.b.memory = block->scores;
+    product.b_ld = block->queries;
+    product.b_stride = block->op->tokens * block->queries;
+    product.c = gmem__attend_place(block, block->op->y + block->query, block->op->y_stride);
+    product.c_ld = block->op->y_stride;
+    product.c_stride = block->op->head_dim * block->op->y_stride;
+    product.rows = block->op->head_dim;
+    product.depth = block->op->tokens;
+    gmem__stream_product(block->stream, &product);
+}
+
+#define GMEM__CL_SCORES (64 * 1024 * 1024) /* bytes at most, if the device has so many in one buffer */
+
+/* As many queries as there is room for, with as many heads as make the products large. */
+static void gmem__attend_size(gmem__cl_attend *block) {
+    const int64_t largest = gmem__min(block->stream->device->found.limits.largest, GMEM__CL_SCORES);
+    const int64_t columns = gmem__max(1, largest / (block->op->tokens * (int64_t)sizeof(float)));
+    const int64_t few = gmem__min(block->op->tokens, 64); /* queries that still make a product worth its launch */
+    block->heads = gmem__max(1, gmem__min(block->op->heads, columns / few));
+    block->queries = gmem__max(1, gmem__min(block->op->tokens, columns / block->heads));
+    block->scores = gmem__stream_scratch(block->stream, GMEM__CL_SCRATCH_SCORES,
+                                         block->heads * block->queries * block->op->tokens * (int64_t)sizeof(float));
+}
+
+static void gmem__cl_attention(const gmem__engine *engine, const gmem__attention *op) {
+    gmem__cl_attend block;
+    if (!gmem__stream_ok(engine->stream) || op->tokens <= 0) return;
+    block.stream = engine->stream;
+    block.op = op;
+    gmem__attend_size(&block);
+    const int64_t heads = block.heads, queries = block.queries;
+    for (block.sample = 0; block.sample < op->samples; block.sample++)
+        for (block.head = 0; block.head < op->heads; block.head += heads)
+            for (block.query = 0; block.query < op->tokens; block.query += queries) {
+                if (!gmem__stream_ok(engine->stream)) return;
+                block.heads = gmem__min(heads, op->heads - block.head);
+                block.queries = gmem__min(queries, op->tokens - block.query);
+                gmem__attend_scores(&block);
+                gmem__attend_softmax(&block);
+                gmem__attend_values(&block);
+            }
+}
+
+/* shapes ---------------------------------------------------------------------------------------------------------- */
+
+/* One of the two is an address, the other scratch, and its address NULL. */
+typedef struct gmem__cl_rows {
+    const float *address;
+    gmem__cl_mem scratch;
+    int64_t stride;
+} gmem__cl_rows;
+
+static void gmem__launch_rows(gmem__cl_launch *launch, const gmem__cl_rows *rows) {
+    if (rows->address)
+        gmem__launch_f32(launch, rows->address);
+    else
+        gmem__launch_buffer(launch, rows->scratch, 0);
+}
+
+static void gmem__cl_copy_rows(struct gmem__stream *stream, const gmem__cl_rows *to, const gmem__cl_rows *from,
+                               int64_t rows, int64_t width) {
+    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_copy);
+    gmem__launch_rows(&launch, to);
+    gmem__launch_rows(&launch, from);
+    gmem__launch_int(&launch, rows);
+    gmem__launch_int(&launch, width);
+    gmem__launch_int(&launch, to->stride);
+    gmem__launch_int(&launch, from->stride);
+    gmem__cl_run_grid(&launch, width, rows, 1);
+}
+
+static gmem__cl_rows gmem__cl_rows_at(const float *address, int64_t row, int64_t stride) {
+    gmem__cl_rows rows;
+    rows.address = address + row * stride;
+    rows.scratch = NULL;
+    rows.stride = stride;
+    return rows;
+}
+
+/* Whether some of what is written is also read. Addresses of one buffer are in order, others' do not meet. */
+static int gmem__cl_overlap(const gmem__copy *op) {
+    const uintptr_t row = (uintptr_t)op->width * sizeof(float), last = (uintptr_t)(op->rows - 1) * sizeof(float);
+    const uintptr_t to = (uintptr_t)op->to, from = (uintptr_t)op->from;
+    return to < from + last * (uintptr_t)op->from_stride + row && from < to + last * (uintptr_t)op->to_stride + row;
+}
+
+/* Items run in any order, so what overlaps goes by way of scratch, some rows at a time: nothing that they overwrite is
+ * read by those that come after, since `to` lies below. */
+static void gmem__cl_copy_overlapping(struct gmem__stream *stream, const gmem__copy *op) {
+    const int64_t bytes = op->width * (int64_t)sizeof(float), most = GMEM__CL_SCORES;
+    const int64_t block = gmem__min(op->rows, gmem__max(1, most / bytes));
+    gmem__cl_rows between;
+    between.address = NULL;
+    between.scratch = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SCORES, block * bytes);
+    between.stride = op->width;
+    for (int64_t row = 0; row < op->rows && gmem__stream_ok(stream); row += block) {
+        const int64_t rows = gmem__min(block, op->rows - row);
+        const gmem__cl_rows from = gmem__cl_rows_at(op->from, row, op->from_stride);
+        const gmem__cl_rows to = gmem__cl_rows_at(op->to, row, op->to_stride);
+        gmem__cl_copy_rows(stream, &between, &from, rows, op->width);
+        gmem__cl_copy_rows(stream, &to, &between, rows, op->width);
+    }
+}
+
+static void gmem__cl_copy(const gmem__engine *engine, const gmem__copy *op) {
+    struct gmem__stream *stream = engine->stream;
+    if (!gmem__stream_ok(stream) || op->rows <= 0 || op->width <= 0) return;
+    if (gmem__cl_overlap(op)) {
+        gmem__cl_copy_overlapping(stream, op);
+        return;
+    }
+    const gmem__cl_rows from = gmem__cl_rows_at(op->from, 0, op->from_stride);
+    const gmem__cl_rows to = gmem__cl_rows_at(op->to, 0, op->to_stride);
+    gmem__cl_copy_rows(stream, &to, &from, op->rows, op->width);
+}
+
+static void gmem__cl_patches(const gmem__engine *engine, const gmem__patches *op) {
+    const int64_t columns = op->samples * (op->height / op->patch) * (op->width / op->patch);
+    if (!gmem__stream_ok(engine->stream) || columns <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, op->to_latents ? GMEM__CL_to_latents : GMEM__CL_to_patches);
+    gmem__launch_f32(&launch, op->latents);
+    gmem__launch_f32(&launch, op->patches);
+    gmem__launch_int(&launch, op->samples);
+    gmem__launch_int(&launch, op->channels);
+    gmem__launch_int(&launch, op->height);
+    gmem__launch_int(&launch, op->width);
+    gmem__launch_int(&launch, op->patch);
+    if (op->to_latents) {
+        gmem__launch_int(&launch, op->patch_channels);
+        gmem__cl_run_grid(&launch, op->width, op->height, op->samples * op->channels);
+    } else {
+        gmem__cl_run_grid(&launch, columns, op->channels * op->patch * op->patch, 1);
+    }
+}
+
+#define GMEM__CL_TILE 16 /* columns and rows that a work-group turns */
+
+static void gmem__cl_transpose(const gmem__engine *engine, const gmem__transpose *op) {
+    const int64_t global[2] = {op->columns, op->rows}, local[2] = {GMEM__CL_TILE, GMEM__CL_TILE};
+    if (!gmem__stream_ok(engine->stream) || op->rows <= 0 || op->columns <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_transpose);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_int(&launch, op->rows);
+    gmem__launch_int(&launch, op->columns);
+    gmem__launch_int(&launch, op->y_stride);
+    gmem__launch_local(&launch, GMEM__CL_TILE * (GMEM__CL_TILE + 1) * sizeof(float));
+    gmem__launch_run(&launch, 2, global, local);
+}
+
+/* values ---------------------------------------------------------------------------------------------------------- */
+
+static void gmem__cl_silu(const gmem__engine *engine, float *x, int64_t count) {
+    if (!gmem__stream_ok(engine->stream) || count <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_silu);
+    gmem__launch_f32(&launch, x);
+    gmem__launch_int(&launch, count);
+    gmem__cl_run_flat(&launch, count);
+}
+
+/* All GMEM__MAX_TERMS, those beyond `terms` with nothing in them. */
+static void gmem__launch_terms(gmem__cl_launch *launch, int terms, const float *const *k, const double *weight) {
+    gmem__launch_int(launch, terms);
+    for (int j = 0; j < GMEM__MAX_TERMS; j++) {
+        gmem__launch_f32(launch, j < terms ? k[j] : NULL);
+        gmem__launch_pair(launch, j < terms ? weight[j] : 0);
+    }
+}
+
+static void gmem__cl_combine(const gmem__engine *engine, const gmem__combine *op) {
+    if (!gmem__stream_ok(engine->stream) || op->rows <= 0 || op->width <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_combine);
+    gmem__launch_f32(&launch, op->out);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_pair(&launch, op->x_weight);
+    gmem__launch_terms(&launch, op->terms, op->k, op->weight);
+    gmem__launch_int(&launch, op->rows);
+    gmem__launch_int(&launch, op->width);
+    gmem__launch_int(&launch, op->stride);
+    gmem__cl_run_grid(&launch, op->width, op->rows, 1);
+}
+
+static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) {
+    const uint64_t picture = (uint64_t)op->picture;
+    if (!gmem__stream_ok(engine->stream) || op->count <= 0 || op->per_picture <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_normal);
+    gmem__launch_f32(&launch, op->out);
+    gmem__launch_bits(&launch, op->seed);
+    gmem__launch_bits(&launch, op->seed >> 32);
+    gmem__launch_bits(&launch, (uint64_t)op->index);
+    gmem__launch_bits(&launch, picture);
+    gmem__launch_bits(&launch, picture >> 32);
+    gmem__launch_bits(&launch, (uint64_t)op->draw);
+    gmem__launch_int(&launch, op->count);
+    gmem__launch_int(&launch, op->per_picture);
+    gmem__cl_run_grid(&launch, gmem__ceil_div(op->per_picture, 4), op->count, 1);
+}
+
+static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
+    const int64_t local = GMEM__CL_ITEMS, global = gmem__cl_groups(count) * local;
+    if (!gmem__stream_ok(engine->stream) || count <= 0) return 1;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
+    gmem__launch_f32(&launch, x);
+    gmem__launch_int(&launch, count);
+    gmem__launch_int(&launch, note);
+    gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
+    gmem__launch_run(&launch, 1, &global, &local);
+    return 1;
+}
+
+/* sums ------------------------------------------------------------------------------------------------------------ */
+
+/* `width` numbers of each work-group, added up in double. */
+#define GMEM__CL_MAX_SUMS 512
+
+static void gmem__cl_add_sums(struct gmem__stream *stream, gmem__cl_mem sums, int64_t groups, int width, double *out) {
+    float parts[GMEM__CL_MAX_SUMS];
+    const size_t bytes = (size_t)(groups * width) * sizeof *parts;
+    if (!gmem__stream_ok(stream)) return;
+    const int code =
+        stream->device->library.api.clEnqueueReadBuffer(stream->queue, sums, 1, 0, bytes, parts, 0, NULL, NULL);
+    if (!gmem__stream_check(stream, "clEnqueueReadBuffer", code)) return;
+    for (int64_t i = 0; i < groups * width; i++)
+        out[i % width] += (double)parts[i];
+}
+
+static double gmem__cl_error_norm(const gmem__engine *engine, const gmem__error_norm *op) {
+    const int64_t groups = gmem__cl_groups(op->count), local = GMEM__CL_ITEMS, global = groups * local;
+    double sum = 0;
+    if (!gmem__stream_ok(engine->stream) || op->count <= 0) return sum;
+    gmem__cl_mem sums = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, groups * (int64_t)sizeof(float));
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_error_norm);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_int(&launch, op->y != NULL);
+    gmem__launch_terms(&launch, op->terms, op->k, op->weight);
+    gmem__launch_float(&launch, (float)op->atol);
+    gmem__launch_float(&launch, (float)op->rtol);
+    gmem__launch_int(&launch, op->count);
+    gmem__launch_buffer(&launch, sums, 0);
+    gmem__launch_local(&launch, GMEM__CL_ITEMS * 2 * sizeof(float));
+    gmem__launch_run(&launch, 1, &global, &local);
+    gmem__cl_add_sums(engine->stream, sums, groups, 1, &sum);
+    return sum;
+}
+
+static void gmem__cl_change(const gmem__engine *engine, const gmem__change *op, double *change, double *size) {
+    const int64_t groups = gmem__min(op->rows, GMEM__CL_MAX_SUMS / 2), local = GMEM__CL_ITEMS, global = groups * local;
+    double both[2] = {0, 0};
+    *change = *size = 0;
+    if (!gmem__stream_ok(engine->stream) || op->rows <= 0 || op->width <= 0) return;
+    gmem__cl_mem sums =
+        gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, 2 * groups * (int64_t)sizeof(float));
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_change);
+    gmem__launch_f32(&launch, op->after);
+    gmem__launch_f32(&launch, op->before);
+    gmem__launch_f32(&launch, op->residual);
+    gmem__launch_int(&launch, op->rows);
+    gmem__launch_int(&launch, op->width);
+    gmem__launch_int(&launch, op->after_stride);
+    gmem__launch_buffer(&launch, sums, 0);
+    gmem__launch_local(&launch, GMEM__CL_ITEMS * 2 * sizeof(float));
+    gmem__launch_run(&launch, 1, &global, &local);
+    gmem__cl_add_sums(engine->stream, sums, groups, 2, both);
+    *change = both[0];
+    *size = both[1];
+}
+
+/* memory ---------------------------------------------------------------------------------------------------------- */
+
+static int64_t gmem__cl_scratch_bytes(int threads) {
+    (void)threads;
+    return 0;
+}
+
+static void gmem__cl_download(const gmem__engine *engine, float *to, const float *from, int64_t count) {
+    if (count > 0) gmem__stream_read(engine->stream, from, to, count * (int64_t)sizeof(float));
+}
+
+static void gmem__cl_upload(const gmem__engine *engine, float *to, const float *from, int64_t count) {
+    if (count > 0) gmem__stream_write(engine->stream, to, from, count * (int64_t)sizeof(float));
+}
+
+static int gmem__cl_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
+    return gmem__stream_reserve(engine->stream, context, arena);
+}
+
+static void gmem__cl_release(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
+    gmem__stream_release(engine->stream, context, arena);
+}
+
+static gmem_status gmem__cl_settle(const gmem__engine *engine, int *notes, gmem_error *error) {
+    struct gmem__stream *stream = engine->stream;
+    int32_t found = 0;
+    const int32_t none = 0;
+    gmem__stream_read(stream, NULL, &found, sizeof found);
+    if (found) gmem__stream_write(stream, NULL, &none, sizeof none);
+    gmem__stream_finish(stream);
+    *notes = gmem__stream_ok(stream) ? (int)found : 0;
+    if (!gmem__stream_ok(stream) && error) *error = stream->failed;
+    return stream->failed.code;
+}
+
+GMEM__FN const gmem__ops *gmem__opencl_ops(void) {
+    static const gmem__ops ops = {"opencl",         gmem__cl_scratch_bytes, gmem__cl_linear,  gmem__cl_norm,
+                                  gmem__cl_rotate,  gmem__cl_attention,     gmem__cl_conv,    gmem__cl_group_norm,
+                                  gmem__cl_copy,    gmem__cl_patches,       gmem__cl_combine, gmem__cl_transpose,
+                                  gmem__cl_silu,    gmem__cl_normal,        gmem__cl_finite,  gmem__cl_error_norm,
+                                  gmem__cl_change,  gmem__cl_download,      gmem__cl_upload,  gmem__cl_reserve,
+                                  gmem__cl_release, gmem__cl_settle};
+    return &ops;
+}
+
+#undef GMEM__CL_ITEMS
+#undef GMEM__CL_GROUP_COLUMNS
+#undef GMEM__CL_CPU_GROUP_COLUMNS
+#undef GMEM__CL_SLICES
+#undef GMEM__CL_CHUNK
+#undef GMEM__CL_CHUNKS
+#undef GMEM__CL_SCORES
+#undef GMEM__CL_TILE
+#undef GMEM__CL_MAX_SUMS
+
+#endif /* GMEM_NO_OPENCL */
