@@ -259,6 +259,10 @@ static void check_guided_call(const gmem_file *io, labelled *user, const char *n
     gmem__run run;
     memset(&desc, 0, sizeof desc);
     memset(&run, 0, sizeof run);
+    gmem__engine engine;
+    memset(&engine, 0, sizeof engine);
+    engine.ops = gmem__cpu_ops(GMEM_ISA_SCALAR, NULL);
+    run.engine = &engine;
     desc.sampler.method = GMEM_EULER;
     desc.sampler.cfg_scale = 3;
     desc.sampler.cfg_start = 0.1;
