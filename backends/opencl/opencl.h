@@ -67,6 +67,7 @@ GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const
     X(finish_product)       \
     X(pack_rows)            \
     X(pack_columns)         \
+    X(pack_panels)          \
     X(column_scales)        \
     X(norm)                 \
     X(rotate_heads)         \
@@ -194,6 +195,9 @@ GMEM__FN int gmem__device_memory_add(const gmem_context *context, gmem__device_m
                                      const gmem__cl_buffer *buffer);
 /* The buffer that holds the address, or NULL. */
 GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address);
+/* Releases the buffers that begin in this run of addresses; all of them, with the list. */
+GMEM__FN void gmem__device_memory_drop(gmem__device_memory *memory, uint64_t address, int64_t bytes);
+GMEM__FN void gmem__device_memory_clear(const gmem_context *context, gmem__device_memory *memory);
 
 /* stream.c: operations in order ----------------------------------------------------------------------------------- */
 
@@ -207,7 +211,10 @@ enum {
     GMEM__CL_SCRATCHES
 };
 
-#define GMEM__CL_POOL 4
+/* Buffers through which a stream's weights come; an operation has one weight. And what weights leave for activations,
+ * bytes, at most; of small devices a quarter. */
+#define GMEM__CL_POOL        2
+#define GMEM__CL_ACTIVATIONS ((int64_t)1 << 30)
 
 struct gmem__stream {
     struct gmem__device *device;
