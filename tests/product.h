@@ -79,15 +79,27 @@ static inline void weights_free(weights *w) {
     free(w->values);
 }
 
-static inline gmem__engine engine_make(const gmem__ops *ops, int threads, void **memory) {
+/* An engine whose scratch is NaN: nothing may be taken from what was there. The memory is kept for the next engine of
+ * as many threads, for millions of new pages take longer than the products. */
+static inline gmem__engine engine_make(const gmem__ops *ops, int threads) {
+    static struct {
+        void *memory;
+        int64_t bytes;
+    } kept[4];
     gmem__engine engine;
-    const int64_t bytes = ops->scratch_bytes(threads);
-    *memory = need(bytes + 64, 1);
-    memset(*memory, 0xff, (size_t)bytes + 64); /* NaN: nothing may be taken from what was there */
+    const int64_t bytes = ops->scratch_bytes(threads) + 64;
+    if (threads >= LENGTH(kept)) exit(1);
+    if (kept[threads].bytes != bytes) {
+        free(kept[threads].memory);
+        kept[threads].memory = need(bytes, 1);
+        kept[threads].bytes = bytes;
+    }
+    char *memory = (char *)kept[threads].memory;
+    memset(memory, 0xff, (size_t)bytes);
     memset(&engine, 0, sizeof engine);
     engine.ops = ops;
     engine.threads = threads;
-    engine.scratch = (char *)*memory + (64 - (uintptr_t)*memory % 64) % 64;
+    engine.scratch = memory + (64 - (uintptr_t)memory % 64) % 64;
     return engine;
 }
 

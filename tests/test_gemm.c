@@ -63,8 +63,7 @@ static void check_linear(const linear_case *test, gmem_type type, const char *la
         if (!ops) continue;
         matrix first = matrix_copy(&before);
         for (int threads = 1; threads <= 3; threads++) {
-            void *scratch;
-            const gmem__engine engine = engine_make(ops, threads, &scratch);
+            const gmem__engine engine = engine_make(ops, threads);
             matrix y = matrix_copy(&before);
             char text[160];
             snprintf(text, sizeof text, "%s %s: type %d, (%d, %d) x (%d, %d), threads %d", ops->name, label, (int)type,
@@ -78,7 +77,6 @@ static void check_linear(const linear_case *test, gmem_type type, const char *la
             else
                 CHECK(matrix_equal(&first, &y));
             matrix_free(&y);
-            free(scratch);
         }
         matrix_free(&first);
     }
@@ -164,9 +162,8 @@ static void test_activations(void) {
     op.x_stride = op.y_stride = op.columns = LENGTH(values);
     for (int i = 0; i < LENGTH(isas); i++) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
-        void *scratch;
         if (!ops) continue;
-        const gmem__engine engine = engine_make(ops, 1, &scratch);
+        const gmem__engine engine = engine_make(ops, 1);
         for (int a = GMEM__ACT_NONE; a < GMEM__ACT_SWIGLU; a++) {
             op.activation = (gmem__activation)a;
             ops->linear(&engine, &op);
@@ -177,7 +174,6 @@ static void test_activations(void) {
                            expected);
             }
         }
-        free(scratch);
     }
 }
 
@@ -187,8 +183,7 @@ static void test_nan(void) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
         if (!ops) continue;
         for (int a = GMEM__ACT_NONE; a <= GMEM__ACT_SWIGLU; a++) {
-            void *scratch;
-            const gmem__engine engine = engine_make(ops, 2, &scratch);
+            const gmem__engine engine = engine_make(ops, 2);
             weights w = weights_make(GMEM_F32, 14, 20);
             matrix x = matrix_random(20, 41, 0), y = matrix_random(14, 41, 0);
             gmem__linear op;
@@ -205,7 +200,6 @@ static void test_nan(void) {
                     CHECK(c == 37 ? isnan(y.data[r * 41 + c]) : isfinite(y.data[r * 41 + c]));
             matrix_free(&x);
             matrix_free(&y);
-            free(scratch);
             weights_free(&w);
         }
     }
@@ -245,8 +239,7 @@ static void check_conv(const conv_case *test, gmem_type type, int variant) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
         if (!ops) continue;
         for (int threads = 1; threads <= 2; threads++) {
-            void *scratch;
-            const gmem__engine engine = engine_make(ops, threads, &scratch);
+            const gmem__engine engine = engine_make(ops, threads);
             matrix y = matrix_copy(&before);
             op.y = y.data;
             if (variant == CONV_RESIDUAL_IN_PLACE) op.residual = y.data;
@@ -257,7 +250,6 @@ static void check_conv(const conv_case *test, gmem_type type, int variant) {
                        (int)test->in_channels, test->kernel, (int)test->height, (int)test->width,
                        (int)test->out_channels, test->stride, test->upsample, (int)type, error);
             matrix_free(&y);
-            free(scratch);
         }
     }
     CHECK(matrix_guards_hold(&x));

@@ -125,8 +125,7 @@ static void check_on(const gmem__ops *ops, const gmem__narrow *narrow, gmem__lin
     void *kept = keep_weights(narrow, w, op->activation == GMEM__ACT_SWIGLU, &packed);
     const int runs = is_plain(narrow) ? 2 : 4; /* on the way, packing, packed, packed with other threads */
     for (int run = 0; run < runs; run++) {
-        void *scratch;
-        gmem__engine engine = engine_make(ops, run == 3 ? 3 : 2, &scratch);
+        gmem__engine engine = engine_make(ops, run == 3 ? 3 : 2);
         matrix y = matrix_copy(before);
         engine.bf16 = engine.int8 = narrow;
         w->weight.packed = run > 0 ? &packed : NULL;
@@ -142,7 +141,6 @@ static void check_on(const gmem__ops *ops, const gmem__narrow *narrow, gmem__lin
         else
             CHECK(matrix_equal(&first, &y));
         matrix_free(&y);
-        free(scratch);
     }
     CHECK_INT(packed.state, GMEM__PACKED_READY);
     w->weight.packed = NULL;
@@ -238,8 +236,7 @@ static void check_norm(const gmem__ops *ops, const gmem__narrow *narrow, gmem_co
     matrix x = matrix_random(depth, columns, 0), normed = matrix_make(depth, columns, columns);
     matrix spare = matrix_make(depth, columns, columns), modulation = matrix_random(samples, 2 * depth, 0);
     matrix apart = matrix_make(77, columns, columns), fused = matrix_make(77, columns, columns);
-    void *scratch;
-    gmem__engine engine = engine_make(ops, 2, &scratch);
+    gmem__engine engine = engine_make(ops, 2);
     gmem__norm norm;
     gmem__linear op;
     memset(&norm, 0, sizeof norm);
@@ -276,7 +273,6 @@ static void check_norm(const gmem__ops *ops, const gmem__narrow *narrow, gmem_co
     matrix_free(&modulation);
     matrix_free(&apart);
     matrix_free(&fused);
-    free(scratch);
     weights_free(&w);
 }
 
@@ -312,16 +308,14 @@ static void test_rounded(void) {
     narrow_reference(&op, &w, rounded, &before, expected);
     for (int i = 0; i < LENGTH(isas); i++) {
         const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
-        void *scratch;
         if (!ops) continue;
-        gmem__engine engine = engine_make(ops, 2, &scratch);
+        gmem__engine engine = engine_make(ops, 2);
         matrix y = matrix_copy(&before);
         op.y = y.data;
         ops->linear(&engine, &op);
         CHECK(matrix_error(&y, expected) < BAR);
         CHECK(matrix_guards_hold(&y));
         matrix_free(&y);
-        free(scratch);
     }
     matrix_free(&x);
     matrix_free(&before);
@@ -340,7 +334,6 @@ static void check_attention(int64_t heads, int64_t head_dim, int64_t tokens, int
     matrix exact = matrix_make(rows, columns, columns);
     double *expected = (double *)need(rows * columns, sizeof *expected);
     gmem__attention op;
-    void *scratch;
     memset(&op, 0, sizeof op);
     op.q = q.data;
     op.k = k.data;
@@ -353,9 +346,8 @@ static void check_attention(int64_t heads, int64_t head_dim, int64_t tokens, int
     op.stride = op.y_stride = columns;
     op.scale = (float)(1 / sqrt((double)head_dim));
     const gmem__ops *scalar = gmem__cpu_ops(GMEM_ISA_SCALAR, NULL);
-    gmem__engine plain = engine_make(scalar, 1, &scratch);
+    gmem__engine plain = engine_make(scalar, 1);
     scalar->attention(&plain, &op);
-    free(scratch);
     for (int64_t i = 0; i < rows * columns; i++)
         expected[i] = (double)exact.data[i];
     op.compute = GMEM_COMPUTE_BF16;
@@ -364,7 +356,7 @@ static void check_attention(int64_t heads, int64_t head_dim, int64_t tokens, int
         for (int n = 0; ops && n < kernel_count; n++) {
             if (kernels[n]->type != GMEM_BF16 || !worth_running(i, kernels[n])) continue;
             matrix y = matrix_make(rows, columns, columns);
-            gmem__engine engine = engine_make(ops, 2, &scratch);
+            gmem__engine engine = engine_make(ops, 2);
             engine.bf16 = kernels[n];
             op.y = y.data;
             ops->attention(&engine, &op);
@@ -373,7 +365,6 @@ static void check_attention(int64_t heads, int64_t head_dim, int64_t tokens, int
                 printf("    attention on %s, %s: %d heads of %d, %d x %d tokens: error %g\n", ops->name,
                        kernels[n]->name, (int)heads, (int)head_dim, (int)samples, (int)tokens, error);
             matrix_free(&y);
-            free(scratch);
         }
     }
     matrix_free(&q);
