@@ -10,11 +10,13 @@
  *     GMEM_STATIC     every public function is static to the including file
  *     GMEM_NO_MMAP    files are read instead of mapped
  *     GMEM_NO_SIMD    only the portable kernels are compiled
- * Link with libm. OpenMP is used where the compiler has it switched on (-fopenmp).
+ *     GMEM_NO_OPENCL  the OpenCL backend is left out
+ * Link with libm, and with libdl where dlopen is there (glibc before 2.34). OpenMP is used where the compiler has it
+ * switched on (-fopenmp); OpenCL and CLBlast are looked for at run time and never needed.
  *
  * Contents (search for ">>"):
  *     >>errors       status codes and gmem_error
- *     >>context      instruction set, threads, allocator, files, log
+ *     >>context      backend, device, instruction set, threads, allocator, files, log
  *     >>tensors      element types and tensors
  *     >>files        checkpoints: torch zip, torch legacy, safetensors; writing safetensors
  *     >>network      the transformer
@@ -198,8 +200,9 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
 /* What the large matrix products compute in: the blocks' linear layers, attention and the autoencoder's convolutions.
  * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
  * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
- * autoencoder and the layers that suffer (network.c says which) compute in bf16. Where the processor lacks an
- * instruction for it, the same rounding is computed with what it has. */
+ * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16: weights and inputs are rounded to
+ * f16; OpenCL only. Where a processor or device lacks an instruction for it, the same rounding is computed with what it
+ * has. */
 typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8, GMEM_COMPUTE_F16 } gmem_compute;
 
 /* Where networks and autoencoders run. AUTO: a GPU that OpenCL knows, that passes a short test against the CPU and is
@@ -240,11 +243,12 @@ typedef struct gmem_context_desc {
 typedef struct gmem_context gmem_context;
 
 /* `desc` may be NULL for all defaults. The context must outlive everything made from it.
- * Errors: E_MEMORY, E_UNSUPPORTED (instruction set), E_ARGUMENT. */
+ * Errors: E_MEMORY, E_UNSUPPORTED (instruction set, or OPENCL in a build without it), E_ARGUMENT; with OPENCL also
+ * E_NO_DEVICE, E_DEVICE, E_DEVICE_TEST. */
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error);
 GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, as in every destroy and close */
 
-/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar". Lives as long as the context. */
+/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar", "opencl/NAME". Lives as long as the context. */
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
