@@ -1,0 +1,327 @@
+/* A stream: one engine's queue of operations on a device, in order, with its kernels and its memory. The first failure
+ * stays; everything after it is skipped, and closing releases all the same. */
+#include "opencl.h"
+
+#ifndef GMEM_NO_OPENCL
+
+#define GMEM__LAUNCHES_A_FLUSH 16 /* some drivers start nothing before they are asked to */
+
+static const gmem__cl_api *gmem__stream_api(const struct gmem__stream *stream) { return &stream->device->library.api; }
+
+/* failures -------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN int gmem__stream_check(struct gmem__stream *stream, const char *call, int code) {
+    if (code == GMEM__CL_SUCCESS) return 1;
+    if (gmem__stream_ok(stream)) (void)gmem__cl_fail(&stream->failed, call, code);
+    return 0;
+}
+
+GMEM__FN void gmem__stream_fail(struct gmem__stream *stream, gmem_status code, const char *message) {
+    if (gmem__stream_ok(stream)) (void)gmem__fail(&stream->failed, code, "%s", message);
+}
+
+GMEM__FN void gmem__stream_finish(struct gmem__stream *stream) {
+    if (!gmem__stream_ok(stream)) return;
+    (void)gmem__stream_check(stream, "clFinish", gmem__stream_api(stream)->clFinish(stream->queue));
+    stream->launches = 0;
+}
+
+/* open and close -------------------------------------------------------------------------------------------------- */
+
+static void gmem__stream_start(struct gmem__stream *stream) {
+    const int none = 0;
+    int32_t status = GMEM__CL_SUCCESS;
+    gmem__cl_queue queue =
+        gmem__stream_api(stream)->clCreateCommandQueue(stream->device->cl, stream->device->found.id, 0, &status);
+    if (!gmem__stream_check(stream, "clCreateCommandQueue", status)) return;
+    stream->queue = queue;
+    if (gmem__device_buffer(stream->device, sizeof none, NULL, &stream->notes, &stream->failed) == GMEM_OK)
+        gmem__stream_write(stream, NULL, &none, sizeof none);
+}
+
+GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct gmem__device_memory *shared,
+                                       struct gmem__stream **out, gmem_error *error) {
+    struct gmem__stream *stream = (struct gmem__stream *)gmem__alloc(device->context, 1, sizeof *stream);
+    if (!stream) return gmem__fail(error, GMEM_E_MEMORY, "no memory for an engine on %s", device->found.limits.name);
+    stream->device = stream->own.device = device;
+    stream->shared = shared;
+    stream->reads_host = shared && shared->wraps;
+    gmem__stream_start(stream);
+    if (!gmem__stream_ok(stream)) {
+        const gmem_status status = stream->failed.code;
+        if (error) *error = stream->failed;
+        gmem__stream_close(stream);
+        return status;
+    }
+    *out = stream;
+    return GMEM_OK;
+}
+
+/* What the host may let go of after this, commands must not read any more. Other commands are not waited for after a
+ * failure, for the device may be gone: their memory is the driver's until they are done. */
+static void gmem__stream_part(struct gmem__stream *stream) {
+    if (stream->queue && (gmem__stream_ok(stream) || stream->reads_host))
+        (void)gmem__stream_api(stream)->clFinish(stream->queue);
+}
+
+GMEM__FN void gmem__stream_close(struct gmem__stream *stream) {
+    if (!stream) return;
+    struct gmem__device *device = stream->device;
+    const gmem__cl_api *api = gmem__stream_api(stream);
+    gmem__stream_part(stream);
+    for (int i = 0; i < GMEM__CL_KERNEL_COUNT; i++)
+        if (stream->kernels[i]) (void)api->clReleaseKernel(stream->kernels[i]);
+    for (int i = 0; i < GMEM__CL_SCRATCHES; i++)
+        gmem__device_buffer_release(device, stream->scratch[i].memory, stream->scratch[i].bytes);
+    for (int i = 0; i < GMEM__CL_POOL; i++)
+        gmem__device_buffer_release(device, stream->pool[i].memory, stream->pool[i].bytes);
+    gmem__device_buffer_release(device, stream->notes, sizeof(int));
+    gmem__device_memory_clear(device->context, &stream->own);
+    if (stream->queue) (void)api->clReleaseCommandQueue(stream->queue);
+    gmem__free(device->context, stream, 1, sizeof *stream);
+}
+
+/* streamed weights ------------------------------------------------------------------------------------------------ */
+
+/* The slot that holds the address, else a new one, else where there is no more memory for that the one used longest
+ * ago; -1 and a failed stream where there is none at all. */
+static int gmem__pool_slot(struct gmem__stream *stream, uint64_t address) {
+    const int64_t bytes = stream->shared->largest_streamed;
+    gmem_error error;
+    int slot = -1, empty = -1;
+    for (int i = 0; i < GMEM__CL_POOL; i++) {
+        if (!stream->pool[i].memory) {
+            empty = i;
+            continue;
+        }
+        if (stream->pool[i].address == address) return i;
+        if (slot < 0 || stream->pool[i].used < stream->pool[slot].used) slot = i;
+    }
+    if (empty < 0) return slot;
+    if (gmem__device_buffer(stream->device, bytes, NULL, &stream->pool[empty].memory, &error) == GMEM_OK) {
+        stream->pool[empty].bytes = bytes;
+        return empty;
+    }
+    if (slot < 0) stream->failed = error;
+    return slot;
+}
+
+/* Commands run in order, so what still reads a slot has done so before it is overwritten. */
+static gmem__cl_mem gmem__stream_weight(struct gmem__stream *stream, const gmem__cl_buffer *buffer) {
+    const int slot = gmem__pool_slot(stream, buffer->address);
+    if (slot < 0) return NULL;
+    gmem__cl_mem memory = stream->pool[slot].memory;
+    stream->pool[slot].used = ++stream->clock;
+    if (stream->pool[slot].address == buffer->address) return memory;
+    stream->pool[slot].address = buffer->address;
+    stream->reads_host = 1;
+    const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
+        stream->queue, memory, 0, 0, (size_t)buffer->bytes, buffer->host, 0, NULL, NULL);
+    return gmem__stream_check(stream, "clEnqueueWriteBuffer", status) ? memory : NULL;
+}
+
+/* places ---------------------------------------------------------------------------------------------------------- */
+
+static const gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *stream, uint64_t address) {
+    const gmem__cl_buffer *buffer = gmem__device_memory_find(&stream->own, address);
+    return buffer || !stream->shared ? buffer : gmem__device_memory_find(stream->shared, address);
+}
+
+GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address_) {
+    const uint64_t address = (uint64_t)(uintptr_t)address_;
+    gmem__cl_place place = {NULL, 0};
+    if (!gmem__stream_ok(stream)) return place;
+    if (!address_) {
+        place.memory = stream->notes;
+        return place;
+    }
+    const gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
+    if (!buffer) {
+        gmem__stream_fail(stream, GMEM_E_ARGUMENT, "an operation was given memory that is not the device's");
+        return place;
+    }
+    place.memory = buffer->memory ? buffer->memory : gmem__stream_weight(stream, buffer);
+    place.offset = (int64_t)(address - buffer->address);
+    return place;
+}
+
+GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes) {
+    if (!gmem__stream_ok(stream)) return NULL;
+    if (stream->scratch[which].memory && stream->scratch[which].bytes >= bytes) return stream->scratch[which].memory;
+    gmem__device_buffer_release(stream->device, stream->scratch[which].memory, stream->scratch[which].bytes);
+    stream->scratch[which].memory = NULL;
+    stream->scratch[which].bytes = gmem__max(bytes, 1);
+    (void)gmem__device_buffer(stream->device, stream->scratch[which].bytes, NULL, &stream->scratch[which].memory,
+                              &stream->failed);
+    return stream->scratch[which].memory;
+}
+
+GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes) {
+    const gmem__cl_place place = gmem__stream_find(stream, address);
+    if (!gmem__stream_ok(stream) || bytes == 0) return;
+    const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
+        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, from, 0, NULL, NULL);
+    (void)gmem__stream_check(stream, "clEnqueueWriteBuffer", status);
+}
+
+GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes) {
+    const gmem__cl_place place = gmem__stream_find(stream, address);
+    if (!gmem__stream_ok(stream) || bytes == 0) return;
+    const int32_t status = gmem__stream_api(stream)->clEnqueueReadBuffer(
+        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, to, 0, NULL, NULL);
+    (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
+}
+
+/* arenas ---------------------------------------------------------------------------------------------------------- */
+
+/* The memory of take i: from where the one before ends, aligned as gmem__take does, to its own end; the last one's
+ * reaches to the end of all. Returns 0 without memory. */
+static int gmem__stream_reserve_take(struct gmem__stream *stream, const gmem_context *context, const gmem__arena *arena,
+                                     uint64_t first, int i) {
+    const int64_t start = i > 0 ? gmem__round_up(arena->cut[i - 1], 64) : 0;
+    const int64_t end = i + 1 < arena->cuts ? arena->cut[i] : arena->bytes;
+    gmem__cl_buffer buffer;
+    memset(&buffer, 0, sizeof buffer);
+    buffer.address = first + (uint64_t)start;
+    buffer.bytes = end - start;
+    if (buffer.bytes <= 0) return 1; /* a take of nothing */
+    if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK) return 0;
+    if (gmem__device_memory_add(context, &stream->own, &buffer)) return 1;
+    gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
+    gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
+    return 0;
+}
+
+GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
+    arena->bytes = arena->used;
+    arena->used = 0;
+    if (!gmem__stream_ok(stream)) return 0;
+    const uint64_t first = gmem__device_addresses(stream->device, arena->bytes);
+    if (!first) {
+        gmem__stream_fail(stream, GMEM_E_MEMORY, "activations are larger than what a device can address");
+        return 0;
+    }
+    for (int i = 0; i < arena->cuts; i++) {
+        if (gmem__stream_reserve_take(stream, context, arena, first, i)) continue;
+        gmem__device_memory_drop(&stream->own, first, arena->bytes);
+        return 0;
+    }
+    arena->memory = (char *)(uintptr_t)first;
+    return 1;
+}
+
+GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
+    (void)context;
+    if (!arena->memory) return;
+    gmem__device_memory_drop(&stream->own, (uint64_t)(uintptr_t)arena->memory, arena->bytes);
+    arena->memory = NULL;
+}
+
+/* launches -------------------------------------------------------------------------------------------------------- */
+
+static void gmem__stream_make_kernel(struct gmem__stream *stream, gmem__cl_kernel_id id) {
+    static const char *const names[] = {
+#define GMEM__CL_KERNEL_NAME(name) #name,
+        GMEM__CL_KERNELS(GMEM__CL_KERNEL_NAME)
+#undef GMEM__CL_KERNEL_NAME
+    };
+    const struct gmem__device *device = stream->device;
+    const gmem__cl_api *api = gmem__stream_api(stream);
+    size_t most = 0;
+    int32_t status = GMEM__CL_SUCCESS;
+    gmem__cl_kernel kernel = api->clCreateKernel(device->program, names[id], &status);
+    if (!gmem__stream_check(stream, "clCreateKernel", status)) return;
+    stream->kernels[id] = kernel;
+    status = api->clGetKernelWorkGroupInfo(kernel, device->found.id, GMEM__CL_KERNEL_WORK_GROUP_SIZE, sizeof most,
+                                           &most, NULL);
+    if (!gmem__stream_check(stream, "clGetKernelWorkGroupInfo", status)) return;
+    stream->work_group[id] = gmem__max(1, gmem__min((int64_t)most, device->found.limits.work_group));
+}
+
+GMEM__FN gmem__cl_launch gmem__launch(struct gmem__stream *stream, gmem__cl_kernel_id kernel) {
+    gmem__cl_launch launch;
+    launch.stream = stream;
+    launch.kernel = kernel;
+    launch.count = 0;
+    if (gmem__stream_ok(stream) && !stream->kernels[kernel]) gmem__stream_make_kernel(stream, kernel);
+    return launch;
+}
+
+static void gmem__launch_argument(gmem__cl_launch *launch, size_t bytes, const void *value) {
+    struct gmem__stream *stream = launch->stream;
+    if (!gmem__stream_ok(stream)) return;
+    const int32_t status =
+        gmem__stream_api(stream)->clSetKernelArg(stream->kernels[launch->kernel], launch->count++, bytes, value);
+    (void)gmem__stream_check(stream, "clSetKernelArg", status);
+}
+
+GMEM__FN void gmem__launch_buffer(gmem__cl_launch *launch, gmem__cl_mem memory, int64_t elements) {
+    const uint64_t at = (uint64_t)elements;
+    gmem__launch_argument(launch, sizeof memory, &memory);
+    gmem__launch_argument(launch, sizeof at, &at);
+}
+
+GMEM__FN void gmem__launch_pointer(gmem__cl_launch *launch, const void *address, size_t element) {
+    const gmem__cl_place place = gmem__stream_find(launch->stream, address);
+    if (place.offset % (int64_t)element != 0)
+        gmem__stream_fail(launch->stream, GMEM_E_ARGUMENT, "an operation was given an address between two elements");
+    gmem__launch_buffer(launch, place.memory, place.offset / (int64_t)element);
+}
+
+GMEM__FN void gmem__launch_int(gmem__cl_launch *launch, int64_t value) {
+    const int32_t number = (int32_t)value;
+    if (number != value)
+        gmem__stream_fail(launch->stream, GMEM_E_ARGUMENT, "an operation has a size beyond what a kernel counts");
+    gmem__launch_argument(launch, sizeof number, &number);
+}
+
+GMEM__FN void gmem__launch_float(gmem__cl_launch *launch, float value) {
+    gmem__launch_argument(launch, sizeof value, &value);
+}
+
+GMEM__FN void gmem__launch_local(gmem__cl_launch *launch, size_t bytes) { gmem__launch_argument(launch, bytes, NULL); }
+
+/* A work-group as asked for, or the largest below it that device and kernel can do. */
+static void gmem__launch_fit(const gmem__cl_launch *launch, int dimensions, int64_t *local) {
+    const int64_t *most = launch->stream->device->found.limits.work_items;
+    int64_t total = 1;
+    for (int i = 0; i < dimensions; i++) {
+        while (local[i] > 1 && local[i] > most[i])
+            local[i] /= 2;
+        total *= local[i];
+    }
+    while (total > launch->stream->work_group[launch->kernel]) {
+        int longest = 0;
+        for (int i = 1; i < dimensions; i++)
+            if (local[i] > local[longest]) longest = i;
+        total /= local[longest];
+        local[longest] /= 2;
+        total *= local[longest];
+    }
+}
+
+GMEM__FN void gmem__launch_run(gmem__cl_launch *launch, int dimensions, const int64_t *global, const int64_t *local) {
+    struct gmem__stream *stream = launch->stream;
+    const gmem__cl_api *api = gmem__stream_api(stream);
+    int64_t fitting[3] = {1, 1, 1};
+    size_t global_size[3], local_size[3];
+    if (!gmem__stream_ok(stream)) return;
+    if (local) memcpy(fitting, local, (size_t)dimensions * sizeof *local);
+    if (local) gmem__launch_fit(launch, dimensions, fitting);
+    for (int i = 0; i < dimensions; i++) {
+        if (global[i] <= 0) return; /* nothing to do */
+        local_size[i] = (size_t)fitting[i];
+        global_size[i] = (size_t)gmem__round_up(global[i], fitting[i]);
+    }
+    const int32_t status =
+        api->clEnqueueNDRangeKernel(stream->queue, stream->kernels[launch->kernel], (uint32_t)dimensions, NULL,
+                                    global_size, local ? local_size : NULL, 0, NULL, NULL);
+    if (!gmem__stream_check(stream, "clEnqueueNDRangeKernel", status)) return;
+    if (++stream->launches < GMEM__LAUNCHES_A_FLUSH) return;
+    stream->launches = 0;
+    (void)gmem__stream_check(stream, "clFlush", api->clFlush(stream->queue));
+}
+
+#undef GMEM__LAUNCHES_A_FLUSH
+
+#endif /* GMEM_NO_OPENCL */
