@@ -256,6 +256,31 @@ GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
 GMEM_API const char *gmem_context_kernels(const gmem_context *context);
 GMEM_API int gmem_context_threads(const gmem_context *context);
 
+/* An OpenCL device as it describes itself; texts are escaped to printable ASCII. */
+typedef struct gmem_device_info {
+    char name[128], vendor[64], driver[64], version[64], platform[64];
+    const char *kind;     /* "gpu", "cpu", "accelerator" or "other" */
+    const char *unusable; /* why gmem cannot use it ("its OpenCL is older than 1.2"), or NULL */
+    int64_t memory;       /* bytes of all its buffers */
+    int64_t largest;      /* bytes of one buffer */
+    int64_t units;        /* compute units */
+    int unified;          /* it shares the host's memory */
+    int fp16;             /* it computes in f16 */
+} gmem_device_info;
+
+/* The OpenCL devices of this machine in the order of their numbers: the first `capacity` go to `out`, `count` receives
+ * how many there are. hook: NULL for the system's libraries. Nothing is compiled, but drivers are loaded.
+ * Errors: E_NO_DEVICE (no library, driver or device), E_DEVICE, E_UNSUPPORTED (GMEM_NO_OPENCL), E_ARGUMENT. */
+GMEM_API gmem_status gmem_devices(const gmem_opencl *hook, gmem_device_info *out, int capacity, int *count,
+                                  gmem_error *error);
+
+/* Opens the OpenCL device that `desc` names (desc->device; desc->backend is not looked at) as gmem_context_create
+ * would, which compiles its kernels and compares each operation with the CPU's, and measures the seconds of a matrix
+ * product of a usual size on it and on this CPU. Both are optional; they are set on success.
+ * Errors: those of gmem_context_create; E_DEVICE_TEST names the operation that differs. */
+GMEM_API gmem_status gmem_device_check(const gmem_context_desc *desc, double *device_seconds, double *cpu_seconds,
+                                       gmem_error *error);
+
 /* >>tensors ------------------------------------------------------------------------------------------------------ */
 
 /* X(name, bytes, safetensors' name) */
