@@ -123,7 +123,7 @@ static int gmem__cl_ask_work_items(const gmem__cl_asked *asked, int64_t out[3]) 
 
 /* Returns 0 for a device that does not even tell what matters. */
 static int gmem__cl_ask_limits(const gmem__cl_asked *asked, gmem__cl_limits *limits) {
-    int64_t unified;
+    int64_t unified, width;
     memset(limits, 0, sizeof *limits);
     if (!gmem__cl_ask_number(asked, GMEM__CL_DEVICE_TYPE, sizeof limits->type, &limits->type) ||
         !gmem__cl_ask_ulong(asked, GMEM__CL_DEVICE_GLOBAL_MEM_SIZE, &limits->memory) ||
@@ -136,6 +136,7 @@ static int gmem__cl_ask_limits(const gmem__cl_asked *asked, gmem__cl_limits *lim
     limits->largest = gmem__min(limits->largest, limits->memory);
     limits->is_cpu = (limits->type & GMEM__CL_DEVICE_TYPE_CPU) != 0;
     limits->unified = gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_HOST_UNIFIED_MEMORY, &unified) && unified;
+    if (gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, &width)) limits->vector_width = (int)width;
     gmem__cl_ask_texts(asked, limits);
     limits->unusable = gmem__cl_why_unusable(asked, limits);
     return 1;
