@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")/.."
 out=build/fuzz
 mkdir -p $out/corpus $out/found
-make -s BUILD=$out/parts CC=clang OPENMP= CFLAGS='-O1 -g -fsanitize=fuzzer-no-link,address,undefined' $out/parts/libgmem.a \
-    $out/parts/tests/fuzz_files.o
+flags="-DGMEM_NO_SIMD -DGMEM_NO_OPENCL -O1 -g -fsanitize=fuzzer-no-link,address,undefined" # the readers use neither
+make -s -j"$(nproc)" BUILD=$out/parts CC=clang OPENMP= CFLAGS="$flags" $out/parts/libgmem.a $out/parts/tests/fuzz_files.o
 clang -fsanitize=fuzzer,address,undefined $out/parts/tests/fuzz_files.o $out/parts/libgmem.a -lm -o $out/fuzz_files
 cp tests/golden/container_* tests/golden/bank_full.pth $out/corpus/
 if [ $# = 1 ]; then bound="-max_total_time=$1"; else bound="-runs=20000"; fi
