@@ -172,6 +172,10 @@ GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address
     (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
 }
 
+GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
+    return stream->device->found.limits.largest;
+}
+
 /* arenas ---------------------------------------------------------------------------------------------------------- */
 
 /* The memory of take i: from where the one before ends, aligned as gmem__take does, to its own end; the last one's
