@@ -43,7 +43,8 @@
       "gmem bench gemm --dtype bf16 --json")                                                                       \
     X(BENCH_ALL, "bench all", "", 0, 0, "time everything, in f32, bf16 and int8, against this machine's peaks",    \
       "gmem bench all -m network.pth --bank imagenet.pth --autoencoder vae.pt --json")                             \
-    X(DEVICES, "devices", "", 0, 0, "what can compute on this machine", "gmem devices")
+    X(DEVICES, "devices", "", 0, 0, "what can compute here, tested; --tune finds the fastest kernels",             \
+      "gmem devices --tune --device 1 --cache-dir ~/.cache/gmem")
 
 typedef enum command_id {
 #define COMMAND_ENUM(id, words, operands, fewest, most, summary, example) COMMAND_##id,
@@ -117,15 +118,19 @@ typedef enum command_id {
       "reuse blocks that change less, such as 0.04")                                                                  \
     X(INTEGER, "threads", 't', threads, "1..4096", "N", "all", COMPUTES, "of the processor")                          \
     X(CHOICE, "backend", 0, backend, "auto|cpu|opencl", "NAME", "auto", COMPUTES, "what computes")                    \
-    X(TEXT, "device", 0, device, "", "N|NAME", "the first", COMPUTES, "one of gmem devices")                          \
+    X(TEXT, "device", 0, device, "", "N|NAME", "the first", COMPUTES | IN(DEVICES),                                   \
+      "its number in gmem devices (0: the processor) or a part of its name")                                          \
     X(CHOICE, "isa", 0, isa, "auto|scalar|avx2|avx512|amx", "NAME", "auto", COMPUTES, "the instruction set")          \
     X(CHOICE, "dtype", 0, dtype, "f32|bf16|f16|int8", "TYPE", "f32; convert: each tensor's own", COMPUTES,            \
-      "of the arithmetic; convert: of the file")                                                                      \
+      "of the arithmetic (f16: OpenCL only); convert: of the file")                                                   \
     X(INTEGER, "heads", 0, heads, "1..4096", "N", "from the file", NETWORKS | IN(INFO) | IN(CONVERT),                 \
       "attention heads")                                                                                              \
     X(TEXT, "key", 0, key, "", "NAME", "ema, model, state_dict, network", NETWORKS | IN(INFO) | IN(CONVERT),          \
       "the dictionary to use; . for the whole file")                                                                  \
-    X(TEXT, "cache-dir", 0, cache_dir, "", "DIR", "", COMPUTES, "for compiled kernels (the CPU needs none)")          \
+    X(TEXT, "cache-dir", 0, cache_dir, "", "DIR", "", COMPUTES | IN(DEVICES),                                         \
+      "keeps compiled and tuned OpenCL kernels; only you may write there")                                            \
+    X(SWITCH, "tune", 0, tune, "", "", "", IN(DEVICES), "find an OpenCL device's fastest kernels; keep them")         \
+    X(NUMBER, "seconds", 0, seconds, "1..86400", "S", "60", IN(DEVICES), "how long --tune may take, about")           \
     X(SWITCH, "profile", 0, profile, "", "", "", IN(BENCH_NETWORK), "what a pass spends its time on")                 \
     X(SWITCH, "quiet", 'q', quiet, "", "", "", EVERYWHERE, "nothing but errors")                                      \
     X(SWITCH, "verbose", 'v', verbose, "", "", "", EVERYWHERE, "more about the work")                                 \

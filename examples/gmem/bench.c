@@ -1,10 +1,12 @@
 /* What the benchmarks share, and all of them in one go. */
 #include "bench.h"
 
+#include "backend.h"
 #include "commands.h"
 #include "machine.h"
 #include "session.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,17 +38,34 @@ bench_times bench_summary(double *seconds, int64_t count) {
 }
 
 double bench_weight_bytes(const gmem_context *context, int64_t count, int64_t stored_bytes) {
-    static const double bytes[] = {4, 2, 1}; /* by gmem_compute */
+    static const double bytes[] = {4, 2, 1, 2}; /* by gmem_compute */
     double computed = bytes[gmem_context_compute(context)] * (double)count;
     return computed < (double)stored_bytes ? computed : (double)stored_bytes;
 }
 
+/* What the context's kernels could do at most. An OpenCL device that runs on this processor has its f32 instructions;
+ * of others nothing is known: not a number. */
+static double peak_of_context(bench_machine *machine, const gmem_context *context) {
+    const int threads = gmem_context_threads(context);
+    if (!is_opencl(context)) return bench_peak(machine, peak_of_kernels(gmem_context_kernels(context)), threads);
+    if (!is_opencl_on_cpu(context)) return NAN;
+    return bench_peak(machine,
+                      peak_exists(PEAK_AVX512_F32) ? PEAK_AVX512_F32
+                      : peak_exists(PEAK_AVX2_F32) ? PEAK_AVX2_F32
+                                                   : PEAK_SCALAR,
+                      threads);
+}
+
+double bench_context_bandwidth(bench_machine *machine, const gmem_context *context) {
+    if (is_opencl(context) && !is_opencl_on_cpu(context)) return NAN;
+    return bench_bandwidth(machine, gmem_context_threads(context));
+}
+
 bench_figures bench_evaluate(bench_machine *machine, const gmem_context *context, double flop, double weight_bytes,
                              double seconds) {
-    const int threads = gmem_context_threads(context);
-    const double peak = bench_peak(machine, peak_of_kernels(gmem_context_kernels(context)), threads);
-    const double bandwidth = bench_bandwidth(machine, threads);
+    const double peak = peak_of_context(machine, context), bandwidth = bench_context_bandwidth(machine, context);
     const double arithmetic = flop / peak, reading = bandwidth > 0 ? weight_bytes / bandwidth : 0;
+    if (!isfinite(peak)) note("no limit is known for %s: its peak is not measured", gmem_context_backend(context));
     bench_figures figures;
     figures.gflops = 1e-9 * flop / seconds;
     figures.peak_gflops = 1e-9 * peak;
@@ -69,8 +88,10 @@ void put_text(json_writer *json, const char *name, const char *value) {
 void put_number(json_writer *json, const char *name, double value) {
     if (json)
         json_number(json, name, value);
-    else
+    else if (isfinite(value))
         printf("%-18s %.4g\n", name, value);
+    else
+        printf("%-18s not known\n", name);
 }
 
 void put_integer(json_writer *json, const char *name, int64_t value) {
@@ -101,17 +122,19 @@ void put_end(json_writer *json) {
 }
 
 bench_engine bench_engine_of(const gmem_context *context) {
-    static const char *const dtypes[] = {"f32", "bf16", "int8"};
     bench_engine engine;
+    snprintf(engine.backend, sizeof engine.backend, "%s", gmem_context_backend(context));
     choice_name(FLAG_isa, (int)gmem_context_isa(context) + 1, engine.isa, sizeof engine.isa);
+    if (is_opencl(context)) snprintf(engine.isa, sizeof engine.isa, "opencl");
     snprintf(engine.kernels, sizeof engine.kernels, "%s", gmem_context_kernels(context));
-    snprintf(engine.dtype, sizeof engine.dtype, "%s", dtypes[gmem_context_compute(context)]);
+    snprintf(engine.dtype, sizeof engine.dtype, "%s", compute_name(gmem_context_compute(context)));
     engine.threads = gmem_context_threads(context);
     return engine;
 }
 
 void put_bench_engine(json_writer *json, const bench_engine *engine) {
     char cpu[256];
+    put_text(json, "backend", engine->backend);
     put_text(json, "isa", engine->isa);
     put_text(json, "kernels", engine->kernels);
     put_text(json, "dtype", engine->dtype);

@@ -15,6 +15,8 @@ typedef struct bench_machine {
 
 double bench_peak(bench_machine *machine, peak_kind kind, int threads);
 double bench_bandwidth(bench_machine *machine, int threads);
+/* Of the memory that the context's weights are in; not a number where it is a device's own. */
+double bench_context_bandwidth(bench_machine *machine, const gmem_context *context);
 
 typedef struct bench_times {
     double median, least, most; /* seconds */
@@ -46,7 +48,7 @@ void put_end(json_writer *json);
 
 /* The names of what a context computes with, which outlive it. */
 typedef struct bench_engine {
-    char isa[16], kernels[32], dtype[8];
+    char backend[160], isa[16], kernels[32], dtype[8];
     int threads;
 } bench_engine;
 bench_engine bench_engine_of(const gmem_context *context);

@@ -142,6 +142,7 @@ static outcome measure_in(benchmark *b, const layer *l, gmem_isa isa, gmem_compu
     memset(&desc, 0, sizeof desc);
     desc.isa = isa;
     desc.compute = compute;
+    desc.backend = GMEM_BACKEND_CPU;
     desc.threads = (int)b->args->threads;
     const gmem_status status = gmem_context_create(&desc, &context, &ignored);
     if (status == GMEM_E_UNSUPPORTED) return OUTCOME_DONE;

@@ -105,7 +105,7 @@ static void evaluate(benchmark *b, bench_machine *machine) {
     out->resident = resident_bytes_peak(); /* before the measurements, which take memory of their own */
     out->figures = bench_evaluate(machine, context, info->flop,
                                   bench_weight_bytes(context, info->parameters, info->weight_bytes), out->median);
-    out->bandwidth = bench_bandwidth(machine, gmem_context_threads(context));
+    out->bandwidth = bench_context_bandwidth(machine, context);
     out->engine = bench_engine_of(context);
     snprintf(out->path, sizeof out->path, "%s", gmem_file_path(b->s.network_file));
     snprintf(out->architecture, sizeof out->architecture, "%s", info->name);

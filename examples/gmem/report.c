@@ -111,6 +111,14 @@ void detail(const char *format, ...) {
     va_end(arguments);
 }
 
+void note_waiting(const char *format, ...) {
+    va_list arguments;
+    if (notes.level < (notes.immediate ? LOUDNESS_NORMAL : LOUDNESS_VERBOSE)) return;
+    va_start(arguments, format);
+    add_note(format, arguments);
+    va_end(arguments);
+}
+
 void notes_end(int success) {
     if (success) fwrite(notes.text, 1, notes.used, stderr);
     notes.used = 0;
@@ -128,8 +136,24 @@ void progress_begin(progress_bar *bar) {
     bar->visible = notes.level >= LOUDNESS_NORMAL && isatty(STDERR_FILENO);
 }
 
+enum { CELLS = 30 }; /* of the bar */
+
+static const char *bar_cells(double fraction, char cells[CELLS + 1]) {
+    const int filled = fraction >= 1 ? CELLS : (int)(CELLS * fraction);
+    for (int i = 0; i < CELLS; i++) {
+        cells[i] = i < filled ? '#' : '.';
+    }
+    cells[CELLS] = 0;
+    return cells;
+}
+
+void progress_show_time(progress_bar *bar, double seconds, double of, const char *what) {
+    char cells[CELLS + 1];
+    if (bar->visible)
+        fprintf(stderr, "\r[%s] %.0f of %.0f s: %s\033[K", bar_cells(seconds / of, cells), seconds, of, what);
+}
+
 void progress_show(progress_bar *bar, int64_t done, int64_t total, const char *unit) {
-    enum { CELLS = 30 }; /* of the bar */
     char cells[CELLS + 1];
     double now = seconds_now(), elapsed = now - bar->started;
     if (!bar->visible || now - bar->drawn < 0.1) return; /* ten times a second is plenty */
@@ -139,14 +163,10 @@ void progress_show(progress_bar *bar, int64_t done, int64_t total, const char *u
         fprintf(stderr, "\r%lld %s, %.2f a second\033[K", (long long)done, unit, rate);
         return;
     }
-    int64_t filled = done >= total ? (int64_t)CELLS : CELLS * done / total;
-    for (int i = 0; i < CELLS; i++) {
-        cells[i] = i < filled ? '#' : '.';
-    }
-    cells[CELLS] = 0;
     int64_t left = rate > 0 ? (int64_t)((double)(total - done) / rate + 0.5) : 0;
-    fprintf(stderr, "\r[%s] %lld/%lld %s, %.2f a second, %lld:%02lld left\033[K", cells, (long long)done,
-            (long long)total, unit, rate, (long long)(left / 60), (long long)(left % 60));
+    fprintf(stderr, "\r[%s] %lld/%lld %s, %.2f a second, %lld:%02lld left\033[K",
+            bar_cells((double)done / (double)total, cells), (long long)done, (long long)total, unit, rate,
+            (long long)(left / 60), (long long)(left % 60));
 }
 
 void progress_end(progress_bar *bar) {

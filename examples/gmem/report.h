@@ -43,6 +43,8 @@ typedef enum loudness { LOUDNESS_QUIET, LOUDNESS_NORMAL, LOUDNESS_VERBOSE } loud
 void notes_begin(loudness level);
 void note(const char *format, ...) PRINTF_LIKE(1, 2);
 void detail(const char *format, ...) PRINTF_LIKE(1, 2);
+void note_waiting(const char *format, ...)
+    PRINTF_LIKE(1, 2); /* a note on terminals, where somebody waits; else a detail */
 void notes_end(int success);
 
 /* The progress of a run, on terminals only: passes per second and the time left. */
@@ -52,6 +54,8 @@ typedef struct progress_bar {
 } progress_bar;
 void progress_begin(progress_bar *bar);
 void progress_show(progress_bar *bar, int64_t done, int64_t total, const char *unit);
+/* The same of work that takes a time which is known beforehand. */
+void progress_show_time(progress_bar *bar, double seconds, double of, const char *what);
 void progress_end(progress_bar *bar);
 
 double seconds_now(void); /* a clock that only goes forward */

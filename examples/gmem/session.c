@@ -2,9 +2,9 @@
 #define _POSIX_C_SOURCE 200809L
 #include "session.h"
 
+#include "backend.h"
 #include "diffusers.h"
 #include "interrupt.h"
-#include "machine.h"
 #include "model.h"
 
 #include <errno.h>
@@ -50,50 +50,14 @@ void session_end(session *s) {
 
 /* beginning ------------------------------------------------------------------------------------------------------- */
 
-static void log_detail(void *user, const char *line) {
-    (void)user;
-    detail("%s", line);
-}
-
-static outcome check_device(const arguments *args, gmem_error *error) {
-    char model[256];
-    if (args->backend == 3) /* opencl */
-        return failed(error, NULL, "the backend opencl is not available: gmem %s computes on the CPU only",
-                      gmem_version());
-    cpu_model(model, sizeof model);
-    if (args->device && strcmp(args->device, "0") != 0 && !same_ignoring_case(args->device, "cpu") &&
-        !same_ignoring_case(args->device, model))
-        return failed(error, NULL, "no device '%s': gmem devices lists what there is", args->device);
-    return OUTCOME_DONE;
-}
-
-/* --dtype is what products compute in; convert alone takes it for the type of its tensors. */
-static outcome choose_compute(const arguments *args, gmem_compute *out, gmem_error *error) {
-    static const gmem_compute by_choice[] = {GMEM_COMPUTE_F32, GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_F32,
-                                             GMEM_COMPUTE_INT8}; /* none, f32, bf16, f16, int8 */
-    const int f16 = 3;
-    if (args->command == COMMAND_CONVERT) return OUTCOME_DONE;
-    if (args->dtype == f16)
-        return failed(error, NULL,
-                      "no CPU kernel computes in f16: --dtype bf16 is as fast, and f16 files run as they are");
-    *out = by_choice[args->dtype];
-    return OUTCOME_DONE;
-}
-
-const char *session_dtype(const session *s) {
-    static const char *const names[] = {"f32", "bf16", "int8"};
-    return names[gmem_context_compute(s->context)];
-}
+const char *session_dtype(const session *s) { return compute_name(gmem_context_compute(s->context)); }
 
 outcome session_begin(session *s, const arguments *args, gmem_error *error) {
     gmem_context_desc desc;
+    device_text device;
     memset(&desc, 0, sizeof desc);
     s->args = args;
-    TRY(check_device(args, error));
-    TRY(choose_compute(args, &desc.compute, error));
-    desc.isa = args->isa ? (gmem_isa)(args->isa - 1) : GMEM_ISA_AUTO;
-    desc.threads = (int)args->threads;
-    desc.log = log_detail;
+    TRY(backend_from_flags(args, &desc, &device, error));
     /* sample's output may be a pattern for many files */
     if (args->output && args->command != COMMAND_SAMPLE) TRY(check_output(args->output, error));
     return from_status(gmem_context_create(&desc, &s->context, error));

@@ -19,10 +19,10 @@ typedef struct session {
     struct buffer *buffers;
 } session;
 
+/* "f32", "bf16", "int8", "f16": what products compute in. */
+const char *session_dtype(const session *s);
 /* Begins with the context as the flags say, and finds out early that the output cannot be written.
  * The session must be zero. session_end releases everything, whatever was opened. */
-/* "f32", "bf16", "int8": what products compute in. */
-const char *session_dtype(const session *s);
 outcome session_begin(session *s, const arguments *args, gmem_error *error);
 void session_end(session *s);
 
