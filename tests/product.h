@@ -137,4 +137,88 @@ static inline void linear_reference(const gmem__linear *op, const weights *w, co
         }
 }
 
+/* The input pixel under tap (ky, kx) of output pixel (y, x), or 0 in the padding. */
+static inline double conv_pixel(const gmem__conv *op, int64_t channel, int64_t y, int64_t x, int64_t ky, int64_t kx) {
+    const int64_t pad = op->kernel == 3 && op->stride == 1, scale = op->upsample ? 2 : 1;
+    const int64_t row = y * op->stride + ky - pad, column = x * op->stride + kx - pad;
+    if (row < 0 || row >= op->height * scale || column < 0 || column >= op->width * scale) return 0;
+    return (double)op->x[(channel * op->height + row / scale) * op->width + column / scale];
+}
+
+static inline void conv_reference(const gmem__conv *op, const weights *w, int64_t height, int64_t width, double *out) {
+    for (int64_t o = 0; o < w->weight.rows; o++)
+        for (int64_t y = 0; y < height; y++)
+            for (int64_t x = 0; x < width; x++) {
+                const int64_t at = (o * height + y) * width + x;
+                const double *taps = w->values + o * w->weight.cols;
+                double sum = op->bias ? (double)op->bias[o] : 0;
+                for (int64_t c = 0; c < op->in_channels; c++)
+                    for (int64_t ky = 0; ky < op->kernel; ky++)
+                        for (int64_t kx = 0; kx < op->kernel; kx++)
+                            sum += *taps++ * conv_pixel(op, c, y, x, ky, kx);
+                out[at] = sum + (op->residual ? (double)op->residual[at] : 0);
+            }
+}
+
+/* rounding, as the definition has it ------------------------------------------------------------------------------ */
+
+static inline double to_type(gmem_type type, double value) {
+    if (type == GMEM_BF16) return (double)gmem__bf16_to_f32(gmem__f32_to_bf16((float)value));
+    return type == GMEM_F16 ? (double)gmem__f16_to_f32(gmem__f32_to_f16((float)value)) : value;
+}
+
+static inline float largest_of(const double *values, int64_t count, int64_t step) {
+    double largest = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (fabs(values[i * step]) > largest) largest = fabs(values[i * step]);
+    return (float)largest;
+}
+
+/* To so many levels on each side, in place; `stored` weights are on their levels already. */
+static inline void round_line(double *values, int64_t count, int64_t step, int is_weight) {
+    const float largest = largest_of(values, count, step);
+    const float inverse = is_weight ? 1 / (largest / 127) : 127 / largest;
+    for (int64_t i = 0; largest > 0 && i < count; i++)
+        values[i * step] = (double)rintf((float)values[i * step] * inverse) * ((double)largest / 127);
+}
+
+static inline void round_weights(gmem_type type, const weights *w) {
+    const int64_t rows = w->weight.rows, cols = w->weight.cols;
+    for (int64_t i = 0; i < rows * cols; i++)
+        w->values[i] = to_type(type, w->values[i]);
+    for (int64_t r = 0; type == GMEM_I8 && w->weight.type != GMEM_I8 && r < rows; r++)
+        round_line(w->values + r * cols, cols, 1, 1);
+}
+
+/* What the product sees of x, as doubles (depth, columns). */
+static inline double *rounded_x(gmem_type type, const matrix *x) {
+    double *values = (double *)need(x->rows * x->columns, sizeof *values);
+    for (int64_t r = 0; r < x->rows; r++)
+        for (int64_t c = 0; c < x->columns; c++)
+            values[r * x->columns + c] = to_type(type, (double)x->data[r * x->stride + c]);
+    for (int64_t c = 0; type == GMEM_I8 && c < x->columns; c++)
+        round_line(values + c, x->rows, x->columns, 0);
+    return values;
+}
+
+static inline double narrow_product(const gmem__linear *op, const weights *w, const double *x, int64_t row,
+                                    int64_t column) {
+    double sum = op->bias ? (double)op->bias[row] : 0;
+    for (int64_t k = 0; k < w->weight.cols; k++)
+        sum += w->values[row * w->weight.cols + k] * x[k * op->columns + column];
+    return sum;
+}
+
+static inline void narrow_reference(const gmem__linear *op, const weights *w, const double *x, const matrix *before,
+                                    double *out) {
+    for (int64_t r = 0; r < before->rows; r++)
+        for (int64_t c = 0; c < before->columns; c++) {
+            double value = activate(op->activation, narrow_product(op, w, x, r, c));
+            if (op->activation == GMEM__ACT_SWIGLU) value *= narrow_product(op, w, x, r + before->rows, c);
+            if (op->gate) value *= (double)op->gate[c / op->tokens * op->gate_stride + r];
+            if (op->gate || op->residual) value += (double)before->data[r * before->stride + c];
+            out[r * before->columns + c] = value;
+        }
+}
+
 #endif /* PRODUCT_H */

@@ -5,28 +5,6 @@
 #include "product.h"
 
 #define BAR 1e-6
-/* The input pixel under tap (ky, kx) of output pixel (y, x), or 0 in the padding. */
-static double conv_pixel(const gmem__conv *op, int64_t channel, int64_t y, int64_t x, int64_t ky, int64_t kx) {
-    const int64_t pad = op->kernel == 3 && op->stride == 1, scale = op->upsample ? 2 : 1;
-    const int64_t row = y * op->stride + ky - pad, column = x * op->stride + kx - pad;
-    if (row < 0 || row >= op->height * scale || column < 0 || column >= op->width * scale) return 0;
-    return (double)op->x[(channel * op->height + row / scale) * op->width + column / scale];
-}
-
-static void conv_reference(const gmem__conv *op, const weights *w, int64_t height, int64_t width, double *out) {
-    for (int64_t o = 0; o < w->weight.rows; o++)
-        for (int64_t y = 0; y < height; y++)
-            for (int64_t x = 0; x < width; x++) {
-                const int64_t at = (o * height + y) * width + x;
-                const double *taps = w->values + o * w->weight.cols;
-                double sum = op->bias ? (double)op->bias[o] : 0;
-                for (int64_t c = 0; c < op->in_channels; c++)
-                    for (int64_t ky = 0; ky < op->kernel; ky++)
-                        for (int64_t kx = 0; kx < op->kernel; kx++)
-                            sum += *taps++ * conv_pixel(op, c, y, x, ky, kx);
-                out[at] = sum + (op->residual ? (double)op->residual[at] : 0);
-            }
-}
 
 /* linear ---------------------------------------------------------------------------------------------------------- */
 

@@ -42,66 +42,7 @@ static int worth_running(int isa, const gmem__narrow *narrow) {
     return !is_plain(narrow) || isa == fastest;
 }
 
-/* rounding, as the definition has it ------------------------------------------------------------------------------ */
-
-static double to_bf16(double value) { return (double)gmem__bf16_to_f32(gmem__f32_to_bf16((float)value)); }
-
-static float largest_of(const double *values, int64_t count, int64_t step) {
-    double largest = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (fabs(values[i * step]) > largest) largest = fabs(values[i * step]);
-    return (float)largest;
-}
-
-/* To so many levels on each side, in place; `stored` weights are on their levels already. */
-static void round_line(double *values, int64_t count, int64_t step, int is_weight) {
-    const float largest = largest_of(values, count, step);
-    const float inverse = is_weight ? 1 / (largest / 127) : 127 / largest;
-    for (int64_t i = 0; largest > 0 && i < count; i++)
-        values[i * step] = (double)rintf((float)values[i * step] * inverse) * ((double)largest / 127);
-}
-
-static void round_weights(gmem_type type, const weights *w) {
-    const int64_t rows = w->weight.rows, cols = w->weight.cols;
-    for (int64_t i = 0; type == GMEM_BF16 && i < rows * cols; i++)
-        w->values[i] = to_bf16(w->values[i]);
-    for (int64_t r = 0; type == GMEM_I8 && w->weight.type != GMEM_I8 && r < rows; r++)
-        round_line(w->values + r * cols, cols, 1, 1);
-}
-
-/* What the product sees of x, as doubles (depth, columns). */
-static double *rounded_x(gmem_type type, const matrix *x) {
-    double *values = (double *)need(x->rows * x->columns, sizeof *values);
-    for (int64_t r = 0; r < x->rows; r++)
-        for (int64_t c = 0; c < x->columns; c++) {
-            const double value = (double)x->data[r * x->stride + c];
-            values[r * x->columns + c] = type == GMEM_BF16 ? to_bf16(value) : value;
-        }
-    for (int64_t c = 0; type == GMEM_I8 && c < x->columns; c++)
-        round_line(values + c, x->rows, x->columns, 0);
-    return values;
-}
-
 /* one case -------------------------------------------------------------------------------------------------------- */
-
-static double narrow_product(const gmem__linear *op, const weights *w, const double *x, int64_t row, int64_t column) {
-    double sum = op->bias ? (double)op->bias[row] : 0;
-    for (int64_t k = 0; k < w->weight.cols; k++)
-        sum += w->values[row * w->weight.cols + k] * x[k * op->columns + column];
-    return sum;
-}
-
-static void narrow_reference(const gmem__linear *op, const weights *w, const double *x, const matrix *before,
-                             double *out) {
-    for (int64_t r = 0; r < before->rows; r++)
-        for (int64_t c = 0; c < before->columns; c++) {
-            double value = activate(op->activation, narrow_product(op, w, x, r, c));
-            if (op->activation == GMEM__ACT_SWIGLU) value *= narrow_product(op, w, x, r + before->rows, c);
-            if (op->gate) value *= (double)op->gate[c / op->tokens * op->gate_stride + r];
-            if (op->gate || op->residual) value += (double)before->data[r * before->stride + c];
-            out[r * before->columns + c] = value;
-        }
-}
 
 /* Memory for a kept copy, as opening a network reserves it. */
 static void *keep_weights(const gmem__narrow *narrow, weights *w, int swiglu, gmem__packed *packed) {
