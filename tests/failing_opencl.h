@@ -345,6 +345,16 @@ static inline gmem_opencl failing_cl_hook(failing_cl *state) {
     return hook;
 }
 
+/* Lets call number `at`, counted from now, fail; at 0: none. */
+static inline void failing_cl_arm(failing_cl *state, failing_cl_function function, int64_t at, int code, int for_good) {
+    memset(state->calls, 0, sizeof state->calls);
+    state->failed = NULL;
+    state->fail = function;
+    state->at = at;
+    state->code = code;
+    state->for_good = for_good;
+}
+
 /* Nothing is alive, nothing was misused. */
 static inline int failing_cl_is_clean(const failing_cl *state) {
     return !state->contexts && !state->queues && !state->programs && !state->kernels && !state->buffers &&

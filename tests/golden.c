@@ -223,8 +223,9 @@ golden_network golden_procedural(gmem_context *context, const gmem_file *io, con
         append(&header, " ", 1);
     }
     size_t bytes = 8 + header.used + (size_t)data_bytes;
-    unsigned char *memory = (unsigned char *)malloc(bytes);
-    if (!memory) die("no memory for", gmem_file_path(io), NULL);
+    void *allocated = malloc(bytes + 64);
+    if (!allocated) die("no memory for", gmem_file_path(io), NULL);
+    unsigned char *memory = (unsigned char *)allocated + (64 - (uintptr_t)allocated % 64) % 64; /* as in a mapping */
     for (int i = 0; i < 8; i++) {
         memory[i] = (unsigned char)((uint64_t)header.used >> (8 * i));
     }
@@ -239,7 +240,7 @@ golden_network golden_procedural(gmem_context *context, const gmem_file *io, con
     free(header.data);
     gmem_error error;
     memset(&error, 0, sizeof error);
-    network.memory = memory;
+    network.memory = allocated;
     if (gmem_file_open_memory(context, gmem_file_path(io), memory, bytes, NULL, &network.file, &error) != GMEM_OK)
         die("cannot open the procedural network of", gmem_file_path(io), &error);
     return network;
