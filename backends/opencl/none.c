@@ -11,6 +11,22 @@ GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem
     return gmem__fail(error, GMEM_E_UNSUPPORTED, "this build has no OpenCL (GMEM_NO_OPENCL)");
 }
 
+GMEM_API gmem_status gmem_devices(const gmem_opencl *hook, gmem_device_info *out, int capacity, int *count,
+                                  gmem_error *error) {
+    (void)hook;
+    (void)out;
+    (void)capacity;
+    (void)count;
+    return gmem__fail(error, GMEM_E_UNSUPPORTED, "this build has no OpenCL (GMEM_NO_OPENCL)");
+}
+GMEM_API gmem_status gmem_device_check(const gmem_context_desc *desc, double *device_seconds, double *cpu_seconds,
+                                       gmem_error *error) {
+    (void)desc;
+    (void)device_seconds;
+    (void)cpu_seconds;
+    return gmem__fail(error, GMEM_E_UNSUPPORTED, "this build has no OpenCL (GMEM_NO_OPENCL)");
+}
+
 /* Without a device nothing below is ever reached. */
 
 GMEM__FN void gmem__device_close(struct gmem__device *device) { (void)device; }

@@ -142,9 +142,10 @@ struct gmem__device {
     char backend[160]; /* "opencl/NAME" */
 };
 
-/* Runs operations on small tensors and compares them with the scalar CPU's; E_DEVICE_TEST names the one that differs.
- * `seconds`, where not NULL: what a product of a usual size takes (on this device, on the CPU). */
-GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, double seconds[2], gmem_error *error);
+/* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one that
+ * differs. And what a product of a usual size takes (on this device, on the context's CPU). */
+GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *error);
+GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double seconds[2], gmem_error *error);
 /* program.c */
 GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error);
 /* tune.c: applies what the cache folder holds for this device, if anything. */
@@ -156,6 +157,8 @@ GMEM__FN gmem_status gmem__cl_cache_read(const gmem_context *context, const char
                                          gmem__bytes *out, gmem_error *error);
 GMEM__FN gmem_status gmem__cl_cache_write(const gmem_context *context, const char *cache_dir, const char *name,
                                           const void *data, int64_t bytes, gmem_error *error);
+/* FNV-1a, 64 bits: checksums and names of those files. */
+GMEM__FN uint64_t gmem__fnv1a(const void *data, int64_t bytes);
 
 /* memory.c: addresses and buffers --------------------------------------------------------------------------------- */
 
