@@ -25,11 +25,20 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(dir $@)
 	$(COMPILE) -DGMEM__PARTS -c $< -o $@
 
+# OpenCL's sources as string literals, for the one part that holds them; in gmem.h they are in place.
+KERNELS := $(wildcard backends/opencl/*.cl)
+$(BUILD)/%.cl.inc: %.cl tools/amalgamate.awk
+	@mkdir -p $(dir $@)
+	awk -f tools/amalgamate.awk $< > $@.tmp
+	mv $@.tmp $@
+$(BUILD)/backends/opencl/program.o: COMPILE += -I$(BUILD)/backends/opencl
+$(BUILD)/backends/opencl/program.o: $(KERNELS:%=$(BUILD)/%.inc)
+
 $(BUILD)/libgmem.a: $(OBJECTS)
 	@rm -f $@
 	$(AR) rcs $@ $(OBJECTS)
 
-gmem.h: $(PARTS) $(wildcard src/*.h backends/cpu/*.h backends/cpu/*.inc) src/gmem.c tools/amalgamate.awk
+gmem.h: $(PARTS) $(KERNELS) $(wildcard src/*.h backends/*/*.h backends/*/*.inc) src/gmem.c tools/amalgamate.awk
 	awk -f tools/amalgamate.awk src/gmem.c > $@.tmp
 	mv $@.tmp $@
 
