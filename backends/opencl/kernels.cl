@@ -64,7 +64,8 @@ float2 column_sum(__local float2 *partial, float2 value) {
     return sum;
 }
 
-/* Work-groups of one dimension: the sum of all items, given to each. */
+/* Work-groups of one dimension: the sum of all items, given to each. What follows them in the second dimension are
+ * parts, so that there are as many of those whatever the size of a group. */
 float2 group_sum(__local float2 *partial, float2 value) {
     const int item = get_local_id(0);
     barrier(CLK_LOCAL_MEM_FENCE);
@@ -216,11 +217,11 @@ __kernel void softmax(__global float *scores, ulong scores_at, float scale, int 
     }
 }
 
-/* The first half of GroupNorm: parts (groups, get_num_groups(0)) of four floats, the mean as a pair and the sum of the
- * squared deviations from it, of `chunk` values of a group's `count`; the last part may be shorter. (chunks, groups) */
+/* The first half of GroupNorm: moments (groups, parts) of four floats, the mean as a pair and the sum of the squared
+ * deviations from it, of `chunk` values of a group's `count`; the last part may have fewer. (items, parts, groups) */
 __kernel void group_moments(__global const float *x, ulong x_at, __global float *parts, ulong parts_at, int count,
                             int chunk, __local float2 *partial) {
-    const int part = get_group_id(0), group = get_global_id(1), item = get_local_id(0), items = get_local_size(0);
+    const int part = get_group_id(1), group = get_global_id(2), item = get_local_id(0), items = get_local_size(0);
     const int first = part * chunk, size = min(chunk, count - first), steps = (size + items - 1) / items;
     float2 sum = 0;
     x += x_at + (ulong)group * count + first;
@@ -237,7 +238,7 @@ __kernel void group_moments(__global const float *x, ulong x_at, __global float 
     }
     sum = group_sum(partial, sum);
     if (item) return;
-    parts += parts_at + 4 * ((ulong)group * get_num_groups(0) + part);
+    parts += parts_at + 4 * ((ulong)group * get_num_groups(1) + part);
     parts[0] = mean.x;
     parts[1] = mean.y;
     parts[2] = sum.x + sum.y;
@@ -379,13 +380,15 @@ __kernel void combine(__global float *out, ulong out_at, __global const float *x
     out[out_at + at] = round_pair(sum);
 }
 
-/* sums (get_num_groups(0)) of pairs: of (sum of weight[j] k[j] / (atol + rtol max(|x|, |y|)))^2. (any) */
+/* sums (parts): of (sum of weight[j] k[j] / (atol + rtol max(|x|, |y|)))^2. (items, parts) */
 __kernel void error_norm(__global const float *x, ulong x_at, __global const float *y, ulong y_at, int has_y, int terms,
-                         TERMS, float atol, float rtol, int count, __global float *sums, __local float2 *partial) {
-    const int items = get_global_size(0), steps = (count + items - 1) / items;
+                         TERMS, float atol, float rtol, int count, __global float *sums, ulong sums_at,
+                         __local float2 *partial) {
+    const int items = get_global_size(0) * get_global_size(1), steps = (count + items - 1) / items;
+    const int first = get_group_id(1) * get_local_size(0) + get_local_id(0);
     float2 total = 0;
     for (int step = 0; step < steps; step++) {
-        const int i = step * items + get_global_id(0);
+        const int i = step * items + first;
         if (i >= count) continue;
         float2 sum = 0;
         ADD_TERMS(sum, i);
@@ -394,17 +397,17 @@ __kernel void error_norm(__global const float *x, ulong x_at, __global const flo
         total = add_float(total, ratio * ratio);
     }
     total = group_sum(partial, total);
-    if (get_local_id(0) == 0) sums[get_group_id(0)] = round_pair(total);
+    if (get_local_id(0) == 0) sums[sums_at + get_group_id(1)] = round_pair(total);
 }
 
-/* sums (get_num_groups(0), 2): of |after - before - residual| and of |residual|. after (rows, width), rows after_stride
- * apart; before, residual (rows, width). (width, one work-group for some rows) */
+/* sums (parts, 2): of |after - before - residual| and of |residual|. after (rows, width), rows after_stride apart;
+ * before, residual (rows, width). (items, parts) */
 __kernel void change(__global const float *after, ulong after_at, __global const float *before, ulong before_at,
                      __global const float *residual, ulong residual_at, int rows, int width, int after_stride,
-                     __global float *sums, __local float2 *partial) {
+                     __global float *sums, ulong sums_at, __local float2 *partial) {
     const int item = get_local_id(0), items = get_local_size(0), steps = (width + items - 1) / items;
     float2 changed = 0, size = 0;
-    for (int row = get_group_id(0); row < rows; row += get_num_groups(0))
+    for (int row = get_group_id(1); row < rows; row += get_num_groups(1))
         for (int step = 0; step < steps; step++) {
             const int column = step * items + item;
             if (column >= width) continue;
@@ -417,16 +420,18 @@ __kernel void change(__global const float *after, ulong after_at, __global const
     changed = group_sum(partial, changed);
     size = group_sum(partial, size);
     if (item) return;
-    sums[2 * get_group_id(0)] = round_pair(changed);
-    sums[2 * get_group_id(0) + 1] = round_pair(size);
+    sums += sums_at + 2 * get_group_id(1);
+    sums[0] = round_pair(changed);
+    sums[1] = round_pair(size);
 }
 
 /* notes |= note where one of x is not finite. (any) */
-__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes) {
+__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes,
+                          ulong notes_at) {
     int finite = 1;
     for (int i = get_global_id(0); i < count; i += get_global_size(0))
         finite &= isfinite(x[x_at + i]);
-    if (!finite) atomic_or(notes, note);
+    if (!finite) atomic_or(notes + notes_at, note);
 }
 
 /* noise ----------------------------------------------------------------------------------------------------------- */

@@ -6,31 +6,16 @@
 
 /* launching ------------------------------------------------------------------------------------------------------- */
 
-/* Work-items of a group, where the device can do so many. */
-#define GMEM__CL_ITEMS 256
+/* Work-groups are of one size whatever the operation's, since some compilers make a kernel anew for each. */
 
-/* Work-groups share a column among slices (kernels.cl): a GPU needs many items, a processor long rows of columns. */
-#define GMEM__CL_GROUP_COLUMNS     32
-#define GMEM__CL_CPU_GROUP_COLUMNS 64
-#define GMEM__CL_SLICES            32 /* at most */
+#define GMEM__CL_ITEMS 256 /* in a group */
 
-static int64_t gmem__cl_power_of_two(int64_t at_least, int64_t most) {
-    int64_t power = 1;
-    while (power < at_least && power < most)
-        power *= 2;
-    return power;
-}
-
-/* Adds the last argument, local memory for pairs, and runs (columns, slices, batch). */
-static void gmem__cl_run_columns(gmem__cl_launch *launch, int64_t columns, int64_t rows, int64_t batch) {
+/* Adds the last argument, local memory for pairs, and runs (columns, slices, batch): work-groups share their columns
+ * among slices (kernels.cl), of which a GPU needs many, whereas a processor is best at long rows of columns. */
+static void gmem__cl_run_columns(gmem__cl_launch *launch, int64_t columns, int64_t batch) {
     const int is_cpu = launch->stream->device->found.limits.is_cpu;
-    int64_t local[3], global[3];
-    local[0] = gmem__cl_power_of_two(columns, is_cpu ? GMEM__CL_CPU_GROUP_COLUMNS : GMEM__CL_GROUP_COLUMNS);
-    local[1] = is_cpu ? 1 : gmem__cl_power_of_two(rows, gmem__min(GMEM__CL_SLICES, GMEM__CL_ITEMS / local[0]));
-    local[2] = 1;
-    global[0] = columns;
-    global[1] = local[1];
-    global[2] = batch;
+    const int64_t local[3] = {is_cpu ? 64 : 32, is_cpu ? 1 : GMEM__CL_ITEMS / 32, 1};
+    const int64_t global[3] = {columns, 1, batch}; /* one group, of as many slices as the device can do */
     gmem__launch_local(launch, (size_t)(local[0] * local[1]) * 2 * sizeof(float));
     gmem__launch_run(launch, 3, global, local);
 }
@@ -43,16 +28,19 @@ static void gmem__cl_run_flat(gmem__cl_launch *launch, int64_t count) {
 
 /* One item for each of (width, rows, planes). */
 static void gmem__cl_run_grid(gmem__cl_launch *launch, int64_t width, int64_t rows, int64_t planes) {
-    const int64_t global[3] = {width, rows, planes};
-    int64_t local[3];
-    local[0] = gmem__cl_power_of_two(width, GMEM__CL_ITEMS);
-    local[1] = GMEM__CL_ITEMS / local[0];
-    local[2] = 1;
+    const int64_t global[3] = {width, rows, planes}, local[3] = {GMEM__CL_ITEMS / 4, 4, 1};
     gmem__launch_run(launch, 3, global, local);
 }
 
-/* Work-groups of GMEM__CL_ITEMS for `count` values, each item several of them: enough to keep any device busy. */
-static int64_t gmem__cl_groups(int64_t count) {
+/* Adds the last argument, local memory for pairs, and runs one work-group for each of `parts` of `batch`. */
+static void gmem__cl_run_parts(gmem__cl_launch *launch, int64_t parts, int64_t batch) {
+    const int64_t global[3] = {1, parts, batch}, local[3] = {GMEM__CL_ITEMS, 1, 1};
+    gmem__launch_local(launch, GMEM__CL_ITEMS * 2 * sizeof(float));
+    gmem__launch_run(launch, 3, global, local);
+}
+
+/* Parts of `count` values, several for each item: enough to keep any device busy. */
+static int64_t gmem__cl_parts(int64_t count) {
     const int64_t each = 8 * GMEM__CL_ITEMS, most = 256;
     return gmem__max(1, gmem__min(most, gmem__ceil_div(count, each)));
 }
@@ -103,7 +91,7 @@ static void gmem__cl_norm(const gmem__engine *engine, const gmem__norm *op) {
     gmem__launch_int(&launch, gmem__norm_stride(op));
     gmem__launch_int(&launch, modulated ? op->tokens : op->columns);
     gmem__launch_int(&launch, modulated ? op->modulation_stride : 0);
-    gmem__cl_run_columns(&launch, op->columns - op->y_column, op->channels, 1);
+    gmem__cl_run_columns(&launch, op->columns - op->y_column, 1);
 }
 
 static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) {
@@ -122,7 +110,7 @@ static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) 
     gmem__launch_int(&launch, op->head_dim);
     gmem__launch_int(&launch, op->columns);
     gmem__launch_int(&launch, op->cosine ? op->tokens : op->columns);
-    gmem__cl_run_columns(&launch, op->columns, op->head_dim, op->heads);
+    gmem__cl_run_columns(&launch, op->columns, op->heads);
 }
 
 /* What one work-group sums up of a group, in parts of four floats. */
@@ -132,15 +120,12 @@ static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) 
 static void gmem__cl_group_moments(struct gmem__stream *stream, const gmem__group_norm *op, gmem__cl_mem parts,
                                    int64_t chunk) {
     const int64_t count = op->channels / op->groups * op->area;
-    const int64_t global[2] = {gmem__ceil_div(count, chunk) * GMEM__CL_ITEMS, op->groups};
-    const int64_t local[2] = {GMEM__CL_ITEMS, 1};
     gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_moments);
     gmem__launch_f32(&launch, op->x);
     gmem__launch_buffer(&launch, parts, 0);
     gmem__launch_int(&launch, count);
     gmem__launch_int(&launch, chunk);
-    gmem__launch_local(&launch, GMEM__CL_ITEMS * 2 * sizeof(float));
-    gmem__launch_run(&launch, 2, global, local);
+    gmem__cl_run_parts(&launch, gmem__ceil_div(count, chunk), op->groups);
 }
 
 static void gmem__cl_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
@@ -272,7 +257,7 @@ static void gmem__attend_softmax(const gmem__cl_attend *block) {
     gmem__launch_float(&launch, block->op->scale);
     gmem__launch_int(&launch, block->op->tokens);
     gmem__launch_int(&launch, block->queries);
-    gmem__cl_run_columns(&launch, block->queries, block->op->tokens, block->heads);
+    gmem__cl_run_columns(&launch, block->queries, block->heads);
 }
 
 /* y = v scores */
@@ -478,38 +463,37 @@ static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) 
 }
 
 static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
-    const int64_t local = GMEM__CL_ITEMS, global = gmem__cl_groups(count) * local;
     if (!gmem__stream_ok(engine->stream) || count <= 0) return 1;
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
     gmem__launch_f32(&launch, x);
     gmem__launch_int(&launch, count);
     gmem__launch_int(&launch, note);
     gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
-    gmem__launch_run(&launch, 1, &global, &local);
+    gmem__cl_run_flat(&launch, gmem__cl_parts(count) * GMEM__CL_ITEMS);
     return 1;
 }
 
 /* sums ------------------------------------------------------------------------------------------------------------ */
 
-/* `width` numbers of each work-group, added up in double. */
+/* `width` numbers of each part, added up in double. */
 #define GMEM__CL_MAX_SUMS 512
 
-static void gmem__cl_add_sums(struct gmem__stream *stream, gmem__cl_mem sums, int64_t groups, int width, double *out) {
-    float parts[GMEM__CL_MAX_SUMS];
-    const size_t bytes = (size_t)(groups * width) * sizeof *parts;
+static void gmem__cl_add_sums(struct gmem__stream *stream, gmem__cl_mem sums, int64_t parts, int width, double *out) {
+    float values[GMEM__CL_MAX_SUMS];
+    const size_t bytes = (size_t)(parts * width) * sizeof *values;
     if (!gmem__stream_ok(stream)) return;
     const int code =
-        stream->device->library.api.clEnqueueReadBuffer(stream->queue, sums, 1, 0, bytes, parts, 0, NULL, NULL);
+        stream->device->library.api.clEnqueueReadBuffer(stream->queue, sums, 1, 0, bytes, values, 0, NULL, NULL);
     if (!gmem__stream_check(stream, "clEnqueueReadBuffer", code)) return;
-    for (int64_t i = 0; i < groups * width; i++)
-        out[i % width] += (double)parts[i];
+    for (int64_t i = 0; i < parts * width; i++)
+        out[i % width] += (double)values[i];
 }
 
 static double gmem__cl_error_norm(const gmem__engine *engine, const gmem__error_norm *op) {
-    const int64_t groups = gmem__cl_groups(op->count), local = GMEM__CL_ITEMS, global = groups * local;
+    const int64_t parts = gmem__cl_parts(op->count);
     double sum = 0;
     if (!gmem__stream_ok(engine->stream) || op->count <= 0) return sum;
-    gmem__cl_mem sums = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, groups * (int64_t)sizeof(float));
+    gmem__cl_mem sums = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, parts * (int64_t)sizeof(float));
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_error_norm);
     gmem__launch_f32(&launch, op->x);
     gmem__launch_f32(&launch, op->y);
@@ -519,19 +503,17 @@ static double gmem__cl_error_norm(const gmem__engine *engine, const gmem__error_
     gmem__launch_float(&launch, (float)op->rtol);
     gmem__launch_int(&launch, op->count);
     gmem__launch_buffer(&launch, sums, 0);
-    gmem__launch_local(&launch, GMEM__CL_ITEMS * 2 * sizeof(float));
-    gmem__launch_run(&launch, 1, &global, &local);
-    gmem__cl_add_sums(engine->stream, sums, groups, 1, &sum);
+    gmem__cl_run_parts(&launch, parts, 1);
+    gmem__cl_add_sums(engine->stream, sums, parts, 1, &sum);
     return sum;
 }
 
 static void gmem__cl_change(const gmem__engine *engine, const gmem__change *op, double *change, double *size) {
-    const int64_t groups = gmem__min(op->rows, GMEM__CL_MAX_SUMS / 2), local = GMEM__CL_ITEMS, global = groups * local;
+    const int64_t parts = gmem__min(op->rows, GMEM__CL_MAX_SUMS / 2);
     double both[2] = {0, 0};
     *change = *size = 0;
     if (!gmem__stream_ok(engine->stream) || op->rows <= 0 || op->width <= 0) return;
-    gmem__cl_mem sums =
-        gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, 2 * groups * (int64_t)sizeof(float));
+    gmem__cl_mem sums = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, 2 * parts * (int64_t)sizeof(float));
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_change);
     gmem__launch_f32(&launch, op->after);
     gmem__launch_f32(&launch, op->before);
@@ -540,9 +522,8 @@ static void gmem__cl_change(const gmem__engine *engine, const gmem__change *op, 
     gmem__launch_int(&launch, op->width);
     gmem__launch_int(&launch, op->after_stride);
     gmem__launch_buffer(&launch, sums, 0);
-    gmem__launch_local(&launch, GMEM__CL_ITEMS * 2 * sizeof(float));
-    gmem__launch_run(&launch, 1, &global, &local);
-    gmem__cl_add_sums(engine->stream, sums, groups, 2, both);
+    gmem__cl_run_parts(&launch, parts, 1);
+    gmem__cl_add_sums(engine->stream, sums, parts, 2, both);
     *change = both[0];
     *size = both[1];
 }
@@ -593,9 +574,6 @@ GMEM__FN const gmem__ops *gmem__opencl_ops(void) {
 }
 
 #undef GMEM__CL_ITEMS
-#undef GMEM__CL_GROUP_COLUMNS
-#undef GMEM__CL_CPU_GROUP_COLUMNS
-#undef GMEM__CL_SLICES
 #undef GMEM__CL_CHUNK
 #undef GMEM__CL_CHUNKS
 #undef GMEM__CL_SCORES
