@@ -34,7 +34,7 @@
 /* gmem_type of A, gmem_compute, gmem__activation, and what an epilogue has. */
 #define TYPE_F16      1
 #define TYPE_BF16     2
-#define TYPE_I8       3
+#define TYPE_I8       4
 #define COMPUTE_BF16  1
 #define COMPUTE_INT8  2
 #define COMPUTE_F16   3
@@ -159,8 +159,8 @@ float patch_at(__global const float *image, int k, int2 corner, IMAGE_PARAMETERS
 #define EPILOGUE_BEGIN(batch)                                                      \
     bias = has & HAS_BIAS ? bias + bias_at : 0;                                    \
     gate = has & HAS_GATE ? gate + gate_at : 0;                                    \
-    residual = has & HAS_RESIDUAL ? residual + residual_at + (batch)*c_stride : 0; \
-    c += c_at + (batch)*c_stride;
+    residual = has & HAS_RESIDUAL ? residual + residual_at + (ulong)(batch) * c_stride : 0; \
+    c += c_at + (ulong)(batch) * c_stride;
 
 #define EPILOGUE activation, alpha, bias, gate, gate_stride, tokens, first_column, residual, residual_ld, c, c_ld
 #define FINISH_PARAMETERS                                                                                             \
@@ -222,6 +222,7 @@ __kernel void column_scales(__global const float *b, ulong b_at, int b_ld, int b
                             __global float *out, ulong out_at, __local float *parts) {
     const int column = get_global_id(0), batch = get_global_id(2), y = get_local_id(1), step = get_local_size(1);
     __local float *part = parts + get_local_id(0);
+    if (get_group_id(1) > 0) return;
     float largest = 1e-30f, finite = 0.0f; /* never divides by zero */
     b += b_at + (ulong)batch * b_stride + column;
     for (int k = y; column < columns && k < depth; k += step) {
