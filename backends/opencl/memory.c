@@ -237,15 +237,20 @@ static int gmem__lies_ready(const gmem__cl_buffer *buffer) {
     return buffer->from == buffer->to && (buffer->rows == 1 || buffer->row_stride == buffer->cols);
 }
 
-/* As the CPU's kernels quantise (narrow.inc): divided by max |x| / 127, to nearest even. A row that holds what is not
- * finite gets zeros and the scale NaN. */
-static void gmem__quantise_row(const float *x, int64_t count, float *scale, signed char *out) {
+/* max |x|, or NaN where one is not finite. */
+static float gmem__largest_of(const float *x, int64_t count) {
     float largest = 0;
     for (int64_t i = 0; i < count; i++) {
-        const float size = fabsf(x[i]);
-        if (!(size <= largest)) largest = size <= FLT_MAX ? size : NAN; /* NaN stays */
+        if (!(fabsf(x[i]) <= FLT_MAX)) return NAN;
+        if (fabsf(x[i]) > largest) largest = fabsf(x[i]);
     }
-    *scale = largest / 127;
+    return largest;
+}
+
+/* As the CPU's kernels quantise (narrow.inc): divided by max |x| / 127, to nearest even. A row that is not finite gets
+ * zeros and the scale NaN. */
+static void gmem__quantise_row(const float *x, int64_t count, float *scale, signed char *out) {
+    *scale = gmem__largest_of(x, count) / 127;
     const float inverse = *scale > 0 ? 1 / *scale : 0;
     for (int64_t i = 0; i < count; i++) {
         const float value = x[i] * inverse;
