@@ -780,6 +780,72 @@ static void test_combine(void) {
     }
 }
 
+static void test_scale_shift(void) {
+    matrix x = matrix_random(3, 77, 0), scale = matrix_random(1, 3, 0), shift = matrix_random(1, 3, 0);
+    double *expected = doubles(&x);
+    for (int i = 0; i < 3 * 77; i++)
+        expected[i] = expected[i] * (double)scale.data[i / 77] + (double)shift.data[i / 77];
+    gmem__scale_shift op;
+    op.x = op.y = put_matrix(&x);
+    op.scale = put_matrix(&scale);
+    op.shift = put_matrix(&shift);
+    op.channels = 3;
+    op.area = 77;
+    engine.ops->scale_shift(&engine, &op);
+    check_matrix("scale_shift", &x, op.y, expected);
+    device_free();
+    free(expected);
+    matrix_free(&x);
+    matrix_free(&scale);
+    matrix_free(&shift);
+}
+
+static void test_pixels(void) {
+    static const float special[] = {NAN, INFINITY, -INFINITY, 1, -1, 0, 1.5f, -1.5f};
+    const gmem__ops *cpu = gmem__cpu_ops(GMEM_ISA_SCALAR, NULL);
+    const int64_t area = small ? 77 : 4099;
+    matrix x = matrix_random(3, area, 0);
+    for (int i = 0; i < LENGTH(special); i++)
+        x.data[i * 13] = special[i];
+    uint8_t *got = (uint8_t *)need(3 * area + 1, 1), *expected = (uint8_t *)need(3 * area, 1);
+    got[3 * area] = 99;
+    cpu->pixels(NULL, expected, x.data, area, 127.5f);
+    engine.ops->pixels(&engine, got, put_matrix(&x), area, 127.5f);
+    settle("pixels");
+    CHECK(memcmp(got, expected, (size_t)(3 * area)) == 0 && got[3 * area] == 99);
+    device_free();
+    free(got);
+    free(expected);
+    matrix_free(&x);
+}
+
+static void test_hand_over(void) {
+    gmem__engine other = engine;
+    gmem_error error;
+    if (!CHECK_OK(gmem__stream_open(context->device, NULL, &other.stream, &error))) return;
+    matrix from = matrix_random(1, 333, 0), to = matrix_random(1, 333, 0);
+    double *expected = doubles(&from);
+    gmem__engine own = engine;
+    float *there = put_matrix(&to);
+    gmem__arena arena;
+    memset(&arena, 0, sizeof arena);
+    (void)gmem__take(&arena, 333, sizeof(float));
+    CHECK(other.ops->reserve(&other, context, &arena));
+    float *source = (float *)gmem__take(&arena, 333, sizeof(float));
+    other.ops->upload(&other, source, from.data, 333);
+    other.ops->silu(&other, source, 333);
+    other.ops->hand_over(&other, source, &own, there, 333);
+    for (int i = 0; i < 333; i++)
+        expected[i] = activate(GMEM__ACT_SILU, expected[i]);
+    check_matrix("hand_over", &to, there, expected);
+    other.ops->release(&other, context, &arena);
+    gmem__stream_close(other.stream);
+    device_free();
+    free(expected);
+    matrix_free(&from);
+    matrix_free(&to);
+}
+
 /* What is not finite is still not finite afterwards, and infinity is not NaN. */
 static void test_combine_nonfinite(void) {
     const float x[4] = {NAN, INFINITY, -INFINITY, 3e38f};
@@ -1013,6 +1079,9 @@ static void test_operations(void) {
     test_silu();
     test_combine();
     test_combine_nonfinite();
+    test_scale_shift();
+    test_pixels();
+    test_hand_over();
     test_normal();
     test_finite();
     test_error_norm();

@@ -380,6 +380,28 @@ __kernel void combine(__global float *out, ulong out_at, __global const float *x
     out[out_at + at] = round_pair(sum);
 }
 
+/* y (channels, area) = x * scale + shift; scale, shift (channels). (area, channels) */
+__kernel void scale_shift(__global const float *x, ulong x_at, __global float *y, ulong y_at,
+                          __global const float *scale, ulong scale_at, __global const float *shift, ulong shift_at,
+                          int channels, int area) {
+    const int i = get_global_id(0), channel = get_global_id(1);
+    if (channel >= channels || i >= area) return;
+    const ulong at = (ulong)channel * area + i;
+    y[y_at + at] = x[x_at + at] * scale[scale_at + channel] + shift[shift_at + channel];
+}
+
+/* out (area, 3): clamp(127.5 x + offset, 0, 255) of x (3, area), truncated; 0 for what is not a number. Rounded as on
+ * the host, or a pixel here and there would be another. (area) */
+__kernel void pixels(__global const float *x, ulong x_at, __global uchar *out, ulong out_at, float offset, int area) {
+#pragma OPENCL FP_CONTRACT OFF
+    const int i = get_global_id(0);
+    if (i >= area) return;
+    for (int channel = 0; channel < 3; channel++) {
+        const float value = 127.5f * x[x_at + (ulong)channel * area + i] + offset;
+        out[out_at + 3 * (ulong)i + channel] = !(value > 0) ? 0 : value >= 255 ? 255 : (uchar)value;
+    }
+}
+
 /* sums (parts): of (sum of weight[j] k[j] / (atol + rtol max(|x|, |y|)))^2. (items, parts) */
 __kernel void error_norm(__global const float *x, ulong x_at, __global const float *y, ulong y_at, int has_y, int terms,
                          TERMS, float atol, float rtol, int count, __global float *sums, ulong sums_at,

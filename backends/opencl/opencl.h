@@ -81,6 +81,8 @@ GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const
     X(transpose)            \
     X(silu)                 \
     X(normal)               \
+    X(scale_shift)          \
+    X(pixels)               \
     X(note_finite)          \
     X(error_norm)           \
     X(change)

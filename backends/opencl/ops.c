@@ -309,18 +309,21 @@ static void gmem__cl_attention(const gmem__engine *engine, const gmem__attention
 
 /* shapes ---------------------------------------------------------------------------------------------------------- */
 
-/* One of the two is an address, the other scratch, and its address NULL. */
+/* Rows in a buffer, `stride` apart. */
 typedef struct gmem__cl_rows {
-    const float *address;
-    gmem__cl_mem scratch;
+    gmem__cl_place place;
     int64_t stride;
 } gmem__cl_rows;
 
+static gmem__cl_rows gmem__cl_rows_at(struct gmem__stream *stream, const float *address, int64_t stride) {
+    gmem__cl_rows rows;
+    rows.place = gmem__stream_find(stream, address);
+    rows.stride = stride;
+    return rows;
+}
+
 static void gmem__launch_rows(gmem__cl_launch *launch, const gmem__cl_rows *rows) {
-    if (rows->address)
-        gmem__launch_f32(launch, rows->address);
-    else
-        gmem__launch_buffer(launch, rows->scratch, 0);
+    gmem__launch_buffer(launch, rows->place.memory, rows->place.offset / (int64_t)sizeof(float));
 }
 
 static void gmem__cl_copy_rows(struct gmem__stream *stream, const gmem__cl_rows *to, const gmem__cl_rows *from,
@@ -333,14 +336,6 @@ static void gmem__cl_copy_rows(struct gmem__stream *stream, const gmem__cl_rows 
     gmem__launch_int(&launch, to->stride);
     gmem__launch_int(&launch, from->stride);
     gmem__cl_run_grid(&launch, width, rows, 1);
-}
-
-static gmem__cl_rows gmem__cl_rows_at(const float *address, int64_t row, int64_t stride) {
-    gmem__cl_rows rows;
-    rows.address = address + row * stride;
-    rows.scratch = NULL;
-    rows.stride = stride;
-    return rows;
 }
 
 /* Whether some of what is written is also read. Addresses of one buffer are in order, others' do not meet. */
@@ -356,13 +351,13 @@ static void gmem__cl_copy_overlapping(struct gmem__stream *stream, const gmem__c
     const int64_t bytes = op->width * (int64_t)sizeof(float), most = GMEM__CL_SCORES;
     const int64_t block = gmem__min(op->rows, gmem__max(1, most / bytes));
     gmem__cl_rows between;
-    between.address = NULL;
-    between.scratch = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SCORES, block * bytes);
+    between.place.memory = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SCORES, block * bytes);
+    between.place.offset = 0;
     between.stride = op->width;
     for (int64_t row = 0; row < op->rows && gmem__stream_ok(stream); row += block) {
         const int64_t rows = gmem__min(block, op->rows - row);
-        const gmem__cl_rows from = gmem__cl_rows_at(op->from, row, op->from_stride);
-        const gmem__cl_rows to = gmem__cl_rows_at(op->to, row, op->to_stride);
+        const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from + row * op->from_stride, op->from_stride);
+        const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to + row * op->to_stride, op->to_stride);
         gmem__cl_copy_rows(stream, &between, &from, rows, op->width);
         gmem__cl_copy_rows(stream, &to, &between, rows, op->width);
     }
@@ -375,8 +370,8 @@ static void gmem__cl_copy(const gmem__engine *engine, const gmem__copy *op) {
         gmem__cl_copy_overlapping(stream, op);
         return;
     }
-    const gmem__cl_rows from = gmem__cl_rows_at(op->from, 0, op->from_stride);
-    const gmem__cl_rows to = gmem__cl_rows_at(op->to, 0, op->to_stride);
+    const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from, op->from_stride);
+    const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to, op->to_stride);
     gmem__cl_copy_rows(stream, &to, &from, op->rows, op->width);
 }
 
@@ -462,6 +457,18 @@ static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) 
     gmem__cl_run_grid(&launch, gmem__ceil_div(op->per_picture, 4), op->count, 1);
 }
 
+static void gmem__cl_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op) {
+    if (!gmem__stream_ok(engine->stream) || op->channels <= 0 || op->area <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_scale_shift);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_f32(&launch, op->scale);
+    gmem__launch_f32(&launch, op->shift);
+    gmem__launch_int(&launch, op->channels);
+    gmem__launch_int(&launch, op->area);
+    gmem__cl_run_grid(&launch, op->area, op->channels, 1);
+}
+
 static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
     if (!gmem__stream_ok(engine->stream) || count <= 0) return 1;
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
@@ -473,18 +480,22 @@ static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t c
     return 1;
 }
 
-/* sums ------------------------------------------------------------------------------------------------------------ */
+/* results --------------------------------------------------------------------------------------------------------- */
+
+/* Waits. Returns whether `to` was filled. */
+static int gmem__cl_read_scratch(struct gmem__stream *stream, gmem__cl_mem from, void *to, int64_t bytes) {
+    if (!gmem__stream_ok(stream)) return 0;
+    const int code =
+        stream->device->library.api.clEnqueueReadBuffer(stream->queue, from, 1, 0, (size_t)bytes, to, 0, NULL, NULL);
+    return gmem__stream_check(stream, "clEnqueueReadBuffer", code);
+}
 
 /* `width` numbers of each part, added up in double. */
 #define GMEM__CL_MAX_SUMS 512
 
 static void gmem__cl_add_sums(struct gmem__stream *stream, gmem__cl_mem sums, int64_t parts, int width, double *out) {
     float values[GMEM__CL_MAX_SUMS];
-    const size_t bytes = (size_t)(parts * width) * sizeof *values;
-    if (!gmem__stream_ok(stream)) return;
-    const int code =
-        stream->device->library.api.clEnqueueReadBuffer(stream->queue, sums, 1, 0, bytes, values, 0, NULL, NULL);
-    if (!gmem__stream_check(stream, "clEnqueueReadBuffer", code)) return;
+    if (!gmem__cl_read_scratch(stream, sums, values, parts * width * (int64_t)sizeof *values)) return;
     for (int64_t i = 0; i < parts * width; i++)
         out[i % width] += (double)values[i];
 }
@@ -528,6 +539,18 @@ static void gmem__cl_change(const gmem__engine *engine, const gmem__change *op, 
     *size = both[1];
 }
 
+static void gmem__cl_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area, float offset) {
+    if (!gmem__stream_ok(engine->stream) || area <= 0) return;
+    gmem__cl_mem out = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SCORES, 3 * area);
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_pixels);
+    gmem__launch_f32(&launch, x);
+    gmem__launch_buffer(&launch, out, 0);
+    gmem__launch_float(&launch, offset);
+    gmem__launch_int(&launch, area);
+    gmem__cl_run_flat(&launch, area);
+    (void)gmem__cl_read_scratch(engine->stream, out, pixels, 3 * area);
+}
+
 /* memory ---------------------------------------------------------------------------------------------------------- */
 
 static int64_t gmem__cl_scratch_bytes(int threads) {
@@ -541,6 +564,17 @@ static void gmem__cl_download(const gmem__engine *engine, float *to, const float
 
 static void gmem__cl_upload(const gmem__engine *engine, float *to, const float *from, int64_t count) {
     if (count > 0) gmem__stream_write(engine->stream, to, from, count * (int64_t)sizeof(float));
+}
+
+/* By the stream that receives, whose queue knows nothing of the other: each must be done before the other goes on. */
+static void gmem__cl_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                               int64_t count) {
+    gmem__stream_finish(engine->stream);
+    if (!gmem__stream_ok(engine->stream) || !gmem__stream_ok(with->stream) || count <= 0) return;
+    const gmem__cl_rows source = gmem__cl_rows_at(engine->stream, from, count);
+    const gmem__cl_rows target = gmem__cl_rows_at(with->stream, to, count);
+    gmem__cl_copy_rows(with->stream, &target, &source, 1, count);
+    gmem__stream_finish(with->stream);
 }
 
 static int gmem__cl_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
@@ -564,12 +598,12 @@ static gmem_status gmem__cl_settle(const gmem__engine *engine, int *notes, gmem_
 }
 
 GMEM__FN const gmem__ops *gmem__opencl_ops(void) {
-    static const gmem__ops ops = {"opencl",         gmem__cl_scratch_bytes, gmem__cl_linear,  gmem__cl_norm,
-                                  gmem__cl_rotate,  gmem__cl_attention,     gmem__cl_conv,    gmem__cl_group_norm,
-                                  gmem__cl_copy,    gmem__cl_patches,       gmem__cl_combine, gmem__cl_transpose,
-                                  gmem__cl_silu,    gmem__cl_normal,        gmem__cl_finite,  gmem__cl_error_norm,
-                                  gmem__cl_change,  gmem__cl_download,      gmem__cl_upload,  gmem__cl_reserve,
-                                  gmem__cl_release, gmem__cl_settle};
+    static const gmem__ops ops = {
+        "opencl",           gmem__cl_scratch_bytes, gmem__cl_linear,     gmem__cl_norm,     gmem__cl_rotate,
+        gmem__cl_attention, gmem__cl_conv,          gmem__cl_group_norm, gmem__cl_copy,     gmem__cl_patches,
+        gmem__cl_combine,   gmem__cl_transpose,     gmem__cl_silu,       gmem__cl_normal,   gmem__cl_scale_shift,
+        gmem__cl_finite,    gmem__cl_error_norm,    gmem__cl_change,     gmem__cl_download, gmem__cl_pixels,
+        gmem__cl_hand_over, gmem__cl_upload,        gmem__cl_reserve,    gmem__cl_release,  gmem__cl_settle};
     return &ops;
 }
 
