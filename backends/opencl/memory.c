@@ -20,6 +20,10 @@ static int64_t gmem__count_up(int64_t *counter, int64_t by) {
 #endif
 }
 
+GMEM__FN int64_t gmem__device_left(struct gmem__device *device) {
+    return gmem__max(0, device->found.limits.memory - gmem__count_up(&device->used, 0));
+}
+
 static gmem_status gmem__device_buffer_create(struct gmem__device *device, int64_t bytes, const void *host,
                                               gmem__cl_mem *out, gmem_error *error) {
     int32_t status = GMEM__CL_SUCCESS;
@@ -358,7 +362,6 @@ static gmem_status gmem__upload_streamed(const gmem__upload *upload, gmem__cl_bu
 /* Bytes of matrices that may stay on the device: what other networks, vectors and activations leave of it, and where
  * that is not enough for all of them, also the slots through which the others are streamed. */
 static int64_t gmem__upload_room(const gmem__device_memory *memory) {
-    const int64_t limit = memory->device->found.limits.memory;
     int64_t vectors = 0, matrices = 0, largest = 0;
     for (int64_t i = 0; i < memory->count; i++) {
         const gmem__cl_buffer *buffer = &memory->buffers[i];
@@ -367,9 +370,8 @@ static int64_t gmem__upload_room(const gmem__device_memory *memory) {
         matrices += buffer->bytes;
         largest = gmem__max(largest, buffer->bytes);
     }
-    const int64_t used = gmem__count_up(&memory->device->used, 0);
-    const int64_t activations = gmem__min(limit / 4, GMEM__CL_ACTIVATIONS);
-    const int64_t room = limit - used - activations - vectors;
+    const int64_t activations = gmem__min(memory->device->found.limits.memory / 4, GMEM__CL_ACTIVATIONS);
+    const int64_t room = gmem__device_left(memory->device) - activations - vectors;
     return matrices <= room ? room : room - GMEM__CL_POOL * largest;
 }
 
@@ -403,7 +405,7 @@ static gmem_status gmem__upload_vectors(const gmem__upload *upload) {
 /* A device on which nothing could run is refused when a network is opened, not in its first pass. */
 static gmem_status gmem__upload_check(const gmem__device_memory *memory, gmem_error *error) {
     const gmem__cl_limits *limits = &memory->device->found.limits;
-    const int64_t left = limits->memory - gmem__count_up(&memory->device->used, 0);
+    const int64_t left = gmem__device_left(memory->device);
     if (memory->largest_streamed <= gmem__min(left, limits->largest)) return GMEM_OK;
     return gmem__fail(error, GMEM_E_MEMORY,
                       "%s: a weight of %lld bytes cannot be streamed: %lld are left, %lld at once", limits->name,

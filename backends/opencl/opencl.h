@@ -193,6 +193,8 @@ typedef struct gmem__device_memory {
 GMEM__FN gmem_status gmem__device_buffer(struct gmem__device *device, int64_t bytes, const void *host,
                                          gmem__cl_mem *out, gmem_error *error);
 GMEM__FN void gmem__device_buffer_release(struct gmem__device *device, gmem__cl_mem memory, int64_t bytes);
+/* Bytes of the device's memory that nobody uses. */
+GMEM__FN int64_t gmem__device_left(struct gmem__device *device);
 /* So many bytes of addresses, nobody else's, with room around; 0 where there are no more. */
 GMEM__FN uint64_t gmem__device_addresses(struct gmem__device *device, int64_t bytes);
 /* Appends a buffer, whose address is above the others'; 0 without memory. */

@@ -172,8 +172,9 @@ GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address
     (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
 }
 
+/* The widest activations are about half of a pass's memory, and a pass is seldom alone. */
 GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
-    return stream->device->found.limits.largest;
+    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 4);
 }
 
 /* arenas ---------------------------------------------------------------------------------------------------------- */
