@@ -679,7 +679,7 @@ static gmem_status gmem__pass_run_device(gmem_pass *pass, int64_t batch, const f
     GMEM__TRY(engine->ops->settle(engine, &notes, error));
     if (notes) return gmem__pass_nonfinite(pass, error);
     engine->ops->download(engine, v, pass->out, count);
-    return engine->ops->settle(engine, &notes, error);
+    return engine->ops->settle(engine, NULL, error);
 }
 
 GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,

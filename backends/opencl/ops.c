@@ -589,10 +589,12 @@ static gmem_status gmem__cl_settle(const gmem__engine *engine, int *notes, gmem_
     struct gmem__stream *stream = engine->stream;
     int32_t found = 0;
     const int32_t none = 0;
-    gmem__stream_read(stream, NULL, &found, sizeof found);
-    if (found) gmem__stream_write(stream, NULL, &none, sizeof none);
-    gmem__stream_finish(stream);
-    *notes = gmem__stream_ok(stream) ? (int)found : 0;
+    if (notes) {
+        gmem__stream_read(stream, NULL, &found, sizeof found);
+        if (found) gmem__stream_write(stream, NULL, &none, sizeof none);
+        gmem__stream_finish(stream);
+        *notes = gmem__stream_ok(stream) ? (int)found : 0;
+    }
     if (!gmem__stream_ok(stream) && error) *error = stream->failed;
     return stream->failed.code;
 }
