@@ -70,6 +70,32 @@ static gmem_status gmem__device_is_faster(struct gmem__device *device, gmem_erro
                       device->backend, own.text, cpu.text);
 }
 
+static void gmem__device_unload(struct gmem__device *device) {
+    if (device->program) (void)device->library.api.clReleaseProgram(device->program);
+    device->program = NULL;
+}
+
+static gmem_status gmem__device_try(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
+    GMEM__TRY(gmem__device_build(device, cache_dir, error));
+    return gmem__device_test(device, error);
+}
+
+/* A program that works. Where one from the cache folder does not, a driver may have changed without saying so. */
+static gmem_status gmem__device_load(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
+    gmem_error why;
+    gmem_status status = gmem__device_try(device, cache_dir, &why);
+    if (device->program && !device->compiled && (status == GMEM_E_DEVICE || status == GMEM_E_DEVICE_TEST)) {
+        gmem__log(device->context, "the cached OpenCL kernels are of no use: %s", why.message);
+        gmem__device_unload(device);
+        status = gmem__device_try(device, NULL, &why);
+    }
+    if (status == GMEM_OK)
+        gmem__device_keep(device, cache_dir);
+    else if (error)
+        *error = why;
+    return status;
+}
+
 static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gmem__device *device, gmem_error *error) {
     const int any = desc->backend == GMEM_BACKEND_OPENCL;
     GMEM__TRY(gmem__cl_load(desc->opencl.symbol ? &desc->opencl : NULL, &device->library, error));
@@ -79,8 +105,7 @@ static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gm
     GMEM__TRY(gmem__device_start(device, error));
     device->tuning.tiles = gmem__product_tiles(&device->found.limits);
     gmem__device_tuning_load(device, desc->cache_dir);
-    GMEM__TRY(gmem__device_build(device, desc->cache_dir, error));
-    GMEM__TRY(gmem__device_test(device, error));
+    GMEM__TRY(gmem__device_load(device, desc->cache_dir, error));
     return any ? GMEM_OK : gmem__device_is_faster(device, error);
 }
 
@@ -102,7 +127,7 @@ GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem
 
 GMEM__FN void gmem__device_close(struct gmem__device *device) {
     if (!device) return;
-    if (device->program) (void)device->library.api.clReleaseProgram(device->program);
+    gmem__device_unload(device);
     if (device->cl) (void)device->library.api.clReleaseContext(device->cl);
     gmem__cl_unload(&device->library);
     gmem__free(device->context, device, 1, sizeof *device);

@@ -138,6 +138,7 @@ struct gmem__device {
     gmem__cl_found found;
     gmem__cl_context cl;
     gmem__cl_program program;
+    int compiled; /* the program, anew: not from the cache folder */
     gmem__cl_tuning tuning;
     int64_t next_address;
     int64_t used;      /* bytes of all buffers, at most found.limits.memory */
@@ -148,8 +149,10 @@ struct gmem__device {
  * differs. And what a product of a usual size takes (on this device, on the context's CPU). */
 GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *error);
 GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double seconds[2], gmem_error *error);
-/* program.c */
+/* program.c: from the cache folder, else compiled. And put there when it has been tested: some drivers compile more when
+ * a kernel is first run, and what they have by then is in the binary. What fails of the cache is logged. */
 GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error);
+GMEM__FN void gmem__device_keep(const struct gmem__device *device, const char *cache_dir);
 /* tune.c: applies what the cache folder holds for this device, if anything. */
 GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir);
 

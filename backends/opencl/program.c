@@ -76,6 +76,7 @@ static gmem_status gmem__program_finish(struct gmem__device *device, gmem__cl_pr
         return status;
     }
     device->program = program;
+    device->compiled = 0;
     return GMEM_OK;
 }
 
@@ -90,6 +91,7 @@ static gmem_status gmem__program_compile(struct gmem__device *device, const char
         device->library.api.clCreateProgramWithSource(device->cl, count, (const char **)(uintptr_t)lines, NULL, &code);
     if (code != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clCreateProgramWithSource", code);
     GMEM__TRY(gmem__program_finish(device, program, options, error));
+    device->compiled = 1;
     gmem__log(device->context, "compiled");
     return GMEM_OK;
 }
@@ -191,31 +193,36 @@ static gmem_status gmem__program_save(const struct gmem__device *device, const c
     return gmem__program_save_binary(device, cache_dir, key, bytes, error);
 }
 
-/* What goes wrong with the cache costs time and nothing else; it is told, but for the file that isn't there yet. */
-static gmem_status gmem__program_cached(struct gmem__device *device, const char *cache_dir, const char *options,
-                                        const gmem__program_key *key, gmem_error *error) {
-    gmem_error why;
-    if (gmem__program_load(device, cache_dir, options, key, &why) == GMEM_OK) {
-        gmem__log(device->context, "the OpenCL kernels are from the cache, %s/%s", cache_dir, key->name);
-        return GMEM_OK;
-    }
-    if (why.code != GMEM_E_OPEN) gmem__log(device->context, "the cached OpenCL kernels are of no use: %s", why.message);
-    GMEM__TRY(gmem__program_compile(device, options, error));
-    if (gmem__program_save(device, cache_dir, key, &why) != GMEM_OK)
-        gmem__log(device->context, "the compiled OpenCL kernels are not kept: %s%s%s", why.message,
-                  why.path[0] ? ": " : "", why.path);
-    return GMEM_OK;
-}
-
 GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
     gmem__cl_options options;
     gmem__program_key key;
+    gmem_error why;
     (void)gmem__program_options(device, &options);
     if (!cache_dir) return gmem__program_compile(device, options.text, error);
     GMEM__TRY(gmem__program_key_open(device, options.text, &key, error));
-    const gmem_status status = gmem__program_cached(device, cache_dir, options.text, &key, error);
+    const gmem_status status = gmem__program_load(device, cache_dir, options.text, &key, &why);
+    if (status == GMEM_OK)
+        gmem__log(device->context, "the OpenCL kernels are from the cache, %s/%s", cache_dir, key.name);
+    else if (status != GMEM_E_OPEN) /* which is a file that isn't there yet, or will be told when it is written */
+        gmem__log(device->context, "the cached OpenCL kernels are of no use: %s", why.message);
     gmem__program_key_close(device->context, &key);
-    return status;
+    return status == GMEM_OK ? GMEM_OK : gmem__program_compile(device, options.text, error);
+}
+
+GMEM__FN void gmem__device_keep(const struct gmem__device *device, const char *cache_dir) {
+    gmem__cl_options options;
+    gmem__program_key key;
+    gmem_error why;
+    if (!cache_dir || !device->compiled) return;
+    gmem_status status = gmem__program_key_open(device, gmem__program_options(device, &options), &key, &why);
+    if (status == GMEM_OK) {
+        gmem__log(device->context, "keeping the OpenCL kernels in %s/%s", cache_dir, key.name);
+        status = gmem__program_save(device, cache_dir, &key, &why);
+        gmem__program_key_close(device->context, &key);
+    }
+    if (status != GMEM_OK)
+        gmem__log(device->context, "the OpenCL kernels are not kept: %s%s%s", why.message, why.path[0] ? ": " : "",
+                  why.path);
 }
 
 #endif /* GMEM_NO_OPENCL */
