@@ -170,15 +170,25 @@ static void gmem__tune_run(gmem__tuner *tuner, int shape, gmem__cl_way way) {
     gmem__stream_product(tuner->stream, &product);
 }
 
-/* Whether the device computes the shape as the CPU does; what C held before cannot pass for it. */
-static int gmem__tune_is_right(gmem__tuner *tuner, int shape, gmem__cl_way way) {
+/* The seconds of one run; 0 where it fails. */
+static double gmem__tune_time(gmem__tuner *tuner, int shape, gmem__cl_way way) {
+    const double start = tuner->desc->clock(tuner->desc->user);
+    gmem__tune_run(tuner, shape, way);
+    gmem__stream_finish(tuner->stream);
+    const double seconds = tuner->desc->clock(tuner->desc->user) - start;
+    if (!gmem__stream_ok(tuner->stream)) return 0;
+    return seconds > 0 ? seconds : DBL_MIN; /* a clock may be coarse */
+}
+
+/* A run whose result is compared with the CPU's; what C held before cannot pass for it. 0 where it differs. */
+static double gmem__tune_check(gmem__tuner *tuner, int shape, gmem__cl_way way) {
     const int64_t count = gmem__tune_layers[shape].rows * gmem__tune_layers[shape].columns;
     const float *expected = tuner->expected + tuner->expected_at[shape];
     double difference = 0, norm = 0;
     for (int64_t i = 0; i < count; i++)
         tuner->c[i] = 1e30f;
     gmem__stream_write(tuner->stream, tuner->c_at, tuner->c, count * 4);
-    gmem__tune_run(tuner, shape, way);
+    const double seconds = gmem__tune_time(tuner, shape, way);
     gmem__stream_read(tuner->stream, tuner->c_at, tuner->c, count * 4);
     if (!gmem__stream_ok(tuner->stream)) return 0;
     for (int64_t i = 0; i < count; i++) {
@@ -186,23 +196,23 @@ static int gmem__tune_is_right(gmem__tuner *tuner, int shape, gmem__cl_way way) 
         difference += d * d;
         norm += (double)expected[i] * expected[i];
     }
-    return difference <= GMEM__TUNE_TOLERANCE * GMEM__TUNE_TOLERANCE * norm; /* false for what is no number */
+    /* what is no number is not less */
+    return difference <= GMEM__TUNE_TOLERANCE * GMEM__TUNE_TOLERANCE * norm ? seconds : 0;
 }
 
-/* The best of a few runs; 0 where it fails or computes something else. */
-static double gmem__tune_measure(gmem__tuner *tuner, int shape, gmem__cl_way way) {
-    double best = 0, all = 0;
-    if (gmem__tune_open_stream(tuner, NULL) != GMEM_OK || !gmem__tune_is_right(tuner, shape, way)) return 0;
-    for (int run = 0; run < GMEM__TUNE_RUNS && all < GMEM__TUNE_ENOUGH; run++) {
-        const double start = tuner->desc->clock(tuner->desc->user);
-        gmem__tune_run(tuner, shape, way);
-        gmem__stream_finish(tuner->stream);
-        const double seconds = tuner->desc->clock(tuner->desc->user) - start;
-        if (!gmem__stream_ok(tuner->stream)) return 0;
-        if (run == 0 || seconds < best) best = seconds;
+/* The best of a few runs; 0 where it fails or computes something else. The first one compiles, unless it is known that
+ * the kernels are there. */
+static double gmem__tune_measure(gmem__tuner *tuner, int shape, gmem__cl_way way, int compiled) {
+    if (gmem__tune_open_stream(tuner, NULL) != GMEM_OK) return 0;
+    const double first = gmem__tune_check(tuner, shape, way);
+    double best = compiled ? first : DBL_MAX, all = compiled ? first : 0;
+    for (int run = 0; first > 0 && run < GMEM__TUNE_RUNS && all < GMEM__TUNE_ENOUGH; run++) {
+        const double seconds = gmem__tune_time(tuner, shape, way);
+        if (seconds == 0) return 0;
+        if (seconds < best) best = seconds;
         all += seconds;
     }
-    return best > 0 ? best : DBL_MIN; /* a clock may be coarse */
+    return first > 0 ? best : 0;
 }
 
 /* All shapes one way, as far as there is time. */
@@ -213,7 +223,7 @@ static gmem_status gmem__tune_measure_all(gmem__tuner *tuner, gmem__cl_way way, 
         seconds[i] = 0;
         if (gmem__tune_elapsed(tuner) >= tuner->limit) continue;
         GMEM__TRY(gmem__tune_tell(tuner, what, error));
-        seconds[i] = gmem__tune_measure(tuner, i, way);
+        seconds[i] = gmem__tune_measure(tuner, i, way, 1);
     }
     tuner->measuring = gmem__tune_elapsed(tuner) - start;
     return GMEM_OK;
@@ -224,7 +234,7 @@ static double gmem__tune_score(gmem__tuner *tuner, gmem__cl_way way, double best
     double sum = 0;
     for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
         if (!gmem__tune_layers[i].searched) continue;
-        const double seconds = gmem__tune_measure(tuner, i, way);
+        const double seconds = gmem__tune_measure(tuner, i, way, 0);
         if (seconds == 0) {
             tuner->report->failed++;
             return DBL_MAX;
@@ -390,7 +400,7 @@ static double gmem__tune_reserve(const gmem__tuner *tuner) {
     double compiling = 0;
     for (int id = 0; id < GMEM__TUNE_SETS; id++)
         if (tuner->tracks[id].last > compiling) compiling = tuner->tracks[id].last;
-    return compiling + 2 * tuner->measuring;
+    return compiling + tuner->measuring;
 }
 
 static gmem_status gmem__tune_search(gmem__tuner *tuner, gmem_error *error) {
@@ -567,7 +577,7 @@ static void gmem__tune_choose_own(gmem__tuner *tuner) {
     const int is_cpu = tuner->trial.found.limits.is_cpu, shape = 1;
     const gmem__cl_way usual = is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
     const gmem__cl_way other = is_cpu ? GMEM__CL_WAY_OWN : GMEM__CL_WAY_TILE;
-    const double seconds[2] = {gmem__tune_measure(tuner, shape, usual), gmem__tune_measure(tuner, shape, other)};
+    const double seconds[2] = {gmem__tune_measure(tuner, shape, usual, 0), gmem__tune_measure(tuner, shape, other, 0)};
     tuner->own_way = seconds[1] > 0 && (seconds[0] == 0 || seconds[1] < seconds[0]) ? other : usual;
 }
 
@@ -582,7 +592,7 @@ static gmem_status gmem__tune_work(gmem__tuner *tuner, gmem__tune_found *found, 
     if (tuner->trial.library.has_clblast && gmem__tune_elapsed(tuner) < tuner->limit) {
         const double start = gmem__tune_elapsed(tuner);
         GMEM__TRY(gmem__tune_tell(tuner, "CLBlast", error));
-        gmem__tune_measure(tuner, 1, GMEM__CL_WAY_CLBLAST);
+        gmem__tune_measure(tuner, 1, GMEM__CL_WAY_CLBLAST, 0);
         const double compiling = gmem__tune_elapsed(tuner) - start;
         GMEM__TRY(gmem__tune_measure_all(tuner, GMEM__CL_WAY_CLBLAST, "CLBlast", clblast, error));
         GMEM__TRY(gmem__tune_begin_clblast(tuner, compiling, error));
