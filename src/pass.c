@@ -45,7 +45,8 @@ struct gmem_pass {
     int64_t max_batch;
     int64_t most; /* samples at once, where a device cannot hold max_batch in one buffer */
     gmem__cache cache;
-    struct gmem__fallback *fallback; /* a pass on the CPU, made when a device failed; or NULL */
+    gmem_pass *fallback; /* on the CPU, made when a device failed; or NULL */
+    gmem_network *own;   /* of such a pass: closed with it */
 
     /* On the host. */
     gmem__columns prepared; /* by gmem_pass_prepare */
@@ -189,20 +190,40 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     return GMEM_OK;
 }
 
+/* Where a device failed: its network's weights are still in the mapping. */
+static gmem_status gmem__pass_on_cpu(const gmem_network *network, int64_t max_batch, gmem_pass **out,
+                                     gmem_error *error) {
+    gmem_network *on_cpu = NULL;
+    GMEM__TRY(gmem__network_on_cpu(network, &on_cpu, error));
+    const gmem_status status = gmem__pass_create(on_cpu, max_batch, 0, out, error);
+    if (status == GMEM_OK)
+        (*out)->own = on_cpu;
+    else
+        gmem_network_close(on_cpu);
+    return status;
+}
+
 GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_batch, gmem_pass **out,
                                       gmem_error *error) {
-    return gmem__pass_create(network, max_batch, 0, out, error);
+    gmem_error why;
+    if (!network || !network->store.device) return gmem__pass_create(network, max_batch, 0, out, error);
+    const gmem_status status = gmem__pass_create(network, max_batch, 0, out, &why);
+    if (gmem__falls_back(network->context, status, &why)) return gmem__pass_on_cpu(network, max_batch, out, error);
+    if (status != GMEM_OK && error) *error = why;
+    return status;
 }
 
 GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     if (!pass) return;
     const gmem_context *context = pass->network->context;
-    gmem__fallback_destroy(context, pass->fallback);
+    gmem_network *own = pass->own;
+    gmem_pass_destroy(pass->fallback);
     gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, NULL);
     pass->engine.ops->release(&pass->engine, context, &pass->memory);
     gmem__arena_release(context, &pass->arena);
     gmem__engine_close(&pass->engine);
     gmem__free(context, pass, 1, sizeof *pass);
+    gmem_network_close(own);
 }
 
 GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
@@ -696,9 +717,9 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
             if (status != GMEM_OK && error) *error = why;
             return status;
         }
-        GMEM__TRY(gmem__fallback_create(pass->network, pass->max_batch, &pass->fallback, error));
+        GMEM__TRY(gmem__pass_on_cpu(pass->network, pass->max_batch, &pass->fallback, error));
     }
-    return gmem_pass_run(gmem__fallback_pass(pass->fallback), batch, x, t, snippets, labels, v, error);
+    return gmem_pass_run(pass->fallback, batch, x, t, snippets, labels, v, error);
 }
 
 #undef GMEM__PREPARED_COLUMNS
