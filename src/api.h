@@ -642,6 +642,22 @@ typedef struct gmem_sample_desc {
 GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
                                  gmem_error *error);
 
+/* Sampling and decoding in one, so that a device gets no more than a seed and gives no more than pixels. */
+typedef struct gmem_sample_pixels_desc {
+    gmem_sample_desc sample;
+    const float *z;          /* (batch, channels, height, width) start noise, or NULL: sample.rng's, of Philox only */
+    const float *mean, *std; /* (channels) as for gmem_denormalize */
+    double multiplier;       /* 0: the autoencoder family's */
+} gmem_sample_pixels_desc;
+
+typedef struct gmem_autoencoder gmem_autoencoder;
+
+/* pixels (batch, height * factor, width * factor, 3), as gmem_pixels makes them, but for GMem's first version, which
+ * added 127.5. Network and autoencoder must be on the same backend. Errors: those of gmem_sample and gmem_decode,
+ * E_LATENT, E_COMBINATION. */
+GMEM_API gmem_status gmem_sample_pixels(const gmem_network *network, const gmem_autoencoder *autoencoder,
+                                        const gmem_sample_pixels_desc *desc, uint8_t *pixels, gmem_error *error);
+
 /* >>bank --------------------------------------------------------------------------------------------------------- */
 
 typedef enum gmem_bank_kind { GMEM_BANK_FULL, GMEM_BANK_DECOMPOSED } gmem_bank_kind;
@@ -725,8 +741,6 @@ typedef struct gmem_autoencoder_desc {
     const char *key;
     gmem_backend backend; /* as for a network */
 } gmem_autoencoder_desc;
-
-typedef struct gmem_autoencoder gmem_autoencoder;
 
 /* Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE. */
 GMEM_API gmem_status gmem_autoencoder_open(gmem_context *context, const gmem_autoencoder_desc *desc,

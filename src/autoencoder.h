@@ -48,4 +48,21 @@ struct gmem_autoencoder {
 #define GMEM__AE_GROUPS 32
 #define GMEM__AE_EPS    1e-6f
 
+/* The published rounding: 127.5 y + 128 truncated. GMem's first version added 127.5. */
+#define GMEM__PIXEL_OFFSET 128.0f
+
+/* Latents (count, channels, height, width) of an engine, as the transformer made them. */
+typedef struct gmem__latents {
+    const gmem__engine *engine;
+    const float *x;
+    int64_t count, height, width;
+    const float *mean, *std; /* (channels) of the host, or NULL */
+    double multiplier;
+} gmem__latents;
+
+/* autoencoder_run.c: gmem_denormalize, gmem_decode and gmem_pixels without the host between: pixels (count, height *
+ * factor, width * factor, 3). */
+GMEM__FN gmem_status gmem__decode_pixels(const gmem_autoencoder *autoencoder, const gmem__latents *latents,
+                                         float offset, uint8_t *pixels, gmem_error *error);
+
 #endif /* GMEM__AUTOENCODER_H */

@@ -3,6 +3,8 @@
 #include "autoencoder.h"
 #include "fallback.h"
 
+#include "../backends/cpu/cpu.h"
+
 #include <math.h>
 
 /* the walk -------------------------------------------------------------------------------------------------------- */
@@ -175,10 +177,13 @@ typedef struct gmem__ae_job {
     const gmem__store *store;
     gmem__ae_plan plan;
     gmem__engine engine;
-    gmem__arena memory; /* of the engine, for the next four */
+    gmem__arena memory; /* of the engine, for the next five */
     float *a, *b, *work;
-    float *in;         /* (plan.input) on a device */
+    float *in;         /* (plan.input) where `input` does not do */
+    float *stats;      /* (2, in channels) to pixels: what latents are multiplied by, and what is added */
+    int to_pixels;     /* of latents elsewhere: there is no `input`, and there are no results */
     gmem__arena arena; /* of the host */
+    float *scales;     /* like stats */
     float *results;    /* (count, out_channels, out_height, out_width): the caller's outputs wait for the last image */
 } gmem__ae_job;
 
@@ -190,11 +195,13 @@ static void gmem__ae_take_engine(gmem__ae_job *job) {
     job->a = GMEM__TAKE_F32(&job->memory, job->plan.state);
     job->b = GMEM__TAKE_F32(&job->memory, job->plan.state);
     job->work = GMEM__TAKE_F32(&job->memory, job->plan.work);
-    if (job->engine.stream) job->in = GMEM__TAKE_F32(&job->memory, job->plan.input);
+    if (job->engine.stream || job->to_pixels) job->in = GMEM__TAKE_F32(&job->memory, job->plan.input);
+    if (job->to_pixels) job->stats = GMEM__TAKE_F32(&job->memory, 2 * job->net->layers[0].in);
 }
 
 static void gmem__ae_take_host(gmem__ae_job *job) {
     job->engine.scratch = gmem__take(&job->arena, job->engine.ops->scratch_bytes(job->engine.threads), 1);
+    if (job->to_pixels) job->scales = GMEM__TAKE_F32(&job->arena, 2 * job->net->layers[0].in);
     job->results = GMEM__TAKE_F32(&job->arena, job->count * gmem__ae_result_size(&job->plan));
 }
 
@@ -261,7 +268,6 @@ static gmem_status gmem__ae_job_try(gmem__ae_job *job, gmem_error *error) {
 static gmem_status gmem__ae_job_run(const gmem_autoencoder *ae, gmem__ae_job *job, gmem_autoencoder **on_cpu,
                                     gmem_error *error) {
     const gmem__ae_job fresh = *job;
-    gmem_autoencoder_desc desc;
     gmem_error why;
     *on_cpu = NULL;
     if (!ae->store.device) return gmem__ae_job_try(job, error);
@@ -270,10 +276,7 @@ static gmem_status gmem__ae_job_run(const gmem_autoencoder *ae, gmem__ae_job *jo
         if (status != GMEM_OK && error) *error = why;
         return status;
     }
-    memset(&desc, 0, sizeof desc);
-    desc.file = ae->file;
-    desc.backend = GMEM_BACKEND_CPU;
-    GMEM__TRY(gmem_autoencoder_open((gmem_context *)(uintptr_t)ae->context, &desc, on_cpu, error));
+    GMEM__TRY(gmem__autoencoder_on_cpu(ae, on_cpu, error));
     *job = fresh;
     job->net = job->net == &ae->decoder ? &(*on_cpu)->decoder : &(*on_cpu)->encoder;
     job->store = &(*on_cpu)->store;
@@ -306,6 +309,57 @@ GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t co
         gmem__ae_job_end(&job);
     }
     gmem_autoencoder_close(on_cpu);
+    return status;
+}
+
+/* One picture of gmem__decode_pixels, the job having begun. scale, shift (channels) of the engine, behind job->in. */
+static gmem_status gmem__ae_job_pixels(gmem__ae_job *job, const gmem__latents *latents, int64_t i, float offset,
+                                       uint8_t *pixels, gmem_error *error) {
+    const gmem__engine *engine = &job->engine;
+    const int64_t size = gmem__ae_result_size(&job->plan), channels = job->net->layers[0].in;
+    gmem__scale_shift scale_shift;
+    int notes = 0;
+    latents->engine->ops->hand_over(latents->engine, latents->x + i * job->plan.input, engine, job->in,
+                                    job->plan.input);
+    GMEM__TRY(latents->engine->ops->settle(latents->engine, &notes, error));
+    scale_shift.x = scale_shift.y = job->in;
+    scale_shift.scale = job->stats;
+    scale_shift.shift = job->stats + channels;
+    scale_shift.channels = channels;
+    scale_shift.area = job->height * job->width;
+    engine->ops->scale_shift(engine, &scale_shift);
+    gmem__ae_walk walk = {*engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
+    gmem__ae_run(&walk, job->net, job->in);
+    const int finite = engine->ops->finite(engine, walk.x, size, GMEM__NOTE_IMAGE);
+    engine->ops->pixels(engine, pixels, walk.x, size / 3, offset);
+    GMEM__TRY(engine->ops->settle(engine, &notes, error));
+    if (!finite || notes)
+        return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
+                          (long long)i);
+    return GMEM_OK;
+}
+
+/* What gmem_denormalize multiplies by and adds: out (2, channels). */
+static void gmem__latent_scales(const gmem__latents *latents, int64_t channels, float *out) {
+    for (int64_t c = 0; c < channels; c++) {
+        out[c] = (float)((latents->std ? (double)latents->std[c] : 1) / latents->multiplier);
+        out[channels + c] = latents->mean ? latents->mean[c] : 0;
+    }
+}
+
+GMEM__FN gmem_status gmem__decode_pixels(const gmem_autoencoder *autoencoder, const gmem__latents *latents,
+                                         float offset, uint8_t *pixels, gmem_error *error) {
+    gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->decoder, 0, latents->height, latents->width, NULL);
+    const int64_t channels = autoencoder->decoder.layers[0].in;
+    job.to_pixels = 1;
+    gmem_status status = gmem__ae_job_begin(&job, error);
+    if (status == GMEM_OK) {
+        gmem__latent_scales(latents, channels, job.scales);
+        job.engine.ops->upload(&job.engine, job.stats, job.scales, 2 * channels);
+    }
+    for (int64_t i = 0; i < latents->count && status == GMEM_OK; i++)
+        status = gmem__ae_job_pixels(&job, latents, i, offset, pixels + i * gmem__ae_result_size(&job.plan), error);
+    gmem__ae_job_end(&job);
     return status;
 }
 
@@ -401,20 +455,8 @@ GMEM_API gmem_status gmem_read_latent_stats(const gmem_file *file, int64_t chann
     return GMEM_OK;
 }
 
-/* The published rounding: 127.5 y + 128 truncated. NaN gives 0. */
-static uint8_t gmem__pixel(float y) {
-    float value = 127.5f * y + 128.0f;
-    return (uint8_t)(!(value > 0) ? 0 : value >= 255 ? 255 : value);
-}
-
 GMEM_API void gmem_pixels(const float *decoded, int64_t count, int64_t height, int64_t width, uint8_t *pixels) {
-    int64_t area = height * width;
-    for (int64_t i = 0; i < count; i++) {
-        const float *image = decoded + i * 3 * area;
-        for (int64_t at = 0; at < area; at++) {
-            for (int64_t c = 0; c < 3; c++) {
-                *pixels++ = gmem__pixel(image[c * area + at]);
-            }
-        }
-    }
+    const int64_t area = height * width;
+    for (int64_t i = 0; i < count; i++)
+        gmem__host_pixels(NULL, pixels + i * 3 * area, decoded + i * 3 * area, area, GMEM__PIXEL_OFFSET);
 }

@@ -14,8 +14,9 @@ GMEM__FN gmem__engine gmem__cpu_engine(const gmem_context *context) {
 GMEM__FN gmem_status gmem__engine_open(const gmem__store *store, gmem__engine *engine, gmem_error *error) {
     *engine = gmem__cpu_engine(store->context);
     if (!store->device) return GMEM_OK;
+    GMEM__TRY(gmem__stream_open(store->device, store->uploaded, &engine->stream, error));
     engine->ops = gmem__opencl_ops();
-    return gmem__stream_open(store->device, store->uploaded, &engine->stream, error);
+    return GMEM_OK;
 }
 
 GMEM__FN void gmem__engine_close(gmem__engine *engine) {

@@ -9,11 +9,7 @@ GMEM__FN int gmem__falls_back(const gmem_context *context, gmem_status status, c
 /* The same network on the CPU: its weights are still in the mapping, so it costs milliseconds. Closed by the caller. */
 GMEM__FN gmem_status gmem__network_on_cpu(const gmem_network *network, gmem_network **out, gmem_error *error);
 
-/* Such a network with a pass. */
-typedef struct gmem__fallback gmem__fallback;
-GMEM__FN gmem_status gmem__fallback_create(const gmem_network *network, int64_t max_batch, gmem__fallback **out,
-                                           gmem_error *error);
-GMEM__FN void gmem__fallback_destroy(const gmem_context *context, gmem__fallback *fallback);
-GMEM__FN gmem_pass *gmem__fallback_pass(const gmem__fallback *fallback);
+GMEM__FN gmem_status gmem__autoencoder_on_cpu(const gmem_autoencoder *autoencoder, gmem_autoencoder **out,
+                                              gmem_error *error);
 
 #endif /* GMEM__FALLBACK_H */

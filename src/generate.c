@@ -20,12 +20,12 @@ typedef struct gmem__generation {
     gmem_progress done; /* steps and passes of the batches before; what the present one has told last */
     gmem_progress told;
     int bank_in_network;
-    gmem__arena arena; /* of the five below */
-    float *z;          /* (batch, channels, height, width): noise, then latents */
+    int host_noise;    /* z is drawn here, not where the network is */
+    gmem__arena arena; /* of the four below */
+    float *z;          /* (batch, channels, height, width) noise, with host_noise */
     float *snippets;   /* (batch, snippet_width) */
     int64_t *chosen;   /* (count) rows or labels */
     float *stats;      /* (2, channels): mean and std */
-    float *decoded;    /* (3, height * factor, width * factor), of one picture */
     gmem_image image;
 } gmem__generation;
 
@@ -34,11 +34,10 @@ typedef struct gmem__generation {
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
 static void gmem__generation_take(gmem__generation *g) {
-    g->z = GMEM__TAKE_F32(&g->arena, g->batch * g->per_picture);
+    g->z = GMEM__TAKE_F32(&g->arena, g->host_noise ? g->batch * g->per_picture : 0);
     g->snippets = GMEM__TAKE_F32(&g->arena, g->batch * g->info->snippet_width);
     g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
     g->stats = GMEM__TAKE_F32(&g->arena, 2 * g->info->channels);
-    g->decoded = GMEM__TAKE_F32(&g->arena, 3 * g->image.height * g->image.width);
 }
 
 /* torch's generators have one stream, so the batch changes the pictures; the published script draws all at once. */
@@ -197,9 +196,16 @@ static gmem_status gmem__generation_choose_by_noise(gmem__generation *g, const g
     return status;
 }
 
+/* The rows' frequencies, where they and the noise choose the rows. */
+static const gmem_tensor *gmem__generation_frequencies(const gmem__generation *g) {
+    const gmem_generate_desc *desc = g->desc;
+    if (!g->bank_in_network || desc->memory_count > 0 || desc->label_count > 0) return NULL;
+    return gmem_file_find_any(g->network_file, "memoryfreq");
+}
+
 static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_error *error) {
-    const gmem_tensor *frequencies = gmem_file_find_any(g->network_file, "memoryfreq");
-    if (g->bank_in_network && frequencies) return gmem__generation_choose_by_noise(g, frequencies, error);
+    const gmem_tensor *frequencies = gmem__generation_frequencies(g);
+    if (frequencies) return gmem__generation_choose_by_noise(g, frequencies, error);
     int64_t high = g->bank ? gmem_bank_rows(g->bank) : g->info->classes;
     gmem_rng_integers(&g->rng, GMEM_DRAW_ROW, g->first, g->size, high, g->chosen + g->first);
     return GMEM_OK;
@@ -207,7 +213,7 @@ static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_erro
 
 /* The published script's order of draws: z, then rows; the steps' noise follows while sampling. */
 static gmem_status gmem__generation_condition(gmem__generation *g, gmem_error *error) {
-    gmem_rng_normal(&g->rng, GMEM_DRAW_LATENT, 0, g->first, g->size, g->per_picture, g->z);
+    if (g->host_noise) gmem_rng_normal(&g->rng, GMEM_DRAW_LATENT, 0, g->first, g->size, g->per_picture, g->z);
     if (g->desc->memory_count == 0 && g->desc->label_count == 0) GMEM__TRY(gmem__generation_choose_random(g, error));
     for (int64_t i = 0; i < g->size && g->bank; i++) {
         GMEM__TRY(gmem_bank_snippet(g->bank, g->chosen[g->first + i], g->snippets + i * g->info->snippet_width, error));
@@ -230,35 +236,25 @@ static int gmem__generation_progress(void *user, const gmem_progress *progress) 
     return g->desc->progress(g->desc->progress_user, &all);
 }
 
-static gmem_status gmem__generation_sample(gmem__generation *g, gmem_error *error) {
-    gmem_sample_desc desc;
+static gmem_status gmem__generation_batch_pixels(gmem__generation *g, gmem_error *error) {
+    gmem_sample_pixels_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.sampler = g->desc->sampler;
-    desc.batch = g->size;
-    desc.picture = g->first;
-    desc.snippets = g->bank ? g->snippets : NULL;
-    desc.labels = g->bank ? NULL : g->chosen + g->first;
-    desc.rng = &g->rng;
-    desc.progress = g->desc->progress ? gmem__generation_progress : NULL;
-    desc.progress_user = g;
-    GMEM__TRY(gmem_sample(g->network, &desc, g->z, error));
+    desc.sample.sampler = g->desc->sampler;
+    desc.sample.batch = g->size;
+    desc.sample.picture = g->first;
+    desc.sample.snippets = g->bank ? g->snippets : NULL;
+    desc.sample.labels = g->bank ? NULL : g->chosen + g->first;
+    desc.sample.rng = &g->rng;
+    desc.sample.progress = g->desc->progress ? gmem__generation_progress : NULL;
+    desc.sample.progress_user = g;
+    desc.z = g->host_noise ? g->z : NULL;
+    desc.mean = g->stats;
+    desc.std = g->stats + g->info->channels;
+    desc.multiplier = g->desc->multiplier;
+    uint8_t *pixels = g->image.pixels + g->first * g->image.height * g->image.width * 3;
+    GMEM__TRY(gmem_sample_pixels(g->network, g->autoencoder, &desc, pixels, error));
     g->done.step += g->told.step;
     g->done.passes += g->told.passes;
-    return GMEM_OK;
-}
-
-static gmem_status gmem__generation_decode(gmem__generation *g, gmem_error *error) {
-    const gmem_network_info *info = g->info;
-    const int64_t image_bytes = g->image.height * g->image.width * 3;
-    double multiplier = g->desc->multiplier;
-    if (multiplier == 0) multiplier = gmem_autoencoder_get_info(g->autoencoder)->multiplier;
-    gmem_denormalize(g->z, g->size, info->channels, info->height * info->width, g->stats, g->stats + info->channels,
-                     multiplier);
-    for (int64_t i = 0; i < g->size; i++) {
-        GMEM__TRY(
-            gmem_decode(g->autoencoder, 1, info->height, info->width, g->z + i * g->per_picture, g->decoded, error));
-        gmem_pixels(g->decoded, 1, g->image.height, g->image.width, g->image.pixels + (g->first + i) * image_bytes);
-    }
     return GMEM_OK;
 }
 
@@ -268,8 +264,7 @@ static gmem_status gmem__generation_draw(gmem__generation *g, gmem_error *error)
     for (g->first = 0; g->first < g->count; g->first += g->size) {
         g->size = gmem__min(g->batch, g->count - g->first);
         GMEM__TRY(gmem__generation_condition(g, error));
-        GMEM__TRY(gmem__generation_sample(g, error));
-        GMEM__TRY(gmem__generation_decode(g, error));
+        GMEM__TRY(gmem__generation_batch_pixels(g, error));
     }
     return GMEM_OK;
 }
@@ -278,6 +273,7 @@ static gmem_status gmem__generation_run(gmem__generation *g, gmem_error *error) 
     GMEM__TRY(gmem__generation_open_network(g, error));
     GMEM__TRY(gmem__generation_open_bank(g, error));
     GMEM__TRY(gmem__generation_open_autoencoder(g, error));
+    g->host_noise = g->desc->rng != GMEM_RNG_PHILOX || gmem__generation_frequencies(g) != NULL;
     GMEM__TRY(gmem__generation_alloc(g, error));
     GMEM__TRY(gmem__generation_read_stats(g, error));
     return gmem__generation_draw(g, error);

@@ -157,7 +157,7 @@ static gmem_status gmem__run_solver(gmem__run *run, gmem_error *error) {
 static gmem_status gmem__check_integrate(const gmem_context *context, const gmem__integration *how,
                                          const gmem_integrate_desc *desc, const float *x, const gmem__plan *plan,
                                          int64_t *count, gmem_error *error) {
-    if (!context || !x || !desc->velocity)
+    if (!context || (!x && !how->take) || !desc->velocity)
         return gmem__fail(error, GMEM_E_ARGUMENT, "integrating needs a context, a state and a velocity");
     if (desc->batch < 1 || desc->per_picture < 1 || !gmem__mul(desc->batch, desc->per_picture, count))
         return gmem__fail(error, GMEM_E_ARGUMENT, "the batch or the picture is empty or too large");
@@ -172,14 +172,30 @@ static gmem_status gmem__check_integrate(const gmem_context *context, const gmem
     return GMEM_OK;
 }
 
+GMEM__FN void gmem__run_draw(const gmem__run *run, gmem_draw draw, int64_t index, float *out) {
+    gmem__normal op;
+    op.seed = run->how->philox->seed;
+    op.draw = draw;
+    op.index = index;
+    op.picture = run->how->picture;
+    op.count = run->desc->batch;
+    op.per_picture = run->desc->per_picture;
+    op.out = out;
+    run->engine->ops->normal(run->engine, &op);
+}
+
 static gmem_status gmem__run_between(gmem__run *run, float *x, gmem_error *error) {
     const gmem__engine *engine = run->engine;
     int notes;
-    engine->ops->upload(engine, run->x, x, run->count);
+    if (run->how->draw_start)
+        gmem__run_draw(run, GMEM_DRAW_LATENT, 0, run->x);
+    else
+        engine->ops->upload(engine, run->x, x, run->count);
     GMEM__TRY(gmem__run_solver(run, error));
     GMEM__TRY(engine->ops->settle(engine, &notes, error)); /* before the caller's memory is touched */
+    if (run->how->take) return run->how->take(run->how->take_user, engine, run->x, error);
     engine->ops->download(engine, x, run->x, run->count);
-    return engine->ops->settle(engine, &notes, error);
+    return engine->ops->settle(engine, NULL, error);
 }
 
 GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem__integration *how,

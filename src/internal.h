@@ -380,6 +380,13 @@ typedef struct gmem__normal {
     float *out;
 } gmem__normal;
 
+/* y (channels, area) = x * scale + shift; scale, shift (channels). */
+typedef struct gmem__scale_shift {
+    const float *x, *scale, *shift;
+    float *y;
+    int64_t channels, area;
+} gmem__scale_shift;
+
 /* What a note of gmem__ops.finite is about, as bits. */
 enum { GMEM__NOTE_NETWORK = 1, GMEM__NOTE_MODEL = 2, GMEM__NOTE_STATE = 4, GMEM__NOTE_IMAGE = 8 };
 
@@ -415,18 +422,25 @@ typedef struct gmem__ops {
     void (*transpose)(const gmem__engine *engine, const gmem__transpose *op);
     void (*silu)(const gmem__engine *engine, float *x, int64_t count);
     void (*normal)(const gmem__engine *engine, const gmem__normal *op);
+    void (*scale_shift)(const gmem__engine *engine, const gmem__scale_shift *op);
     /* 0 where one of count is known not to be finite. A device returns 1 and notes it, for `settle`. */
     int (*finite)(const gmem__engine *engine, const float *x, int64_t count, int note);
-    /* These three wait for their result. */
+    /* These wait for their result. */
     double (*error_norm)(const gmem__engine *engine, const gmem__error_norm *op);
     void (*change)(const gmem__engine *engine, const gmem__change *op, double *change, double *size);
     void (*download)(const gmem__engine *engine, float *to, const float *from, int64_t count);
+    /* pixels (area, 3), of the host: clamp(127.5 x + offset, 0, 255) of x (3, area), truncated; NaN gives 0. */
+    void (*pixels)(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area, float offset);
+    /* to (count), of the engine `with` = from, of this one; both of the same device, or the host's. */
+    void (*hand_over)(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                      int64_t count);
     /* `from` may change as soon as this returns. */
     void (*upload)(const gmem__engine *engine, float *to, const float *from, int64_t count);
     /* gmem__arena_reserve and gmem__arena_release with memory of the engine. */
     int (*reserve)(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
     void (*release)(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
-    /* Waits for everything; the first failure since the stream began, if any. `notes` receives and clears the notes. */
+    /* Waits for everything; the first failure since the stream began, if any. `notes` receives and clears the notes;
+     * NULL after a download, which has waited: nothing more can fail then. */
     gmem_status (*settle)(const gmem__engine *engine, int *notes, gmem_error *error);
 } gmem__ops;
 

@@ -79,4 +79,15 @@ GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass);
  * times as fit: limit / conditions, the null condition counted. */
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass);
 
+/* sample.c: the ends of a sampling, where they are not the host's memory: see gmem__integration. */
+typedef struct gmem__ends {
+    int draw_start;
+    gmem_status (*take)(void *user, const gmem__engine *engine, const float *x, gmem_error *error);
+    void *user;
+} gmem__ends;
+
+/* gmem_sample where the network is; x may be NULL with both ends. */
+GMEM__FN gmem_status gmem__sample(const gmem_network *network, const gmem_sample_desc *desc, const gmem__ends *ends,
+                                  float *x, gmem_error *error);
+
 #endif /* GMEM__NETWORK_H */

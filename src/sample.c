@@ -7,6 +7,7 @@
 /* Guided passes run a doubled batch: the conditional half first, then the null half. */
 typedef struct gmem__sampling {
     const gmem_sample_desc *desc;
+    const gmem__ends *ends;
     const gmem_context *context;
     const gmem_network_info *info;
     const gmem__method *method;
@@ -118,10 +119,10 @@ static gmem_status gmem__generator_noise(void *user, int64_t index, int64_t batc
     return GMEM_OK;
 }
 
-static gmem_status gmem__check_sample(const gmem_network *network, const gmem_sample_desc *desc, const float *x,
+static gmem_status gmem__check_sample(const gmem_network *network, const gmem_sample_desc *desc, int has_x,
                                       int64_t per_picture, gmem_error *error) {
     int64_t elements;
-    if (!network || !desc || !x)
+    if (!network || !desc || !has_x)
         return gmem__fail(error, GMEM_E_ARGUMENT, "sampling needs a network, a description and a start");
     if (desc->batch < 1 || !gmem__mul(desc->batch, 4 * per_picture, &elements))
         return gmem__fail(error, GMEM_E_ARGUMENT, "the batch is empty or too large");
@@ -190,6 +191,11 @@ static gmem_status gmem__sample_integrate(gmem__sampling *sampling, const gmem__
     how.engine = sampling->engine;
     how.philox = !desc->noise && desc->rng && desc->rng->kind == GMEM_RNG_PHILOX ? desc->rng : NULL;
     how.picture = desc->picture;
+    if (sampling->ends) {
+        how.draw_start = sampling->ends->draw_start;
+        how.take = sampling->ends->take;
+        how.take_user = sampling->ends->user;
+    }
     return gmem__integrate(sampling->context, &how, &integrate, x, error);
 }
 
@@ -214,19 +220,19 @@ static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling 
     return status;
 }
 
-/* Where the network is. */
-static gmem_status gmem__sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
-                                gmem_error *error) {
+GMEM__FN gmem_status gmem__sample(const gmem_network *network, const gmem_sample_desc *desc, const gmem__ends *ends,
+                                  float *x, gmem_error *error) {
     gmem_sampler_desc resolved;
     gmem__sampling sampling;
     gmem__arena arena;
     memset(&sampling, 0, sizeof sampling);
     memset(&arena, 0, sizeof arena);
     const int64_t per_picture = network ? network->info.channels * network->info.height * network->info.width : 0;
-    GMEM__TRY(gmem__check_sample(network, desc, x, per_picture, error));
+    GMEM__TRY(gmem__check_sample(network, desc, x || ends, per_picture, error));
     GMEM__TRY(gmem_sampler_check(&desc->sampler, network->info.time_reversed, &resolved, error));
     const gmem__plan plan = gmem__plan_make(&resolved);
     sampling.desc = desc;
+    sampling.ends = ends;
     sampling.context = network->context;
     sampling.info = &network->info;
     sampling.method = plan.method;
@@ -253,16 +259,16 @@ GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_
     gmem_error why;
     gmem_network *on_cpu = NULL;
     gmem_rng rng;
-    if (!network || !network->store.device) return gmem__sample(network, desc, x, error);
+    if (!network || !network->store.device) return gmem__sample(network, desc, NULL, x, error);
     if (desc && desc->rng) rng = *desc->rng;
-    gmem_status status = gmem__sample(network, desc, x, &why);
+    gmem_status status = gmem__sample(network, desc, NULL, x, &why);
     if (!gmem__falls_back(network->context, status, &why)) {
         if (status != GMEM_OK && error) *error = why;
         return status;
     }
     if (desc->rng) *desc->rng = rng; /* x is as it was, and so must the noise be */
     GMEM__TRY(gmem__network_on_cpu(network, &on_cpu, error));
-    status = gmem__sample(on_cpu, desc, x, error);
+    status = gmem__sample(on_cpu, desc, NULL, x, error);
     gmem_network_close(on_cpu);
     return status;
 }

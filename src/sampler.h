@@ -86,6 +86,10 @@ typedef struct gmem__integration {
     const gmem__engine *engine;
     const gmem_rng *philox; /* the noise of a step comes from this generator, drawn on the engine; or NULL */
     int64_t picture;        /* the first one's number, for it */
+    int draw_start;         /* the start noise too: `x` of gmem__integrate is neither read nor written */
+    /* Gets the result, of the engine, in place of the host's x; or NULL. */
+    gmem_status (*take)(void *user, const gmem__engine *engine, const float *x, gmem_error *error);
+    void *take_user;
 } gmem__integration;
 
 typedef struct gmem__run {
@@ -112,6 +116,8 @@ GMEM__FN gmem_status gmem__run_step_done(gmem__run *run, double t, gmem_error *e
 /* Of gmem__ops.combine over whole vectors. */
 GMEM__FN void gmem__run_combine(const gmem__run *run, float *out, double x_weight, const float *x, int terms,
                                 const double *weight, const float *const *k);
+/* out = the generator's noise for this purpose and index. */
+GMEM__FN void gmem__run_draw(const gmem__run *run, gmem_draw draw, int64_t index, float *out);
 /* drift = blend.x * x + blend.model * drift */
 GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const float *x, float *drift);
 

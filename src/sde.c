@@ -41,15 +41,7 @@ static gmem_status gmem__sde_noise(gmem__run *run, int64_t i, gmem_error *error)
     const gmem_integrate_desc *desc = run->desc;
     const gmem__ops *ops = run->engine->ops;
     if (run->how->philox) {
-        gmem__normal op;
-        op.seed = run->how->philox->seed;
-        op.draw = GMEM_DRAW_STEP;
-        op.index = i;
-        op.picture = run->how->picture;
-        op.count = desc->batch;
-        op.per_picture = desc->per_picture;
-        op.out = run->noise;
-        ops->normal(run->engine, &op);
+        gmem__run_draw(run, GMEM_DRAW_STEP, i, run->noise);
         return GMEM_OK;
     }
     float *const noise = run->engine->stream ? run->host : run->noise;

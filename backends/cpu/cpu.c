@@ -265,10 +265,13 @@ static int gmem__has_isa(gmem_isa isa) {
          gmem__host_transpose,       \
          gmem__host_silu,            \
          gmem__host_normal,          \
+         gmem__host_scale_shift,     \
          gmem__host_finite,          \
          gmem__host_error_norm,      \
          gmem__host_change,          \
          gmem__host_transfer,        \
+         gmem__host_pixels,          \
+         gmem__host_hand_over,       \
          gmem__host_transfer,        \
          gmem__host_reserve,         \
          gmem__host_release,         \

@@ -174,10 +174,15 @@ GMEM__FN void gmem__host_combine(const gmem__engine *engine, const gmem__combine
 GMEM__FN void gmem__host_transpose(const gmem__engine *engine, const gmem__transpose *op);
 GMEM__FN void gmem__host_silu(const gmem__engine *engine, float *x, int64_t count);
 GMEM__FN void gmem__host_normal(const gmem__engine *engine, const gmem__normal *op);
+GMEM__FN void gmem__host_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op);
 GMEM__FN int gmem__host_finite(const gmem__engine *engine, const float *x, int64_t count, int note);
 GMEM__FN double gmem__host_error_norm(const gmem__engine *engine, const gmem__error_norm *op);
 GMEM__FN void gmem__host_change(const gmem__engine *engine, const gmem__change *op, double *change, double *size);
 GMEM__FN void gmem__host_transfer(const gmem__engine *engine, float *to, const float *from, int64_t count);
+GMEM__FN void gmem__host_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area,
+                                float offset);
+GMEM__FN void gmem__host_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                                   int64_t count);
 GMEM__FN int gmem__host_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
 GMEM__FN void gmem__host_release(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
 GMEM__FN gmem_status gmem__host_settle(const gmem__engine *engine, int *notes, gmem_error *error);

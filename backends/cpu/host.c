@@ -71,6 +71,16 @@ GMEM__FN void gmem__host_normal(const gmem__engine *engine, const gmem__normal *
     gmem_rng_normal(&rng, (gmem_draw)op->draw, op->index, op->picture, op->count, op->per_picture, op->out);
 }
 
+GMEM__FN void gmem__host_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op) {
+    (void)engine;
+    for (int64_t channel = 0; channel < op->channels; channel++) {
+        const float *x = op->x + channel * op->area;
+        float *y = op->y + channel * op->area;
+        for (int64_t i = 0; i < op->area; i++)
+            y[i] = x[i] * op->scale[channel] + op->shift[channel];
+    }
+}
+
 GMEM__FN int gmem__host_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
     (void)engine;
     (void)note;
@@ -109,6 +119,26 @@ GMEM__FN void gmem__host_transfer(const gmem__engine *engine, float *to, const f
     memcpy(to, from, (size_t)count * sizeof(float));
 }
 
+static uint8_t gmem__host_pixel(float y, float offset) {
+    const float value = 127.5f * y + offset;
+    return (uint8_t)(!(value > 0) ? 0 : value >= 255 ? 255 : value);
+}
+
+GMEM__FN void gmem__host_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area,
+                                float offset) {
+    (void)engine;
+    for (int64_t i = 0; i < area; i++) {
+        for (int64_t c = 0; c < 3; c++)
+            pixels[3 * i + c] = gmem__host_pixel(x[c * area + i], offset);
+    }
+}
+
+GMEM__FN void gmem__host_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                                   int64_t count) {
+    (void)with;
+    gmem__host_transfer(engine, to, from, count);
+}
+
 GMEM__FN int gmem__host_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
     (void)engine;
     return gmem__arena_reserve(context, arena);
@@ -122,6 +152,6 @@ GMEM__FN void gmem__host_release(const gmem__engine *engine, const gmem_context 
 GMEM__FN gmem_status gmem__host_settle(const gmem__engine *engine, int *notes, gmem_error *error) {
     (void)engine;
     (void)error;
-    *notes = 0;
+    if (notes) *notes = 0;
     return GMEM_OK;
 }
