@@ -244,6 +244,38 @@ static void gmem__test_normal(const gmem__engine *engine, const gmem__test_case 
     engine->ops->normal(engine, &op);
 }
 
+static void gmem__test_scale_shift(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__scale_shift op;
+    (void)test;
+    op.x = at[GMEM__TEST_X];
+    op.scale = gmem__test_vector(at, 1);
+    op.shift = gmem__test_vector(at, 2);
+    op.y = at[GMEM__TEST_Y];
+    op.channels = 7;
+    op.area = 45;
+    engine->ops->scale_shift(engine, &op);
+}
+
+static void gmem__test_hand_over(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    (void)test;
+    engine->ops->hand_over(engine, at[GMEM__TEST_X], engine, at[GMEM__TEST_Y], 555);
+}
+
+/* Below 0 to above 255, always far from a step, where rounding would decide. */
+static void gmem__test_pixels(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    enum { AREA = 35 };
+    uint8_t pixels[3 * AREA] = {0};
+    float values[3 * AREA];
+    (void)test;
+    for (int i = 0; i < 3 * AREA; i++)
+        values[i] = (float)(5 * i - 262) / 255.0f;
+    engine->ops->upload(engine, at[GMEM__TEST_WORK], values, 3 * AREA);
+    engine->ops->pixels(engine, pixels, at[GMEM__TEST_WORK], AREA, 128.25f);
+    for (int i = 0; i < 3 * AREA; i++)
+        values[i] = (float)pixels[i];
+    engine->ops->upload(engine, at[GMEM__TEST_Y], values, 3 * AREA);
+}
+
 /* Numbers that an operation returns, where they are compared. */
 static void gmem__test_return(const gmem__engine *engine, float *const *at, double a, double b) {
     const float values[2] = {(float)a, (float)b};
@@ -321,6 +353,9 @@ static const gmem__test_case gmem__test_cases[] = {
     {"transpose", gmem__test_transpose, 0, 0, 0},
     {"silu", gmem__test_silu, 0, 0, 0},
     {"normal", gmem__test_normal, 0, 0, 0},
+    {"scale_shift", gmem__test_scale_shift, 0, 0, 0},
+    {"hand_over", gmem__test_hand_over, 0, 0, 0},
+    {"pixels", gmem__test_pixels, 0, 0, 0},
     {"finite", gmem__test_finite, 0, 0, 0},
     {"error_norm", gmem__test_error_norm, 0, 0, 0},
     {"change", gmem__test_change, 0, 0, 0},
