@@ -13,11 +13,13 @@
  *     GMEM_STATIC     every public function is static to the including file
  *     GMEM_NO_MMAP    files are read instead of mapped
  *     GMEM_NO_SIMD    only the portable kernels are compiled
- * Link with libm. OpenMP is used where the compiler has it switched on (-fopenmp).
+ *     GMEM_NO_OPENCL  the OpenCL backend is left out
+ * Link with libm, and with libdl where dlopen is there (glibc before 2.34). OpenMP is used where the compiler has it
+ * switched on (-fopenmp); OpenCL and CLBlast are looked for at run time and never needed.
  *
  * Contents (search for ">>"):
  *     >>errors       status codes and gmem_error
- *     >>context      instruction set, threads, allocator, files, log
+ *     >>context      backend, device, instruction set, threads, allocator, files, log
  *     >>tensors      element types and tensors
  *     >>files        checkpoints: torch zip, torch legacy, safetensors; writing safetensors
  *     >>network      the transformer
@@ -133,7 +135,11 @@ GMEM_API const char *gmem_version(void);
     X(E_NAMES, "the names do not match the bank's rows")                              \
     X(E_LABEL, "no such class label")                                                 \
     X(E_NONFINITE, "the network produced a value that is not finite")                 \
-    X(E_STIFF, "the adaptive solver's step became too small")
+    X(E_STIFF, "the adaptive solver's step became too small")                         \
+    /* OpenCL */                                                                      \
+    X(E_NO_DEVICE, "no such OpenCL device")                                           \
+    X(E_DEVICE, "a call of OpenCL or CLBlast failed")                                 \
+    X(E_DEVICE_TEST, "the OpenCL device computes wrong results")
 
 typedef enum gmem_status {
 #define GMEM__STATUS_ENUM(name, text) GMEM_##name,
@@ -197,9 +203,21 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
 /* What the large matrix products compute in: the blocks' linear layers, attention and the autoencoder's convolutions.
  * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
  * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
- * autoencoder and the layers that suffer (network.c says which) compute in bf16. Where the processor lacks an
- * instruction for it, the same rounding is computed with what it has. */
-typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8 } gmem_compute;
+ * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16: weights and inputs are rounded to
+ * f16; OpenCL only. Where a processor or device lacks an instruction for it, the same rounding is computed with what it
+ * has. */
+typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8, GMEM_COMPUTE_F16 } gmem_compute;
+
+/* Where networks and autoencoders run. AUTO: a GPU that OpenCL knows, that passes a short test against the CPU and is
+ * faster at it; else the CPU, and so it is where a device fails later. OPENCL never falls back. */
+typedef enum gmem_backend { GMEM_BACKEND_AUTO, GMEM_BACKEND_CPU, GMEM_BACKEND_OPENCL } gmem_backend;
+
+/* Where the functions of OpenCL and CLBlast come from: `symbol` gives one by its name, or NULL. It is called while a
+ * context is created or devices are listed. Default: libOpenCL and libclblast, opened when first needed. */
+typedef struct gmem_opencl {
+    void *user;
+    void (*(*symbol)(void *user, const char *name))(void);
+} gmem_opencl;
 
 typedef struct gmem_context_desc {
     gmem_isa isa;         /* auto: the fastest that this processor has; a named one that is missing is an error */
@@ -208,6 +226,15 @@ typedef struct gmem_context_desc {
      * to let them after a millisecond; GCC's spins for some 5 ms first, and not where the program runs with
      * GOMP_SPINCOUNT=1000, which also helps where other programs want the processor. */
     int threads;
+    gmem_backend backend; /* auto */
+    /* The OpenCL device: its number in gmem_devices, or a part of its name, case ignored; NULL: the first GPU, else the
+     * first of any kind. */
+    const char *device;
+    /* A folder for compiled OpenCL programs and tuned parameters, keyed by device, driver and source; it must exist and
+     * be writable by nobody else. NULL: everything is compiled anew. */
+    const char *cache_dir;
+    int64_t device_memory;    /* bytes of the device's memory to use at most; 0: what it has */
+    gmem_opencl opencl;       /* all zero: the system's libraries */
     int no_map;               /* read files into memory instead of mapping them: survives files that shrink */
     gmem_allocator allocator; /* all zero: the C library */
     gmem_io io;               /* all zero: the system's files */
@@ -219,17 +246,43 @@ typedef struct gmem_context_desc {
 typedef struct gmem_context gmem_context;
 
 /* `desc` may be NULL for all defaults. The context must outlive everything made from it.
- * Errors: E_MEMORY, E_UNSUPPORTED (instruction set), E_ARGUMENT. */
+ * Errors: E_MEMORY, E_UNSUPPORTED (instruction set, or OPENCL in a build without it), E_ARGUMENT; with OPENCL also
+ * E_NO_DEVICE, E_DEVICE, E_DEVICE_TEST. */
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error);
 GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, as in every destroy and close */
 
-/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar". Lives as long as the context. */
+/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar", "opencl/NAME". Lives as long as the context. */
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
 /* The kernels of the large products: "avx512", "avx512-bf16", "amx-int8", ... Lives as long as the context. */
 GMEM_API const char *gmem_context_kernels(const gmem_context *context);
 GMEM_API int gmem_context_threads(const gmem_context *context);
+
+/* An OpenCL device as it describes itself; texts are escaped to printable ASCII. */
+typedef struct gmem_device_info {
+    char name[128], vendor[64], driver[64], version[64], platform[64];
+    const char *kind;     /* "gpu", "cpu", "accelerator" or "other" */
+    const char *unusable; /* why gmem cannot use it ("its OpenCL is older than 1.2"), or NULL */
+    int64_t memory;       /* bytes of all its buffers */
+    int64_t largest;      /* bytes of one buffer */
+    int64_t units;        /* compute units */
+    int unified;          /* it shares the host's memory */
+    int fp16;             /* it computes in f16 */
+} gmem_device_info;
+
+/* The OpenCL devices of this machine in the order of their numbers: the first `capacity` go to `out`, `count` receives
+ * how many there are. hook: NULL for the system's libraries. Nothing is compiled, but drivers are loaded.
+ * Errors: E_NO_DEVICE (no library, driver or device), E_DEVICE, E_UNSUPPORTED (GMEM_NO_OPENCL), E_ARGUMENT. */
+GMEM_API gmem_status gmem_devices(const gmem_opencl *hook, gmem_device_info *out, int capacity, int *count,
+                                  gmem_error *error);
+
+/* Opens the OpenCL device that `desc` names (desc->device; desc->backend is not looked at) as gmem_context_create
+ * would, which compiles its kernels and compares each operation with the CPU's, and measures the seconds of a matrix
+ * product of a usual size on it and on this CPU. Both are optional; they are set on success.
+ * Errors: those of gmem_context_create; E_DEVICE_TEST names the operation that differs. */
+GMEM_API gmem_status gmem_device_check(const gmem_context_desc *desc, double *device_seconds, double *cpu_seconds,
+                                       gmem_error *error);
 
 /* >>tensors ------------------------------------------------------------------------------------------------------ */
 
@@ -388,6 +441,7 @@ typedef struct gmem_network_desc {
     int heads;             /* 0: from the file (config, else RoPE table, q norm, published sizes) */
     int64_t latent_height; /* 0: from pos_embed, square */
     int64_t latent_width;
+    gmem_backend backend; /* auto: the context's; CPU in any context; OPENCL: the context must have a device */
 } gmem_network_desc;
 
 typedef struct gmem_network gmem_network;
@@ -591,6 +645,22 @@ typedef struct gmem_sample_desc {
 GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
                                  gmem_error *error);
 
+/* Sampling and decoding in one, so that a device gets no more than a seed and gives no more than pixels. */
+typedef struct gmem_sample_pixels_desc {
+    gmem_sample_desc sample;
+    const float *z;          /* (batch, channels, height, width) start noise, or NULL: sample.rng's, of Philox only */
+    const float *mean, *std; /* (channels) as for gmem_denormalize */
+    double multiplier;       /* 0: the autoencoder family's */
+} gmem_sample_pixels_desc;
+
+typedef struct gmem_autoencoder gmem_autoencoder;
+
+/* pixels (batch, height * factor, width * factor, 3), as gmem_pixels makes them, but for GMem's first version, which
+ * added 127.5. Network and autoencoder must be on the same backend. Errors: those of gmem_sample and gmem_decode,
+ * E_LATENT, E_COMBINATION. */
+GMEM_API gmem_status gmem_sample_pixels(const gmem_network *network, const gmem_autoencoder *autoencoder,
+                                        const gmem_sample_pixels_desc *desc, uint8_t *pixels, gmem_error *error);
+
 /* >>bank --------------------------------------------------------------------------------------------------------- */
 
 typedef enum gmem_bank_kind { GMEM_BANK_FULL, GMEM_BANK_DECOMPOSED } gmem_bank_kind;
@@ -672,9 +742,8 @@ typedef struct gmem_autoencoder_desc {
     const char *path;
     gmem_file *file; /* or one open file, which must outlive the autoencoder */
     const char *key;
+    gmem_backend backend; /* as for a network */
 } gmem_autoencoder_desc;
-
-typedef struct gmem_autoencoder gmem_autoencoder;
 
 /* Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE. */
 GMEM_API gmem_status gmem_autoencoder_open(gmem_context *context, const gmem_autoencoder_desc *desc,
@@ -772,6 +841,42 @@ GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor
 GMEM_API void gmem_linear_destroy(gmem_linear *linear);
 /* x (depth, columns) -> y (rows, columns), channels first as all activations inside. Errors: E_ARGUMENT. */
 GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y, gmem_error *error);
+
+/* Finding what an OpenCL device multiplies matrices with fastest: the parameters of CLBlast, where it is there, the own
+ * kernels' tiles, and which of them for which shape, tried on the layers of XL/1, B/1 and the default model. A result
+ * that differs from the CPU's is never kept. */
+typedef struct gmem_tune_shape {
+    const char *layer;            /* "XL/1 qkv" */
+    int64_t rows, depth, columns; /* y (rows, columns) = W (rows, depth) x (depth, columns) */
+    double clblast, clblast_tuned,
+        own;            /* seconds, 0 where not known: CLBlast as it comes and tuned, the best own kernel */
+    const char *choice; /* "clblast", or an own kernel: "own", "tile"; NULL: not known */
+} gmem_tune_shape;
+
+#define GMEM_TUNE_SHAPES 12
+
+typedef struct gmem_tune_report {
+    gmem_tune_shape shapes[GMEM_TUNE_SHAPES];
+    int shape_count;
+    int tried, failed; /* settings that ran, and those among them that failed or computed something else */
+    double seconds;
+} gmem_tune_report;
+
+typedef struct gmem_tune_desc {
+    const char *cache_dir; /* where it is kept for contexts with this folder; NULL: only reported */
+    double seconds;        /* after which nothing new is begun; 0: 60. What it began may take a while, above all to
+                              be compiled */
+    double (*clock)(void *user); /* seconds; needed, for the library has none */
+    /* Now and then, with the seconds so far and what is being tried; or NULL. Not 0 ends it: E_CANCELLED. */
+    int (*progress)(void *user, double seconds, const char *what);
+    void *user;
+} gmem_tune_desc;
+
+/* For the context's device, while nothing else runs on it. CLBlast keeps what was tried last for the rest of the
+ * process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED, E_MEMORY, E_DEVICE, those of
+ * writing. */
+GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_desc *desc, gmem_tune_report *report,
+                                      gmem_error *error);
 
 /* >>generate ----------------------------------------------------------------------------------------------------- */
 
@@ -905,6 +1010,8 @@ GMEM__INLINE int64_t gmem__round_up(int64_t a, int64_t b) { return gmem__ceil_di
 
 struct gmem__ops;
 struct gmem__block;
+struct gmem__device; /* an OpenCL device, opened (backends/opencl/opencl.h) */
+struct gmem__stream; /* its queue and memory for one engine */
 
 struct gmem_context {
     gmem_allocator allocator;
@@ -915,9 +1022,11 @@ struct gmem_context {
     int no_map;
     gmem_isa isa;
     gmem_compute compute;
-    const struct gmem__ops *ops;
+    const struct gmem__ops *ops;            /* of the CPU */
     const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
-    char backend[32];
+    struct gmem__device *device;            /* what networks run on unless they say otherwise; NULL: the CPU */
+    gmem_backend asked;                     /* AUTO: what a device fails to do the CPU does */
+    char backend[160];
 };
 
 GMEM__FN gmem_allocator gmem__system_allocator(void);
@@ -928,11 +1037,15 @@ GMEM__FN void gmem__free(const gmem_context *context, void *memory, int64_t coun
 /* The same without the zeroing, for large buffers. */
 GMEM__FN void *gmem__alloc_raw(const gmem_context *context, int64_t count, size_t bytes);
 
+#define GMEM__ARENA_CUTS 24
+
 /* Activations live in one block sized beforehand: run the same takes on an arena without memory, reserve, and run them
  * again. A take from a full arena gives NULL and makes `used` exceed `bytes`. */
 typedef struct gmem__arena {
     char *memory;
     int64_t bytes, used;
+    int64_t cut[GMEM__ARENA_CUTS]; /* where the first takes end: a device may give each its own memory */
+    int cuts;
 } gmem__arena;
 GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
 /* Allocates what was taken so far and starts anew; 0 without memory, where `bytes` tells how much it would have been.
@@ -1010,8 +1123,10 @@ typedef struct gmem__weight {
 typedef struct gmem__store {
     const gmem_context *context;
     const gmem_file *file;
-    struct gmem__block *blocks; /* of owned memory, freed together */
-    int64_t parameters, bytes;  /* of what was taken */
+    struct gmem__device *device;          /* where operations want the weights; NULL: the host */
+    struct gmem__device_memory *uploaded; /* there: see gmem__store_upload */
+    struct gmem__block *blocks;           /* of owned memory, freed together */
+    int64_t parameters, bytes;            /* of what was taken */
 } gmem__store;
 GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
                                         gmem__weight *out, gmem_error *error);
@@ -1019,6 +1134,13 @@ GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int6
                                       int64_t kernel, gmem__weight *out, gmem_error *error);
 GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, int64_t count, const float **out,
                                         gmem_error *error);
+/* A matrix that stays on the host. */
+GMEM__FN gmem_status gmem__store_table(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                       gmem__weight *out, gmem_error *error);
+/* *values (count), in memory that stays: its address where operations want it. */
+GMEM__FN gmem_status gmem__store_place(gmem__store *store, const float **values, int64_t count, gmem_error *error);
+/* After everything was taken: brings it to the device, if there is one. */
+GMEM__FN gmem_status gmem__store_upload(gmem__store *store, gmem_error *error);
 GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count,
                                  size_t bytes); /* zero-filled, freed with the store */
 GMEM__FN void gmem__store_free(gmem__store *store);
@@ -1117,17 +1239,97 @@ typedef struct gmem__group_norm {
     int silu;
 } gmem__group_norm;
 
+/* The small rest of a pass and of a sampler, so that on a device nothing comes back to the host inside a step. -------
+ */
+
+/* to (rows, width), rows to_stride apart = from, rows from_stride apart. Where they overlap, `to` lies below `from`. */
+typedef struct gmem__copy {
+    float *to;
+    const float *from;
+    int64_t rows, width, to_stride, from_stride;
+} gmem__copy;
+
+/* latents (samples, channels, height, width) and patches (rows, samples * tokens), from the one to the other.
+ * To patches: rows are (channels, patch, patch). To latents: rows are (patch, patch, patch_channels), of which the
+ * first `channels` are used. */
+typedef struct gmem__patches {
+    float *latents, *patches;
+    int64_t samples, channels, height, width, patch, patch_channels;
+    int to_latents;
+} gmem__patches;
+
+#define GMEM__MAX_TERMS 8
+
+/* out = x_weight x + sum of weight[j] k[j], summed in double (or as exactly), rounded once. `out` may be any of the
+ * inputs. All are (rows, width), rows `stride` apart. */
+typedef struct gmem__combine {
+    float *out;
+    const float *x;
+    double x_weight;
+    int terms;
+    double weight[GMEM__MAX_TERMS];
+    const float *k[GMEM__MAX_TERMS];
+    int64_t rows, width, stride;
+} gmem__combine;
+
+/* y (columns, rows), rows y_stride apart = x (rows, columns) turned. */
+typedef struct gmem__transpose {
+    const float *x;
+    float *y;
+    int64_t rows, columns, y_stride;
+} gmem__transpose;
+
+/* Sum over count of (sum of weight[j] k[j] / (atol + rtol max(|x|, |y|)))^2; y may be NULL. */
+typedef struct gmem__error_norm {
+    int terms;
+    double weight[GMEM__MAX_TERMS];
+    const float *k[GMEM__MAX_TERMS];
+    const float *x, *y;
+    double atol, rtol;
+    int64_t count;
+} gmem__error_norm;
+
+/* change = sum |after - before - residual|, size = sum |residual|. after (rows, width), rows after_stride apart;
+ * before, residual (rows, width). */
+typedef struct gmem__change {
+    const float *after, *before, *residual;
+    int64_t rows, width, after_stride;
+} gmem__change;
+
+/* Philox's normal draws (random.c): out (count, per_picture). */
+typedef struct gmem__normal {
+    uint64_t seed;
+    int draw;
+    int64_t index, picture, count, per_picture;
+    float *out;
+} gmem__normal;
+
+/* y (channels, area) = x * scale + shift; scale, shift (channels). */
+typedef struct gmem__scale_shift {
+    const float *x, *scale, *shift;
+    float *y;
+    int64_t channels, area;
+} gmem__scale_shift;
+
+/* What a note of gmem__ops.finite is about, as bits. */
+enum { GMEM__NOTE_NETWORK = 1, GMEM__NOTE_MODEL = 2, GMEM__NOTE_STATE = 4, GMEM__NOTE_IMAGE = 8 };
+
 /* What an operation needs besides its arguments. One per pass; never used by two threads at once. */
 typedef struct gmem__engine {
     const struct gmem__ops *ops;
     int threads;
-    void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned */
+    void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned, of the host */
     /* The kernels of narrow products, found once: asking the processor takes longer than a small product. bf16 NULL:
      * f32 kernels on rounded operands. */
     const struct gmem__narrow *bf16, *int8;
     struct gmem__profiler *profiler; /* of ops that time others (profile.h), else NULL */
+    struct gmem__stream *stream;     /* of a device; NULL: the CPU */
 } gmem__engine;
 
+/* Every pointer to floats in an operation is into memory of the engine: the host's on the CPU; on a device an address
+ * that only the device's operations understand, made by `reserve` or by gmem__store_upload, with which the model's code
+ * does arithmetic and nothing else. Operations of a device run in order, later; what fails is kept, nothing after it
+ * runs, and `settle` tells. */
 typedef struct gmem__ops {
     const char *name; /* "cpu/avx2" */
     int64_t (*scratch_bytes)(int threads);
@@ -1137,6 +1339,33 @@ typedef struct gmem__ops {
     void (*attention)(const gmem__engine *engine, const gmem__attention *op);
     void (*conv)(const gmem__engine *engine, const gmem__conv *op);
     void (*group_norm)(const gmem__engine *engine, const gmem__group_norm *op);
+
+    void (*copy)(const gmem__engine *engine, const gmem__copy *op);
+    void (*patches)(const gmem__engine *engine, const gmem__patches *op);
+    void (*combine)(const gmem__engine *engine, const gmem__combine *op);
+    void (*transpose)(const gmem__engine *engine, const gmem__transpose *op);
+    void (*silu)(const gmem__engine *engine, float *x, int64_t count);
+    void (*normal)(const gmem__engine *engine, const gmem__normal *op);
+    void (*scale_shift)(const gmem__engine *engine, const gmem__scale_shift *op);
+    /* 0 where one of count is known not to be finite. A device returns 1 and notes it, for `settle`. */
+    int (*finite)(const gmem__engine *engine, const float *x, int64_t count, int note);
+    /* These wait for their result. */
+    double (*error_norm)(const gmem__engine *engine, const gmem__error_norm *op);
+    void (*change)(const gmem__engine *engine, const gmem__change *op, double *change, double *size);
+    void (*download)(const gmem__engine *engine, float *to, const float *from, int64_t count);
+    /* pixels (area, 3), of the host: clamp(127.5 x + offset, 0, 255) of x (3, area), truncated; NaN gives 0. */
+    void (*pixels)(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area, float offset);
+    /* to (count), of the engine `with` = from, of this one; both of the same device, or the host's. */
+    void (*hand_over)(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                      int64_t count);
+    /* `from` may change as soon as this returns. */
+    void (*upload)(const gmem__engine *engine, float *to, const float *from, int64_t count);
+    /* gmem__arena_reserve and gmem__arena_release with memory of the engine. */
+    int (*reserve)(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+    void (*release)(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+    /* Waits for everything; the first failure since the stream began, if any. `notes` receives and clears the notes;
+     * NULL after a download, which has waited: nothing more can fail then. */
+    gmem_status (*settle)(const gmem__engine *engine, int *notes, gmem_error *error);
 } gmem__ops;
 
 /* backends/cpu/cpu.c: the operations of an instruction set, or NULL where this processor or build lacks it.
@@ -1152,8 +1381,43 @@ GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem_
                                         gmem_compute *compute);
 GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
                                      gmem__packed *packed);
-/* An engine without scratch. */
-GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context);
+/* The CPU's engine, without scratch. */
+GMEM__FN gmem__engine gmem__cpu_engine(const gmem_context *context);
+/* engine.c: the device for a model that asks for this backend: the context's, or NULL. Errors: E_COMBINATION. */
+GMEM__FN gmem_status gmem__choose_device(const gmem_context *context, gmem_backend backend, struct gmem__device **out,
+                                         gmem_error *error);
+/* The engine where the store's weights are, without scratch, and what it holds released. */
+GMEM__FN gmem_status gmem__engine_open(const gmem__store *store, gmem__engine *engine, gmem_error *error);
+GMEM__FN void gmem__engine_close(gmem__engine *engine);
+/* ops->reserve, with an error that says for what there is no memory. */
+GMEM__FN gmem_status gmem__engine_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena,
+                                          const char *what, gmem_error *error);
+
+/* backends/opencl: what the rest asks of it (none.c where a build leaves it out) ----------------------------------- */
+
+/* Opens the device that the description asks for, self-test included. AUTO: E_NO_DEVICE unless it is a GPU, faster than
+ * the CPU. The context is complete but for its device. `*out` belongs to the caller. */
+GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem_context *context,
+                                       struct gmem__device **out, gmem_error *error);
+GMEM__FN void gmem__device_close(struct gmem__device *device);
+GMEM__FN const char *gmem__device_backend(const struct gmem__device *device); /* "opencl/NAME" */
+
+/* A weight or a vector of the host gets an address (store->uploaded is made when needed), which gmem__device_upload
+ * fills. */
+GMEM__FN gmem_status gmem__device_place_weight(gmem__store *store, gmem__weight *weight, gmem_error *error);
+GMEM__FN gmem_status gmem__device_place_vector(gmem__store *store, const float **values, int64_t count,
+                                               gmem_error *error);
+/* The weight's products are to compute in this type: it is converted on its way. */
+GMEM__FN gmem_status gmem__device_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute,
+                                         gmem_error *error);
+GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error);
+GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory);
+
+GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct gmem__device_memory *shared,
+                                       struct gmem__stream **out, gmem_error *error);
+GMEM__FN void gmem__stream_close(struct gmem__stream *stream);
+GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream); /* bytes of one buffer at most */
+GMEM__FN const gmem__ops *gmem__opencl_ops(void);
 
 /* The float and its bits: 1 where every one of `count` is finite. */
 GMEM__FN int gmem__all_finite(const float *x, int64_t count);
@@ -1372,6 +1636,7 @@ GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes) {
     int64_t size = 0, end = 0, start = gmem__round_up(arena->used, GMEM__ALIGNMENT);
     if (!gmem__mul(count, (int64_t)bytes, &size) || !gmem__add(start, size, &end)) end = INT64_MAX - GMEM__ALIGNMENT;
     arena->used = end;
+    if (!arena->memory && arena->cuts < GMEM__ARENA_CUTS) arena->cut[arena->cuts++] = end;
     return arena->memory && end <= arena->bytes ? arena->memory + start : NULL;
 }
 
@@ -6023,7 +6288,19 @@ GMEM__FN void *gmem__store_alloc(gmem__store *store, int64_t count, size_t bytes
     return gmem__blocks_take(store->context, &store->blocks, count, bytes, 64);
 }
 
-GMEM__FN void gmem__store_free(gmem__store *store) { gmem__blocks_free(store->context, &store->blocks); }
+GMEM__FN void gmem__store_free(gmem__store *store) {
+    if (store->uploaded) gmem__device_memory_free(store->context, store->uploaded);
+    store->uploaded = NULL;
+    gmem__blocks_free(store->context, &store->blocks);
+}
+
+GMEM__FN gmem_status gmem__store_place(gmem__store *store, const float **values, int64_t count, gmem_error *error) {
+    return store->device ? gmem__device_place_vector(store, values, count, error) : GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__store_upload(gmem__store *store, gmem_error *error) {
+    return store->device ? gmem__device_upload(store, error) : GMEM_OK;
+}
 
 static gmem_status gmem__store_no_memory(const gmem__store *store, const char *name, gmem_error *error) {
     gmem__quoted quoted;
@@ -6108,14 +6385,20 @@ static gmem_status gmem__store_rows(gmem__store *store, const gmem_tensor *tenso
     return GMEM_OK;
 }
 
-GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
-                                        gmem__weight *out, gmem_error *error) {
+GMEM__FN gmem_status gmem__store_table(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                       gmem__weight *out, gmem_error *error) {
     int64_t shape[2];
     const gmem_tensor *tensor;
     shape[0] = rows;
     shape[1] = cols;
     GMEM__TRY(gmem__need(store->file, name, 2, shape, &tensor, error));
     return gmem__store_rows(store, tensor, rows, cols, out, error);
+}
+
+GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
+                                        gmem__weight *out, gmem_error *error) {
+    GMEM__TRY(gmem__store_table(store, name, rows, cols, out, error));
+    return store->device ? gmem__device_place_weight(store, out, error) : GMEM_OK;
 }
 
 GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int64_t out_channels, int64_t in_channels,
@@ -6126,7 +6409,8 @@ GMEM__FN gmem_status gmem__store_conv(gmem__store *store, const char *name, int6
     shape[1] = in_channels;
     shape[2] = shape[3] = kernel;
     GMEM__TRY(gmem__need(store->file, name, 4, shape, &tensor, error));
-    return gmem__store_rows(store, tensor, out_channels, in_channels * kernel * kernel, out, error);
+    GMEM__TRY(gmem__store_rows(store, tensor, out_channels, in_channels * kernel * kernel, out, error));
+    return store->device ? gmem__device_place_weight(store, out, error) : GMEM_OK;
 }
 
 GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, int64_t count, const float **out,
@@ -6137,12 +6421,14 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
     GMEM__TRY(gmem__store_scale(store, tensor, count, &scale, error));
     GMEM__TRY(gmem__store_f32(store, tensor, count, scale, out, error));
     gmem__store_count(store, tensor, 1);
-    return GMEM_OK;
+    return gmem__store_place(store, out, count, error);
 }
 
 GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
                                         gmem_error *error) {
-    weight->compute = compute;
+    if (store->device) return gmem__device_narrow(store, weight, compute, error);
+    weight->compute = compute == GMEM_COMPUTE_F16 ? GMEM_COMPUTE_F32 : compute;
+    if (weight->compute == GMEM_COMPUTE_F32) return GMEM_OK;
     const int64_t bytes = gmem__cpu_packed_bytes(store->context, weight, swiglu, &weight->compute);
     if (bytes == 0) return GMEM_OK;
     void *memory = gmem__blocks_take_raw(store->context, &store->blocks, bytes);
@@ -6327,6 +6613,26 @@ GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64
 /* narrow.c: the kernel for products with this weight, or NULL; and the product. */
 GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight);
 GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const struct gmem__narrow *narrow);
+
+/* host.c: the operations that no instruction set does better. */
+GMEM__FN void gmem__host_copy(const gmem__engine *engine, const gmem__copy *op);
+GMEM__FN void gmem__host_patches(const gmem__engine *engine, const gmem__patches *op);
+GMEM__FN void gmem__host_combine(const gmem__engine *engine, const gmem__combine *op);
+GMEM__FN void gmem__host_transpose(const gmem__engine *engine, const gmem__transpose *op);
+GMEM__FN void gmem__host_silu(const gmem__engine *engine, float *x, int64_t count);
+GMEM__FN void gmem__host_normal(const gmem__engine *engine, const gmem__normal *op);
+GMEM__FN void gmem__host_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op);
+GMEM__FN int gmem__host_finite(const gmem__engine *engine, const float *x, int64_t count, int note);
+GMEM__FN double gmem__host_error_norm(const gmem__engine *engine, const gmem__error_norm *op);
+GMEM__FN void gmem__host_change(const gmem__engine *engine, const gmem__change *op, double *change, double *size);
+GMEM__FN void gmem__host_transfer(const gmem__engine *engine, float *to, const float *from, int64_t count);
+GMEM__FN void gmem__host_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area,
+                                float offset);
+GMEM__FN void gmem__host_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                                   int64_t count);
+GMEM__FN int gmem__host_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+GMEM__FN void gmem__host_release(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena);
+GMEM__FN gmem_status gmem__host_settle(const gmem__engine *engine, int *notes, gmem_error *error);
 
 #endif /* GMEM__CPU_H */
 
@@ -10814,6 +11120,163 @@ GMEM__FN void gmem__cpu_attention(const gmem__engine *engine, const gmem__attent
 GMEM__FN void gmem__cpu_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
     gmem__run_rows(engine, op, op->groups, 1, 1, GMEM__COLUMN_BLOCK, gmem__group_norm_task);
 }
+/* ---- backends/cpu/host.c ---- */
+/* The CPU's small operations and its memory: plain loops over what is too little to be worth vectors or threads. The
+ * same for every instruction set. */
+
+#include <math.h>
+
+GMEM__FN void gmem__host_copy(const gmem__engine *engine, const gmem__copy *op) {
+    (void)engine;
+    for (int64_t row = 0; row < op->rows; row++)
+        memmove(op->to + row * op->to_stride, op->from + row * op->from_stride, (size_t)op->width * sizeof(float));
+}
+
+/* The latent plane and the place in it where a row of patches starts. */
+static float *gmem__host_plane(const gmem__patches *op, int64_t sample, int64_t row) {
+    const int64_t p = op->patch, area = op->height * op->width;
+    const int64_t channel = op->to_latents ? row % op->patch_channels : row / (p * p);
+    const int64_t place = op->to_latents ? row / op->patch_channels : row % (p * p);
+    if (channel >= op->channels) return NULL; /* a learned sigma is dropped */
+    return op->latents + (sample * op->channels + channel) * area + place / p * op->width + place % p;
+}
+
+GMEM__FN void gmem__host_patches(const gmem__engine *engine, const gmem__patches *op) {
+    const int64_t p = op->patch, columns = op->width / p, tokens = op->height / p * columns;
+    const int64_t rows = p * p * (op->to_latents ? op->patch_channels : op->channels);
+    (void)engine;
+    for (int64_t sample = 0; sample < op->samples; sample++) {
+        for (int64_t row = 0; row < rows; row++) {
+            float *const plane = gmem__host_plane(op, sample, row);
+            float *const patches = op->patches + (row * op->samples + sample) * tokens;
+            for (int64_t token = 0; plane && token < tokens; token++) {
+                float *const latent = plane + token / columns * p * op->width + token % columns * p;
+                if (op->to_latents)
+                    *latent = patches[token];
+                else
+                    patches[token] = *latent;
+            }
+        }
+    }
+}
+
+GMEM__FN void gmem__host_combine(const gmem__engine *engine, const gmem__combine *op) {
+    (void)engine;
+    for (int64_t row = 0; row < op->rows; row++) {
+        for (int64_t i = row * op->stride; i < row * op->stride + op->width; i++) {
+            double sum = op->x_weight * (double)op->x[i];
+            for (int j = 0; j < op->terms; j++)
+                sum += op->weight[j] * (double)op->k[j][i];
+            op->out[i] = (float)sum;
+        }
+    }
+}
+
+GMEM__FN void gmem__host_transpose(const gmem__engine *engine, const gmem__transpose *op) {
+    (void)engine;
+    for (int64_t column = 0; column < op->columns; column++) {
+        for (int64_t row = 0; row < op->rows; row++)
+            op->y[column * op->y_stride + row] = op->x[row * op->columns + column];
+    }
+}
+
+GMEM__FN void gmem__host_silu(const gmem__engine *engine, float *x, int64_t count) {
+    (void)engine;
+    for (int64_t i = 0; i < count; i++)
+        x[i] = x[i] / (1.0f + expf(-x[i]));
+}
+
+GMEM__FN void gmem__host_normal(const gmem__engine *engine, const gmem__normal *op) {
+    gmem_rng rng;
+    (void)engine;
+    gmem_rng_init(&rng, GMEM_RNG_PHILOX, op->seed);
+    gmem_rng_normal(&rng, (gmem_draw)op->draw, op->index, op->picture, op->count, op->per_picture, op->out);
+}
+
+GMEM__FN void gmem__host_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op) {
+    (void)engine;
+    for (int64_t channel = 0; channel < op->channels; channel++) {
+        const float *x = op->x + channel * op->area;
+        float *y = op->y + channel * op->area;
+        for (int64_t i = 0; i < op->area; i++)
+            y[i] = x[i] * op->scale[channel] + op->shift[channel];
+    }
+}
+
+GMEM__FN int gmem__host_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
+    (void)engine;
+    (void)note;
+    return gmem__all_finite(x, count);
+}
+
+GMEM__FN double gmem__host_error_norm(const gmem__engine *engine, const gmem__error_norm *op) {
+    double sum = 0;
+    (void)engine;
+    for (int64_t i = 0; i < op->count; i++) {
+        double estimate = 0, size = fabs((double)op->x[i]);
+        for (int j = 0; j < op->terms; j++)
+            estimate += op->weight[j] * (double)op->k[j][i];
+        if (op->y) size = fmax(size, fabs((double)op->y[i]));
+        estimate /= op->atol + op->rtol * size;
+        sum += estimate * estimate;
+    }
+    return sum;
+}
+
+GMEM__FN void gmem__host_change(const gmem__engine *engine, const gmem__change *op, double *change, double *size) {
+    (void)engine;
+    *change = *size = 0;
+    for (int64_t row = 0; row < op->rows; row++) {
+        const float *after = op->after + row * op->after_stride;
+        const float *before = op->before + row * op->width, *residual = op->residual + row * op->width;
+        for (int64_t i = 0; i < op->width; i++) {
+            *change += fabs((double)after[i] - (double)before[i] - (double)residual[i]);
+            *size += fabs((double)residual[i]);
+        }
+    }
+}
+
+GMEM__FN void gmem__host_transfer(const gmem__engine *engine, float *to, const float *from, int64_t count) {
+    (void)engine;
+    memcpy(to, from, (size_t)count * sizeof(float));
+}
+
+static uint8_t gmem__host_pixel(float y, float offset) {
+    const float value = 127.5f * y + offset;
+    return (uint8_t)(!(value > 0) ? 0 : value >= 255 ? 255 : value);
+}
+
+GMEM__FN void gmem__host_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area,
+                                float offset) {
+    (void)engine;
+    for (int64_t i = 0; i < area; i++) {
+        for (int64_t c = 0; c < 3; c++)
+            pixels[3 * i + c] = gmem__host_pixel(x[c * area + i], offset);
+    }
+}
+
+GMEM__FN void gmem__host_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                                   int64_t count) {
+    (void)with;
+    gmem__host_transfer(engine, to, from, count);
+}
+
+GMEM__FN int gmem__host_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
+    (void)engine;
+    return gmem__arena_reserve(context, arena);
+}
+
+GMEM__FN void gmem__host_release(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
+    (void)engine;
+    gmem__arena_release(context, arena);
+}
+
+GMEM__FN gmem_status gmem__host_settle(const gmem__engine *engine, int *notes, gmem_error *error) {
+    (void)engine;
+    (void)error;
+    if (notes) *notes = 0;
+    return GMEM_OK;
+}
 /* ---- backends/cpu/cpu.c ---- */
 /* The CPU's operations: the choice of the instruction set, and the products cut into tasks. OpenMP pragmas stay in this
  * file, outside the kernels' target regions, where compilers mishandle them. */
@@ -11065,12 +11528,34 @@ static int gmem__has_isa(gmem_isa isa) {
 }
 #endif
 
-#define GMEM__CPU_OPS(name, kernels)                                   \
-    {                                                                  \
-        {name,           gmem__cpu_scratch_bytes, gmem__cpu_linear,    \
-         gmem__cpu_norm, gmem__cpu_rotate,        gmem__cpu_attention, \
-         gmem__cpu_conv, gmem__cpu_group_norm},                        \
-            kernels                                                    \
+#define GMEM__CPU_OPS(name, kernels) \
+    {                                \
+        {name,                       \
+         gmem__cpu_scratch_bytes,    \
+         gmem__cpu_linear,           \
+         gmem__cpu_norm,             \
+         gmem__cpu_rotate,           \
+         gmem__cpu_attention,        \
+         gmem__cpu_conv,             \
+         gmem__cpu_group_norm,       \
+         gmem__host_copy,            \
+         gmem__host_patches,         \
+         gmem__host_combine,         \
+         gmem__host_transpose,       \
+         gmem__host_silu,            \
+         gmem__host_normal,          \
+         gmem__host_scale_shift,     \
+         gmem__host_finite,          \
+         gmem__host_error_norm,      \
+         gmem__host_change,          \
+         gmem__host_transfer,        \
+         gmem__host_pixels,          \
+         gmem__host_hand_over,       \
+         gmem__host_transfer,        \
+         gmem__host_reserve,         \
+         gmem__host_release,         \
+         gmem__host_settle},         \
+            kernels                  \
     }
 
 GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen) {
@@ -11506,6 +11991,6095 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
 #undef GMEM__ATOMIC_LOAD
 #undef GMEM__ATOMIC_STORE
 #undef GMEM__ATOMIC_CLAIM
+/* ---- backends/opencl/none.c ---- */
+/* What the rest calls of the OpenCL backend, in a build that leaves it out. */
+
+#ifdef GMEM_NO_OPENCL
+
+GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem_context *context,
+                                       struct gmem__device **out, gmem_error *error) {
+    (void)desc;
+    (void)context;
+    (void)out;
+    return gmem__fail(error, GMEM_E_UNSUPPORTED, "this build has no OpenCL (GMEM_NO_OPENCL)");
+}
+
+GMEM_API gmem_status gmem_devices(const gmem_opencl *hook, gmem_device_info *out, int capacity, int *count,
+                                  gmem_error *error) {
+    (void)hook;
+    (void)out;
+    (void)capacity;
+    (void)count;
+    return gmem__fail(error, GMEM_E_UNSUPPORTED, "this build has no OpenCL (GMEM_NO_OPENCL)");
+}
+GMEM_API gmem_status gmem_device_check(const gmem_context_desc *desc, double *device_seconds, double *cpu_seconds,
+                                       gmem_error *error) {
+    (void)desc;
+    (void)device_seconds;
+    (void)cpu_seconds;
+    return gmem__fail(error, GMEM_E_UNSUPPORTED, "this build has no OpenCL (GMEM_NO_OPENCL)");
+}
+
+/* Without a device nothing below is ever reached. */
+
+GMEM__FN void gmem__device_close(struct gmem__device *device) { (void)device; }
+GMEM__FN const char *gmem__device_backend(const struct gmem__device *device) {
+    (void)device;
+    return "";
+}
+GMEM__FN gmem_status gmem__device_place_weight(gmem__store *store, gmem__weight *weight, gmem_error *error) {
+    (void)store;
+    (void)weight;
+    (void)error;
+    return GMEM_E_UNSUPPORTED;
+}
+GMEM__FN gmem_status gmem__device_place_vector(gmem__store *store, const float **values, int64_t count,
+                                               gmem_error *error) {
+    (void)store;
+    (void)values;
+    (void)count;
+    (void)error;
+    return GMEM_E_UNSUPPORTED;
+}
+GMEM__FN gmem_status gmem__device_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute,
+                                         gmem_error *error) {
+    (void)store;
+    (void)weight;
+    (void)compute;
+    (void)error;
+    return GMEM_E_UNSUPPORTED;
+}
+GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error) {
+    (void)store;
+    (void)error;
+    return GMEM_E_UNSUPPORTED;
+}
+GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory) {
+    (void)context;
+    (void)memory;
+}
+GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct gmem__device_memory *shared,
+                                       struct gmem__stream **out, gmem_error *error) {
+    (void)device;
+    (void)shared;
+    (void)out;
+    (void)error;
+    return GMEM_E_UNSUPPORTED;
+}
+GMEM__FN void gmem__stream_close(struct gmem__stream *stream) { (void)stream; }
+GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
+    (void)stream;
+    return 0;
+}
+GMEM__FN const gmem__ops *gmem__opencl_ops(void) { return NULL; }
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/load.c ---- */
+/* The functions of OpenCL and CLBlast, found when a program runs, so that it also runs where there are none: through
+ * the caller's hook, or from the system's libraries. And the names of their codes, as errors tell them. */
+/* ---- backends/opencl/opencl.h ---- */
+/* The OpenCL backend's inside. From the outside in: the libraries' functions (load.c), devices and the choice among
+ * them (devices.c), an opened device with its program (device.c, program.c, tune.c), a stream of operations on it with
+ * its memory (stream.c, memory.c), and the operations (product.c, ops.c) on the kernels (*.cl). */
+#ifndef GMEM__OPENCL_H
+#define GMEM__OPENCL_H
+
+/* ---- backends/opencl/cl.h ---- */
+/* What is used of OpenCL 1.2 (Khronos, "The OpenCL Specification", version 1.2) and of CLBlast's C interface: types,
+ * numbers, and the functions as one list, from which the table, its loading and the names in errors are made. No header
+ * of theirs is needed to compile, no library to link. */
+#ifndef GMEM__CL_H
+#define GMEM__CL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define GMEM__CL_CALL __stdcall
+#else
+#define GMEM__CL_CALL
+#endif
+
+typedef struct gmem__cl_platform_object *gmem__cl_platform;
+typedef struct gmem__cl_device_object *gmem__cl_device_id;
+typedef struct gmem__cl_context_object *gmem__cl_context;
+typedef struct gmem__cl_queue_object *gmem__cl_queue;
+typedef struct gmem__cl_memory_object *gmem__cl_mem;
+typedef struct gmem__cl_program_object *gmem__cl_program;
+typedef struct gmem__cl_kernel_object *gmem__cl_kernel;
+typedef struct gmem__cl_event_object *gmem__cl_event;
+typedef uint64_t gmem__cl_bits;
+
+enum {
+    GMEM__CL_SUCCESS = 0,
+    GMEM__CL_DEVICE_NOT_FOUND = -1,
+    GMEM__CL_PLATFORM_NOT_FOUND_KHR = -1001,
+
+    GMEM__CL_PLATFORM_VERSION = 0x0901,
+    GMEM__CL_PLATFORM_NAME = 0x0902,
+
+    GMEM__CL_DEVICE_TYPE = 0x1000,
+    GMEM__CL_DEVICE_MAX_COMPUTE_UNITS = 0x1002,
+    GMEM__CL_DEVICE_MAX_WORK_GROUP_SIZE = 0x1004,
+    GMEM__CL_DEVICE_MAX_WORK_ITEM_SIZES = 0x1005,
+    GMEM__CL_DEVICE_MAX_MEM_ALLOC_SIZE = 0x1010,
+    GMEM__CL_DEVICE_GLOBAL_MEM_SIZE = 0x101F,
+    GMEM__CL_DEVICE_LOCAL_MEM_SIZE = 0x1023,
+    GMEM__CL_DEVICE_ENDIAN_LITTLE = 0x1026,
+    GMEM__CL_DEVICE_AVAILABLE = 0x1027,
+    GMEM__CL_DEVICE_COMPILER_AVAILABLE = 0x1028,
+    GMEM__CL_DEVICE_NAME = 0x102B,
+    GMEM__CL_DEVICE_VENDOR = 0x102C,
+    GMEM__CL_DRIVER_VERSION = 0x102D,
+    GMEM__CL_DEVICE_VERSION = 0x102F,
+    GMEM__CL_DEVICE_EXTENSIONS = 0x1030,
+    GMEM__CL_DEVICE_HOST_UNIFIED_MEMORY = 0x1035,
+    GMEM__CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT = 0x103A,
+
+    GMEM__CL_DEVICE_TYPE_CPU = 1 << 1,
+    GMEM__CL_DEVICE_TYPE_GPU = 1 << 2,
+    GMEM__CL_DEVICE_TYPE_ACCELERATOR = 1 << 3,
+
+    GMEM__CL_CONTEXT_PLATFORM = 0x1084,
+    GMEM__CL_MEM_READ_WRITE = 1 << 0,
+    GMEM__CL_MEM_READ_ONLY = 1 << 2,
+    GMEM__CL_MEM_USE_HOST_PTR = 1 << 3,
+
+    GMEM__CL_PROGRAM_BINARY_SIZES = 0x1165,
+    GMEM__CL_PROGRAM_BINARIES = 0x1166,
+    GMEM__CL_PROGRAM_BUILD_LOG = 0x1183,
+    GMEM__CL_KERNEL_WORK_GROUP_SIZE = 0x11B0,
+
+    GMEM__CLBLAST_ROW_MAJOR = 101,
+    GMEM__CLBLAST_NO_TRANSPOSE = 111,
+    GMEM__CLBLAST_TRANSPOSE = 112,
+    GMEM__CLBLAST_SINGLE = 32
+};
+
+/* X(result, name, parameters) */
+#define GMEM__CL_FUNCTIONS(X)                                                                                          \
+    X(int32_t, clGetPlatformIDs, (uint32_t capacity, gmem__cl_platform * out, uint32_t * count))                       \
+    X(int32_t, clGetPlatformInfo, (gmem__cl_platform platform, uint32_t what, size_t bytes, void *out, size_t *size))  \
+    X(int32_t, clGetDeviceIDs,                                                                                         \
+      (gmem__cl_platform platform, gmem__cl_bits type, uint32_t capacity, gmem__cl_device_id * out, uint32_t * count)) \
+    X(int32_t, clGetDeviceInfo, (gmem__cl_device_id device, uint32_t what, size_t bytes, void *out, size_t *size))     \
+    X(gmem__cl_context, clCreateContext,                                                                               \
+      (const intptr_t *properties, uint32_t count, const gmem__cl_device_id *devices,                                  \
+       void(GMEM__CL_CALL * notify)(const char *, const void *, size_t, void *), void *user, int32_t *status))         \
+    X(int32_t, clReleaseContext, (gmem__cl_context context))                                                           \
+    X(gmem__cl_queue, clCreateCommandQueue,                                                                            \
+      (gmem__cl_context context, gmem__cl_device_id device, gmem__cl_bits properties, int32_t * status))               \
+    X(int32_t, clReleaseCommandQueue, (gmem__cl_queue queue))                                                          \
+    X(gmem__cl_mem, clCreateBuffer,                                                                                    \
+      (gmem__cl_context context, gmem__cl_bits flags, size_t bytes, void *host, int32_t *status))                      \
+    X(int32_t, clReleaseMemObject, (gmem__cl_mem memory))                                                              \
+    X(int32_t, clEnqueueWriteBuffer,                                                                                   \
+      (gmem__cl_queue queue, gmem__cl_mem memory, uint32_t blocking, size_t offset, size_t bytes, const void *from,    \
+       uint32_t waits, const gmem__cl_event *wait, gmem__cl_event *event))                                             \
+    X(int32_t, clEnqueueReadBuffer,                                                                                    \
+      (gmem__cl_queue queue, gmem__cl_mem memory, uint32_t blocking, size_t offset, size_t bytes, void *to,            \
+       uint32_t waits, const gmem__cl_event *wait, gmem__cl_event *event))                                             \
+    X(gmem__cl_program, clCreateProgramWithSource,                                                                     \
+      (gmem__cl_context context, uint32_t count, const char **lines, const size_t *lengths, int32_t *status))          \
+    X(gmem__cl_program, clCreateProgramWithBinary,                                                                     \
+      (gmem__cl_context context, uint32_t count, const gmem__cl_device_id *devices, const size_t *bytes,               \
+       const unsigned char **binaries, int32_t *each, int32_t *status))                                                \
+    X(int32_t, clBuildProgram,                                                                                         \
+      (gmem__cl_program program, uint32_t count, const gmem__cl_device_id *devices, const char *options,               \
+       void(GMEM__CL_CALL * notify)(gmem__cl_program, void *), void *user))                                            \
+    X(int32_t, clGetProgramInfo, (gmem__cl_program program, uint32_t what, size_t bytes, void *out, size_t *size))     \
+    X(int32_t, clGetProgramBuildInfo,                                                                                  \
+      (gmem__cl_program program, gmem__cl_device_id device, uint32_t what, size_t bytes, void *out, size_t *size))     \
+    X(int32_t, clReleaseProgram, (gmem__cl_program program))                                                           \
+    X(gmem__cl_kernel, clCreateKernel, (gmem__cl_program program, const char *name, int32_t *status))                  \
+    X(int32_t, clReleaseKernel, (gmem__cl_kernel kernel))                                                              \
+    X(int32_t, clSetKernelArg, (gmem__cl_kernel kernel, uint32_t index, size_t bytes, const void *value))              \
+    X(int32_t, clGetKernelWorkGroupInfo,                                                                               \
+      (gmem__cl_kernel kernel, gmem__cl_device_id device, uint32_t what, size_t bytes, void *out, size_t *size))       \
+    X(int32_t, clEnqueueNDRangeKernel,                                                                                 \
+      (gmem__cl_queue queue, gmem__cl_kernel kernel, uint32_t dimensions, const size_t *offset, const size_t *global,  \
+       const size_t *local, uint32_t waits, const gmem__cl_event *wait, gmem__cl_event *event))                        \
+    X(int32_t, clFlush, (gmem__cl_queue queue))                                                                        \
+    X(int32_t, clFinish, (gmem__cl_queue queue))
+
+/* The same of CLBlast, without which the backend's own kernels do all products. */
+#define GMEM__CLBLAST_FUNCTIONS(X)                                                                                     \
+    X(int, CLBlastSgemm,                                                                                               \
+      (int layout, int a_transpose, int b_transpose, size_t m, size_t n, size_t k, float alpha, gmem__cl_mem a,        \
+       size_t a_offset, size_t a_ld, gmem__cl_mem b, size_t b_offset, size_t b_ld, float beta, gmem__cl_mem c,         \
+       size_t c_offset, size_t c_ld, gmem__cl_queue *queue, gmem__cl_event *event))                                    \
+    X(int, CLBlastSgemmStridedBatched,                                                                                 \
+      (int layout, int a_transpose, int b_transpose, size_t m, size_t n, size_t k, float alpha, gmem__cl_mem a,        \
+       size_t a_offset, size_t a_ld, size_t a_stride, gmem__cl_mem b, size_t b_offset, size_t b_ld, size_t b_stride,   \
+       float beta, gmem__cl_mem c, size_t c_offset, size_t c_ld, size_t c_stride, size_t count, gmem__cl_queue *queue, \
+       gmem__cl_event *event))                                                                                         \
+    X(int, CLBlastSconvgemm,                                                                                           \
+      (int mode, size_t channels, size_t height, size_t width, size_t kernel_h, size_t kernel_w, size_t pad_h,         \
+       size_t pad_w, size_t stride_h, size_t stride_w, size_t dilation_h, size_t dilation_w, size_t kernels,           \
+       size_t batch, gmem__cl_mem image, size_t image_offset, gmem__cl_mem kernel, size_t kernel_offset,               \
+       gmem__cl_mem result, size_t result_offset, gmem__cl_queue *queue, gmem__cl_event *event))                       \
+    X(int, CLBlastOverrideParameters,                                                                                  \
+      (gmem__cl_device_id device, const char *kernel, int precision, size_t count, const char **names,                 \
+       const size_t *values))                                                                                          \
+    X(int, CLBlastClearCache, (void))
+
+/* A member may be NULL in the second group only. */
+typedef struct gmem__cl_api {
+#define GMEM__CL_MEMBER(result, name, parameters) result(GMEM__CL_CALL *name) parameters;
+    GMEM__CL_FUNCTIONS(GMEM__CL_MEMBER)
+#undef GMEM__CL_MEMBER
+#define GMEM__CL_MEMBER(result, name, parameters) result(*name) parameters;
+    GMEM__CLBLAST_FUNCTIONS(GMEM__CL_MEMBER)
+#undef GMEM__CL_MEMBER
+} gmem__cl_api;
+
+#endif /* GMEM__CL_H */
+
+/* load.c ---------------------------------------------------------------------------------------------------------- */
+
+/* The functions, and the libraries that they came from, to be closed. */
+typedef struct gmem__cl_library {
+    gmem__cl_api api;
+    void *opened[2];
+    int has_clblast;
+} gmem__cl_library;
+
+/* Errors: E_NO_DEVICE (no library, or one that lacks a function: the message names it). */
+GMEM__FN gmem_status gmem__cl_load(const gmem_opencl *hook, gmem__cl_library *out, gmem_error *error);
+GMEM__FN void gmem__cl_unload(gmem__cl_library *library);
+/* "CL_OUT_OF_RESOURCES", "-9999": OpenCL's and CLBlast's codes. */
+GMEM__FN const char *gmem__cl_code_name(gmem__quoted *buffer, int code);
+/* E_DEVICE, or E_MEMORY for the codes that say so, "clBuildProgram: CL_BUILD_PROGRAM_FAILURE (-11)". */
+GMEM__FN gmem_status gmem__cl_fail(gmem_error *error, const char *call, int code);
+
+/* devices.c: what there is ---------------------------------------------------------------------------------------- */
+
+/* What a device says of itself, and the smaller of that and of what the caller allows. */
+typedef struct gmem__cl_limits {
+    gmem__cl_bits type;
+    char name[128], vendor[64], driver[64], version[64], platform[64];
+    int64_t memory, largest; /* bytes: of all buffers, of one */
+    int64_t local_memory;    /* bytes of a work-group */
+    int64_t work_group;      /* work-items */
+    int64_t work_items[3];   /* of a work-group in each dimension */
+    int64_t units;           /* compute units */
+    int unified;             /* shares the host's memory */
+    int fp16;                /* cl_khr_fp16 */
+    int vector_width;        /* floats of a vector instruction, or 1 */
+    int is_cpu;              /* runs on the host's processor */
+    const char *unusable;    /* why gmem cannot use it, or NULL */
+} gmem__cl_limits;
+
+typedef struct gmem__cl_found {
+    gmem__cl_platform platform;
+    gmem__cl_device_id id;
+    gmem__cl_limits limits;
+} gmem__cl_found;
+
+#define GMEM__CL_MAX_DEVICES 32
+
+/* Every device of every platform, in the order in which they are numbered; at most GMEM__CL_MAX_DEVICES. A platform
+ * or a device that cannot be asked is passed over. Errors: E_NO_DEVICE where there is none, E_DEVICE. */
+GMEM__FN gmem_status gmem__cl_list(const gmem__cl_api *api, gmem__cl_found *out, int *count, gmem_error *error);
+/* The one that `device` (gmem_context_desc.device) means. gpu_only: of GPUs alone. Errors: E_NO_DEVICE. */
+GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const char *device, int gpu_only, int *out,
+                                   gmem_error *error);
+
+/* kernels --------------------------------------------------------------------------------------------------------- */
+
+/* Every kernel of the program: X(name). The order is that of gmem__cl_kernel_id. First product.cl's, then kernels.cl's.
+ */
+#define GMEM__CL_KERNELS(X) \
+    X(product)              \
+    X(product_tile)         \
+    X(finish_product)       \
+    X(pack_rows)            \
+    X(pack_columns)         \
+    X(pack_panels)          \
+    X(column_scales)        \
+    X(norm)                 \
+    X(rotate_heads)         \
+    X(softmax)              \
+    X(group_moments)        \
+    X(group_norm)           \
+    X(copy)                 \
+    X(to_patches)           \
+    X(to_latents)           \
+    X(combine)              \
+    X(transpose)            \
+    X(silu)                 \
+    X(normal)               \
+    X(scale_shift)          \
+    X(pixels)               \
+    X(note_finite)          \
+    X(error_norm)           \
+    X(change)
+
+typedef enum gmem__cl_kernel_id {
+#define GMEM__CL_KERNEL_ENUM(name) GMEM__CL_##name,
+    GMEM__CL_KERNELS(GMEM__CL_KERNEL_ENUM)
+#undef GMEM__CL_KERNEL_ENUM
+        GMEM__CL_KERNEL_COUNT
+} gmem__cl_kernel_id;
+
+/* program.c: the text of the .cl files as lines, ended by NULL; their options for a device; the program, from the
+ * context's cache folder where it is there, else compiled and put there. What -D says of tiles: gmem__product_options.
+ */
+GMEM__FN const char *const *gmem__cl_source(void);
+
+/* device.c: an opened device -------------------------------------------------------------------------------------- */
+
+/* Which way a matrix product goes. */
+typedef enum gmem__cl_way {
+    GMEM__CL_WAY_AUTO,   /* what tuning says of the shape, else by the kind of device */
+    GMEM__CL_WAY_OWN,    /* the `product` kernel: local memory, for GPUs */
+    GMEM__CL_WAY_TILE,   /* the `product_tile` kernel: a register tile for each work-item, for processors */
+    GMEM__CL_WAY_CLBLAST /* CLBlast, then `finish_product` */
+} gmem__cl_way;
+
+/* The sizes that are compiled into product.cl's kernels. */
+typedef struct gmem__cl_tiles {
+    /* product: the sums that a work-item keeps (rows even), the work-items of a group, the depth held in local memory
+     */
+    int item_rows, item_columns, group_rows, group_columns, group_depth;
+    /* product_tile: the sums that a work-item keeps in registers: rows (4, 6, 8 or 12) of 1, 2 or 4 vectors of 4, 8 or
+     * 16; the columns (a multiple of a tile's) and the depth that it goes through in its caches */
+    int tile_rows, tile_vectors, tile_width, tile_columns, tile_depth;
+} gmem__cl_tiles;
+
+/* What tuning found, or the defaults (tune.c). */
+typedef struct gmem__cl_tuning {
+    gmem__cl_way way; /* of shapes that are not in the table, where there is none */
+    int tuned;        /* from the cache folder */
+    gmem__cl_tiles tiles;
+    struct {
+        int64_t rows, depth, columns; /* the nearest decides */
+        gmem__cl_way way;
+    } shapes[32];
+    int shape_count;
+} gmem__cl_tuning;
+
+/* One per context, read by all its networks and never changed once opened, but for the two counters (atomic). */
+struct gmem__device {
+    const gmem_context *context; /* for its allocator, files and log */
+    gmem__cl_library library;
+    gmem__cl_found found;
+    gmem__cl_context cl;
+    gmem__cl_program program;
+    int compiled; /* the program, anew: not from the cache folder */
+    gmem__cl_tuning tuning;
+    int64_t next_address;
+    int64_t used;      /* bytes of all buffers, at most found.limits.memory */
+    char backend[160]; /* "opencl/NAME" */
+};
+
+/* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one that
+ * differs. And what a product of a usual size takes (on this device, on the context's CPU). */
+GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *error);
+GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double seconds[2], gmem_error *error);
+/* program.c: from the cache folder, else compiled. And put there when it has been tested: some drivers compile more when
+ * a kernel is first run, and what they have by then is in the binary. What fails of the cache is logged. */
+GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error);
+GMEM__FN void gmem__device_keep(const struct gmem__device *device, const char *cache_dir);
+/* tune.c: applies what the cache folder holds for this device, if anything. */
+GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir);
+
+/* A file NAME of the cache folder, read whole or written whole; both checked: the folder exists and only its owner
+ * writes to it, a file ends with its own checksum. cache_dir NULL: E_OPEN. (cache.c) */
+GMEM__FN gmem_status gmem__cl_cache_read(const gmem_context *context, const char *cache_dir, const char *name,
+                                         gmem__bytes *out, gmem_error *error);
+GMEM__FN gmem_status gmem__cl_cache_write(const gmem_context *context, const char *cache_dir, const char *name,
+                                          const void *data, int64_t bytes, gmem_error *error);
+/* FNV-1a, 64 bits: checksums and names of those files. */
+GMEM__FN uint64_t gmem__fnv1a(const void *data, int64_t bytes);
+
+/* memory.c: addresses and buffers --------------------------------------------------------------------------------- */
+
+/* A run of addresses with one buffer behind it. Addresses are unique in a device, so a stream finds its own and its
+ * network's by looking into both lists. */
+typedef struct gmem__cl_buffer {
+    uint64_t address;
+    int64_t bytes;       /* on the device */
+    gmem__cl_mem memory; /* NULL: streamed from `host`, as it lies there, when an operation wants it */
+    /* uploaded memory only: where it comes from, (rows, cols) of `from`, rows row_stride elements apart */
+    const void *host;
+    const float *scale; /* (rows) host, what multiplies each row of I8; or NULL */
+    float *measured;    /* (rows) host, receives what divided each row on its way to I8; or NULL */
+    gmem_type from, to;
+    int64_t rows, cols, row_stride;
+    int is_matrix; /* may be streamed */
+} gmem__cl_buffer;
+
+/* Ascending addresses. */
+typedef struct gmem__device_memory {
+    struct gmem__device *device;
+    gmem__cl_buffer *buffers;
+    int64_t count, capacity;
+    int64_t resident_bytes, streamed_bytes, largest_streamed;
+    int wraps; /* some buffer's memory is the host's */
+} gmem__device_memory;
+
+/* Every buffer of the device is made and released by these two, which count. Within the limits, else E_MEMORY.
+ * `host`, where not NULL, is wrapped, and only read. */
+GMEM__FN gmem_status gmem__device_buffer(struct gmem__device *device, int64_t bytes, const void *host,
+                                         gmem__cl_mem *out, gmem_error *error);
+GMEM__FN void gmem__device_buffer_release(struct gmem__device *device, gmem__cl_mem memory, int64_t bytes);
+/* Bytes of the device's memory that nobody uses. */
+GMEM__FN int64_t gmem__device_left(struct gmem__device *device);
+/* So many bytes of addresses, nobody else's, with room around; 0 where there are no more. */
+GMEM__FN uint64_t gmem__device_addresses(struct gmem__device *device, int64_t bytes);
+/* Appends a buffer, whose address is above the others'; 0 without memory. */
+GMEM__FN int gmem__device_memory_add(const gmem_context *context, gmem__device_memory *memory,
+                                     const gmem__cl_buffer *buffer);
+/* The buffer that holds the address, or NULL. */
+GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address);
+/* Releases the buffers that begin in this run of addresses; all of them, with the list. */
+GMEM__FN void gmem__device_memory_drop(gmem__device_memory *memory, uint64_t address, int64_t bytes);
+GMEM__FN void gmem__device_memory_clear(const gmem_context *context, gmem__device_memory *memory);
+
+/* stream.c: operations in order ----------------------------------------------------------------------------------- */
+
+enum {
+    GMEM__CL_SCRATCH_PRODUCT, /* product.c's four: a result before its epilogue, operands packed, scales of columns */
+    GMEM__CL_SCRATCH_ROWS,
+    GMEM__CL_SCRATCH_COLUMNS,
+    GMEM__CL_SCRATCH_SCALES,
+    GMEM__CL_SCRATCH_SCORES,
+    GMEM__CL_SCRATCH_SUMS,
+    GMEM__CL_SCRATCHES
+};
+
+/* Buffers through which a stream's weights come; an operation has one weight. And what weights leave for activations,
+ * bytes, at most; of small devices a half. */
+#define GMEM__CL_POOL        2
+#define GMEM__CL_ACTIVATIONS ((int64_t)1 << 30)
+
+struct gmem__stream {
+    struct gmem__device *device;
+    const gmem__device_memory *shared; /* of the network, or NULL */
+    gmem__device_memory own;           /* of the stream's arenas */
+    gmem__cl_queue queue;
+    gmem__cl_kernel kernels[GMEM__CL_KERNEL_COUNT]; /* made when first launched */
+    int64_t work_group[GMEM__CL_KERNEL_COUNT];      /* work-items that the device can do of each */
+    gmem__cl_mem notes;                             /* one int: bits of what was not finite */
+    struct {
+        gmem__cl_mem memory;
+        int64_t bytes;
+    } scratch[GMEM__CL_SCRATCHES]; /* of the operations, grown when first needed */
+    struct {                       /* of streamed weights, the one used longest ago is next */
+        gmem__cl_mem memory;
+        int64_t bytes;
+        uint64_t address;
+        uint64_t used;
+    } pool[GMEM__CL_POOL];
+    uint64_t clock;
+    int reads_host;    /* commands may be reading the host's memory: it must stay until they are done */
+    int launches;      /* since the last flush */
+    gmem_error failed; /* the first failure; code GMEM_OK while there is none */
+};
+
+/* Whether everything is well so far; each operation asks first. */
+GMEM__INLINE int gmem__stream_ok(const struct gmem__stream *stream) { return stream->failed.code == GMEM_OK; }
+/* Keeps the first failure. Returns whether the code is that of success. */
+GMEM__FN int gmem__stream_check(struct gmem__stream *stream, const char *call, int code);
+/* Likewise, for what is no code of OpenCL's. */
+GMEM__FN void gmem__stream_fail(struct gmem__stream *stream, gmem_status code, const char *message);
+
+/* A buffer and the place in it, in bytes. */
+typedef struct gmem__cl_place {
+    gmem__cl_mem memory;
+    int64_t offset;
+} gmem__cl_place;
+/* NULL gives the notes' buffer at 0, for kernels that do not look at it. Fails the stream where the address is not
+ * known; streams the weight where it is not resident. */
+GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address);
+/* At least so many bytes, or NULL and a failed stream. Contents are lost when it grows. */
+GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes);
+/* Bytes to and from an address (NULL: the notes) of one buffer; both wait. */
+GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes);
+GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes);
+/* Waits for everything so far. */
+GMEM__FN void gmem__stream_finish(struct gmem__stream *stream);
+/* gmem__ops.reserve and .release: a buffer for each take, for devices bound the size of one; takes beyond
+ * GMEM__ARENA_CUTS share the last. Returns 0 with a failed stream where there is not so much memory. */
+GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
+GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
+
+/* A launch: arguments in the kernel's order, then run. Every pointer is two arguments of the kernel: the buffer, and a
+ * ulong that counts elements. */
+typedef struct gmem__cl_launch {
+    struct gmem__stream *stream;
+    gmem__cl_kernel_id kernel;
+    uint32_t count; /* arguments so far */
+} gmem__cl_launch;
+GMEM__FN gmem__cl_launch gmem__launch(struct gmem__stream *stream, gmem__cl_kernel_id kernel);
+GMEM__FN void gmem__launch_pointer(gmem__cl_launch *launch, const void *address, size_t element); /* sizeof one */
+GMEM__FN void gmem__launch_buffer(gmem__cl_launch *launch, gmem__cl_mem memory, int64_t elements);
+GMEM__FN void gmem__launch_int(gmem__cl_launch *launch, int64_t value); /* an int of the kernel; fails beyond 2^31 */
+GMEM__FN void gmem__launch_float(gmem__cl_launch *launch, float value);
+GMEM__FN void gmem__launch_local(gmem__cl_launch *launch, size_t bytes); /* local memory */
+/* Global sizes are rounded up to the local ones; a local size that device or kernel cannot do is halved along its
+ * longest side until it can, so kernels must not depend on it but through get_local_size. local NULL: any. */
+GMEM__FN void gmem__launch_run(gmem__cl_launch *launch, int dimensions, const int64_t *global, const int64_t *local);
+
+/* product.c and ops.c --------------------------------------------------------------------------------------------- */
+
+/* C (rows, columns) = A (rows, depth) B (depth, columns) for each of `batch`, then the epilogue of gmem__gemm. */
+typedef struct gmem__cl_product {
+    gmem__cl_place a, b, c; /* offsets in bytes */
+    gmem_type a_type;       /* F32, F16, BF16, I8 */
+    int a_transposed;       /* A lies as (depth, rows); F32 only */
+    int64_t rows, depth, columns, batch;
+    int64_t a_ld, b_ld, c_ld, a_stride, b_stride, c_stride; /* elements */
+    gmem_compute compute;                                   /* how B is rounded before the product */
+    gmem__cl_way way;                                       /* AUTO, but for tests and tuning */
+    const float *a_scale;                                   /* (rows) address, for I8; or NULL */
+    const gmem__conv *conv;                                 /* B is this image's patches; or NULL */
+    /* epilogue: C = residual + gate * activation(A B + bias); addresses */
+    const float *bias, *gate, *residual;
+    gmem__activation activation; /* SWIGLU: C (rows / 2, columns) */
+    int64_t gate_stride, tokens, residual_ld;
+    float alpha; /* what A B is multiplied by first */
+} gmem__cl_product;
+GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product);
+/* The way that a product of WAY_AUTO takes: tuning's table, or the default. */
+GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product);
+/* Good sizes for a device of these limits; whether a device can do them; and as options of the program:
+ * "-DITEM_ROWS=8 ...". */
+GMEM__FN gmem__cl_tiles gmem__product_tiles(const gmem__cl_limits *limits);
+GMEM__FN int gmem__product_tiles_fit(const gmem__cl_tiles *tiles, const gmem__cl_limits *limits);
+GMEM__FN const char *gmem__product_options(const gmem__cl_tiles *tiles, char *out, size_t capacity);
+
+#endif /* GMEM__OPENCL_H */
+
+#include <stdio.h>
+
+#ifndef GMEM_NO_OPENCL
+
+#if defined(_WIN32)
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#include <windows.h>
+#elif defined(__unix__) || defined(__APPLE__)
+#define GMEM__DLOPEN
+#include <dlfcn.h>
+#endif
+
+/* libraries ------------------------------------------------------------------------------------------------------- */
+
+enum { GMEM__CL_LIBRARY, GMEM__CLBLAST_LIBRARY };
+
+typedef void (*gmem__cl_function)(void);
+
+#if defined(GMEM__DLOPEN)
+
+/* Drivers leave threads and handlers of exit behind: their code must stay when the last user is gone. */
+#ifdef RTLD_NODELETE
+#define GMEM__DLOPEN_FLAGS (RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)
+#else
+#define GMEM__DLOPEN_FLAGS (RTLD_NOW | RTLD_LOCAL)
+#endif
+
+static void *gmem__library_open(const char *name) { return dlopen(name, GMEM__DLOPEN_FLAGS); }
+static void gmem__library_close(void *library) { (void)dlclose(library); }
+
+/* C knows no cast from a pointer to data to one to a function, though POSIX wants them alike. */
+static gmem__cl_function gmem__library_symbol(void *library, const char *name) {
+    void *symbol = dlsym(library, name);
+    gmem__cl_function function;
+    memcpy(&function, &symbol, sizeof function);
+    return function;
+}
+
+#undef GMEM__DLOPEN_FLAGS
+
+#elif defined(_WIN32)
+
+static void *gmem__library_open(const char *name) { return (void *)LoadLibraryA(name); }
+static void gmem__library_close(void *library) { (void)FreeLibrary((HMODULE)library); }
+static gmem__cl_function gmem__library_symbol(void *library, const char *name) {
+    return (gmem__cl_function)GetProcAddress((HMODULE)library, name);
+}
+
+#else
+
+static void *gmem__library_open(const char *name) {
+    (void)name;
+    return NULL;
+}
+static void gmem__library_close(void *library) { (void)library; }
+static gmem__cl_function gmem__library_symbol(void *library, const char *name) {
+    (void)library;
+    (void)name;
+    return NULL;
+}
+
+#endif
+
+#if defined(_WIN32)
+#define GMEM__CL_NAMES \
+    { "OpenCL.dll", NULL }
+#define GMEM__CLBLAST_NAMES \
+    { "clblast.dll", NULL }
+#elif defined(__APPLE__)
+#define GMEM__CL_NAMES \
+    { "/System/Library/Frameworks/OpenCL.framework/OpenCL", NULL }
+#define GMEM__CLBLAST_NAMES \
+    { "libclblast.1.dylib", "libclblast.dylib", NULL }
+#else
+#define GMEM__CL_NAMES \
+    { "libOpenCL.so.1", "libOpenCL.so", NULL }
+#define GMEM__CLBLAST_NAMES \
+    { "libclblast.so.1", "libclblast.so", NULL }
+#endif
+
+/* The names under which a library may be there, best first, ended by NULL. */
+static const char *const *gmem__library_names(int which) {
+    static const char *const opencl[] = GMEM__CL_NAMES;
+    static const char *const clblast[] = GMEM__CLBLAST_NAMES;
+    return which == GMEM__CL_LIBRARY ? opencl : clblast;
+}
+
+#undef GMEM__CL_NAMES
+#undef GMEM__CLBLAST_NAMES
+
+static void *gmem__library_open_any(int which) {
+    void *library = NULL;
+    for (const char *const *name = gmem__library_names(which); *name && !library; name++)
+        library = gmem__library_open(*name);
+    return library;
+}
+
+/* the table ------------------------------------------------------------------------------------------------------- */
+
+/* Where functions come from: a hook, or an open library. */
+typedef struct gmem__cl_origin {
+    const gmem_opencl *hook;
+    void *library;
+} gmem__cl_origin;
+
+static gmem__cl_function gmem__cl_symbol(const gmem__cl_origin *origin, const char *name) {
+    if (origin->hook) return origin->hook->symbol(origin->hook->user, name);
+    return origin->library ? gmem__library_symbol(origin->library, name) : NULL;
+}
+
+/* Both fill their part of the table and return the name of the first function that is missing, or NULL. */
+#define GMEM__CL_FIND(result, name, parameters) \
+    function = gmem__cl_symbol(origin, #name);  \
+    if (!function && !missing) missing = #name; \
+    memcpy(&api->name, &function, sizeof function);
+
+static const char *gmem__find_opencl(const gmem__cl_origin *origin, gmem__cl_api *api) {
+    const char *missing = NULL;
+    gmem__cl_function function;
+    GMEM__CL_FUNCTIONS(GMEM__CL_FIND)
+    return missing;
+}
+
+static const char *gmem__find_clblast(const gmem__cl_origin *origin, gmem__cl_api *api) {
+    const char *missing = NULL;
+    gmem__cl_function function;
+    GMEM__CLBLAST_FUNCTIONS(GMEM__CL_FIND)
+    return missing;
+}
+
+#undef GMEM__CL_FIND
+
+/* A part of CLBlast is of no use. */
+#define GMEM__CL_FORGET(result, name, parameters) api->name = NULL;
+static void gmem__forget_clblast(gmem__cl_api *api) { GMEM__CLBLAST_FUNCTIONS(GMEM__CL_FORGET) }
+#undef GMEM__CL_FORGET
+
+static gmem__cl_origin gmem__cl_origin_of(const gmem_opencl *hook, gmem__cl_library *library, int which) {
+    gmem__cl_origin origin;
+    origin.hook = hook && hook->symbol ? hook : NULL;
+    origin.library = origin.hook ? NULL : gmem__library_open_any(which);
+    library->opened[which] = origin.library;
+    return origin;
+}
+
+GMEM__FN gmem_status gmem__cl_load(const gmem_opencl *hook, gmem__cl_library *out, gmem_error *error) {
+    gmem__cl_library library;
+    memset(&library, 0, sizeof library);
+    const gmem__cl_origin opencl = gmem__cl_origin_of(hook, &library, GMEM__CL_LIBRARY);
+    const char *first_name = gmem__library_names(GMEM__CL_LIBRARY)[0];
+    if (!opencl.hook && !opencl.library)
+        return gmem__fail(error, GMEM_E_NO_DEVICE, "OpenCL is not installed: %s cannot be opened", first_name);
+    const char *missing = gmem__find_opencl(&opencl, &library.api);
+    if (missing) {
+        gmem__cl_unload(&library);
+        return gmem__fail(error, GMEM_E_NO_DEVICE, "%s has no function %s of OpenCL 1.2",
+                          opencl.hook ? "the caller's table" : first_name, missing);
+    }
+    const gmem__cl_origin clblast = gmem__cl_origin_of(hook, &library, GMEM__CLBLAST_LIBRARY);
+    library.has_clblast = gmem__find_clblast(&clblast, &library.api) == NULL;
+    if (!library.has_clblast) gmem__forget_clblast(&library.api);
+    *out = library;
+    return GMEM_OK;
+}
+
+GMEM__FN void gmem__cl_unload(gmem__cl_library *library) {
+    /* CLBlast keeps programs of contexts that are no more */
+    if (library->has_clblast) (void)library->api.CLBlastClearCache();
+    for (int which = GMEM__CLBLAST_LIBRARY; which >= GMEM__CL_LIBRARY; which--)
+        if (library->opened[which]) gmem__library_close(library->opened[which]);
+    memset(library, 0, sizeof *library);
+}
+
+/* codes ----------------------------------------------------------------------------------------------------------- */
+
+/* X(name, code): those of OpenCL 1.2, of the loader, then CLBlast's own. */
+#define GMEM__CL_CODES(X)                                \
+    X(CL_SUCCESS, 0)                                     \
+    X(CL_DEVICE_NOT_FOUND, -1)                           \
+    X(CL_DEVICE_NOT_AVAILABLE, -2)                       \
+    X(CL_COMPILER_NOT_AVAILABLE, -3)                     \
+    X(CL_MEM_OBJECT_ALLOCATION_FAILURE, -4)              \
+    X(CL_OUT_OF_RESOURCES, -5)                           \
+    X(CL_OUT_OF_HOST_MEMORY, -6)                         \
+    X(CL_PROFILING_INFO_NOT_AVAILABLE, -7)               \
+    X(CL_MEM_COPY_OVERLAP, -8)                           \
+    X(CL_IMAGE_FORMAT_MISMATCH, -9)                      \
+    X(CL_IMAGE_FORMAT_NOT_SUPPORTED, -10)                \
+    X(CL_BUILD_PROGRAM_FAILURE, -11)                     \
+    X(CL_MAP_FAILURE, -12)                               \
+    X(CL_MISALIGNED_SUB_BUFFER_OFFSET, -13)              \
+    X(CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST, -14) \
+    X(CL_COMPILE_PROGRAM_FAILURE, -15)                   \
+    X(CL_LINKER_NOT_AVAILABLE, -16)                      \
+    X(CL_LINK_PROGRAM_FAILURE, -17)                      \
+    X(CL_DEVICE_PARTITION_FAILED, -18)                   \
+    X(CL_KERNEL_ARG_INFO_NOT_AVAILABLE, -19)             \
+    X(CL_INVALID_VALUE, -30)                             \
+    X(CL_INVALID_DEVICE_TYPE, -31)                       \
+    X(CL_INVALID_PLATFORM, -32)                          \
+    X(CL_INVALID_DEVICE, -33)                            \
+    X(CL_INVALID_CONTEXT, -34)                           \
+    X(CL_INVALID_QUEUE_PROPERTIES, -35)                  \
+    X(CL_INVALID_COMMAND_QUEUE, -36)                     \
+    X(CL_INVALID_HOST_PTR, -37)                          \
+    X(CL_INVALID_MEM_OBJECT, -38)                        \
+    X(CL_INVALID_IMAGE_FORMAT_DESCRIPTOR, -39)           \
+    X(CL_INVALID_IMAGE_SIZE, -40)                        \
+    X(CL_INVALID_SAMPLER, -41)                           \
+    X(CL_INVALID_BINARY, -42)                            \
+    X(CL_INVALID_BUILD_OPTIONS, -43)                     \
+    X(CL_INVALID_PROGRAM, -44)                           \
+    X(CL_INVALID_PROGRAM_EXECUTABLE, -45)                \
+    X(CL_INVALID_KERNEL_NAME, -46)                       \
+    X(CL_INVALID_KERNEL_DEFINITION, -47)                 \
+    X(CL_INVALID_KERNEL, -48)                            \
+    X(CL_INVALID_ARG_INDEX, -49)                         \
+    X(CL_INVALID_ARG_VALUE, -50)                         \
+    X(CL_INVALID_ARG_SIZE, -51)                          \
+    X(CL_INVALID_KERNEL_ARGS, -52)                       \
+    X(CL_INVALID_WORK_DIMENSION, -53)                    \
+    X(CL_INVALID_WORK_GROUP_SIZE, -54)                   \
+    X(CL_INVALID_WORK_ITEM_SIZE, -55)                    \
+    X(CL_INVALID_GLOBAL_OFFSET, -56)                     \
+    X(CL_INVALID_EVENT_WAIT_LIST, -57)                   \
+    X(CL_INVALID_EVENT, -58)                             \
+    X(CL_INVALID_OPERATION, -59)                         \
+    X(CL_INVALID_GL_OBJECT, -60)                         \
+    X(CL_INVALID_BUFFER_SIZE, -61)                       \
+    X(CL_INVALID_MIP_LEVEL, -62)                         \
+    X(CL_INVALID_GLOBAL_WORK_SIZE, -63)                  \
+    X(CL_INVALID_PROPERTY, -64)                          \
+    X(CL_INVALID_IMAGE_DESCRIPTOR, -65)                  \
+    X(CL_INVALID_COMPILER_OPTIONS, -66)                  \
+    X(CL_INVALID_LINKER_OPTIONS, -67)                    \
+    X(CL_INVALID_DEVICE_PARTITION_COUNT, -68)            \
+    X(CL_PLATFORM_NOT_FOUND_KHR, -1001)                  \
+    X(CLBlastInsufficientMemoryY, -1007)                 \
+    X(CLBlastInsufficientMemoryX, -1008)                 \
+    X(CLBlastInsufficientMemoryC, -1009)                 \
+    X(CLBlastInsufficientMemoryB, -1010)                 \
+    X(CLBlastInsufficientMemoryA, -1011)                 \
+    X(CLBlastInvalidIncrementY, -1012)                   \
+    X(CLBlastInvalidIncrementX, -1013)                   \
+    X(CLBlastInvalidLeadDimC, -1014)                     \
+    X(CLBlastInvalidLeadDimB, -1015)                     \
+    X(CLBlastInvalidLeadDimA, -1016)                     \
+    X(CLBlastInvalidDimension, -1017)                    \
+    X(CLBlastInvalidVectorY, -1018)                      \
+    X(CLBlastInvalidVectorX, -1019)                      \
+    X(CLBlastInvalidMatrixC, -1020)                      \
+    X(CLBlastInvalidMatrixB, -1021)                      \
+    X(CLBlastInvalidMatrixA, -1022)                      \
+    X(CLBlastNotImplemented, -1024)                      \
+    X(CLBlastUnexpectedError, -2039)                     \
+    X(CLBlastUnknownError, -2040)                        \
+    X(CLBlastDatabaseError, -2041)                       \
+    X(CLBlastInsufficientMemoryScalar, -2042)            \
+    X(CLBlastInvalidVectorScalar, -2043)                 \
+    X(CLBlastNoDoublePrecision, -2044)                   \
+    X(CLBlastNoHalfPrecision, -2045)                     \
+    X(CLBlastInvalidLocalMemUsage, -2046)                \
+    X(CLBlastMissingOverrideParameter, -2047)            \
+    X(CLBlastInvalidOverrideKernel, -2048)               \
+    X(CLBlastInvalidBatchCount, -2049)                   \
+    X(CLBlastInsufficientMemoryTemp, -2050)
+
+enum { GMEM__CL_OUT_OF_DEVICE_MEMORY = -4, GMEM__CL_OUT_OF_HOST_MEMORY = -6 };
+
+GMEM__FN const char *gmem__cl_code_name(gmem__quoted *buffer, int code) {
+    static const struct {
+        int code;
+        const char *name;
+    } codes[] = {
+#define GMEM__CL_CODE_ROW(name, code) {code, #name},
+        GMEM__CL_CODES(GMEM__CL_CODE_ROW)
+#undef GMEM__CL_CODE_ROW
+    };
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+        if (codes[i].code == code) return codes[i].name;
+    snprintf(buffer->text, sizeof buffer->text, "%d", code);
+    return buffer->text;
+}
+
+#undef GMEM__CL_CODES
+
+GMEM__FN gmem_status gmem__cl_fail(gmem_error *error, const char *call, int code) {
+    gmem__quoted quoted;
+    const int memory = code == GMEM__CL_OUT_OF_DEVICE_MEMORY || code == GMEM__CL_OUT_OF_HOST_MEMORY;
+    const char *name = gmem__cl_code_name(&quoted, code);
+    return gmem__fail(error, memory ? GMEM_E_MEMORY : GMEM_E_DEVICE,
+                      name == quoted.text ? "%s: code %s" : "%s: %s (%d)", call, name, code);
+}
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/devices.c ---- */
+/* What OpenCL devices there are, what each can do, and which one the caller means. */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <stdio.h>
+
+/* questions ------------------------------------------------------------------------------------------------------- */
+
+/* Platforms and devices answer alike. */
+typedef struct gmem__cl_asked {
+    const gmem__cl_api *api;
+    gmem__cl_platform platform;
+    gmem__cl_device_id device; /* NULL: the platform is asked */
+} gmem__cl_asked;
+
+/* `out` (bytes) receives the answer, `size` its size. Returns whether it fits. */
+static int gmem__cl_ask(const gmem__cl_asked *asked, uint32_t what, size_t bytes, void *out, size_t *size) {
+    *size = 0;
+    const int32_t status = asked->device ? asked->api->clGetDeviceInfo(asked->device, what, bytes, out, size)
+                                         : asked->api->clGetPlatformInfo(asked->platform, what, bytes, out, size);
+    return status == GMEM__CL_SUCCESS && *size <= bytes;
+}
+
+/* A number of exactly this many bytes. */
+static int gmem__cl_ask_number(const gmem__cl_asked *asked, uint32_t what, size_t bytes, void *out) {
+    size_t size;
+    return gmem__cl_ask(asked, what, bytes, out, &size) && size == bytes;
+}
+
+/* Numbers of the widths that OpenCL has: cl_uint and cl_bool, cl_ulong, size_t. Returns whether it was told. */
+static int gmem__cl_ask_uint(const gmem__cl_asked *asked, uint32_t what, int64_t *out) {
+    uint32_t value = 0;
+    const int told = gmem__cl_ask_number(asked, what, sizeof value, &value);
+    *out = value;
+    return told;
+}
+
+static int gmem__cl_ask_ulong(const gmem__cl_asked *asked, uint32_t what, int64_t *out) {
+    uint64_t value = 0;
+    const int told = gmem__cl_ask_number(asked, what, sizeof value, &value);
+    *out = value > INT64_MAX ? INT64_MAX : (int64_t)value;
+    return told;
+}
+
+static int gmem__cl_ask_size(const gmem__cl_asked *asked, uint32_t what, int64_t *out) {
+    size_t value = 0;
+    const int told = gmem__cl_ask_number(asked, what, sizeof value, &value);
+    *out = value > (uint64_t)INT64_MAX ? INT64_MAX : (int64_t)value;
+    return told;
+}
+
+#define GMEM__CL_TEXT 8192
+
+/* The text, ended whatever the driver does; "" where there is none or it is unreasonably long. */
+static const char *gmem__cl_ask_text(const gmem__cl_asked *asked, uint32_t what, char text[GMEM__CL_TEXT]) {
+    size_t size;
+    if (!gmem__cl_ask(asked, what, GMEM__CL_TEXT - 1, text, &size)) size = 0;
+    text[size] = 0;
+    return text;
+}
+
+/* The same in `out` (bytes): escaped, for it is printed, and without the spaces around it. */
+static void gmem__cl_ask_name(const gmem__cl_asked *asked, uint32_t what, char *out, size_t bytes) {
+    char text[GMEM__CL_TEXT];
+    const char *name = gmem__cl_ask_text(asked, what, text);
+    while (*name == ' ')
+        name++;
+    gmem_escape(name, out, bytes);
+    size_t length = strlen(out);
+    while (length > 0 && out[length - 1] == ' ')
+        out[--length] = 0;
+}
+
+/* Whether a list of words that are parted by spaces holds this one. */
+static int gmem__has_word(const char *list, const char *word) {
+    const size_t length = strlen(word);
+    for (const char *at = strstr(list, word); at; at = strstr(at + length, word))
+        if ((at == list || at[-1] == ' ') && (at[length] == 0 || at[length] == ' ')) return 1;
+    return 0;
+}
+
+/* limits ---------------------------------------------------------------------------------------------------------- */
+
+/* "OpenCL 1.2 ..." or later. */
+static int gmem__cl_is_1_2(const char *version) {
+    int major = 0, minor = 0;
+    return sscanf(version, "OpenCL %3d.%3d", &major, &minor) == 2 && (major > 1 || (major == 1 && minor >= 2));
+}
+
+static const char *gmem__cl_why_unusable(const gmem__cl_asked *asked, const gmem__cl_limits *limits) {
+    int64_t answer;
+    if (!gmem__cl_is_1_2(limits->version)) return "its OpenCL is older than 1.2";
+    if (!gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_AVAILABLE, &answer) || !answer) return "it is not available";
+    if (!gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_COMPILER_AVAILABLE, &answer) || !answer)
+        return "its driver has no compiler";
+    if (!gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_ENDIAN_LITTLE, &answer) || !answer) return "it is big-endian";
+    if (limits->memory <= 0 || limits->largest <= 0) return "it has no memory";
+    if (limits->work_group <= 0 || limits->work_items[0] <= 0) return "it runs no work-items";
+    return NULL;
+}
+
+static void gmem__cl_ask_texts(const gmem__cl_asked *asked, gmem__cl_limits *limits) {
+    gmem__cl_asked platform = *asked;
+    char text[GMEM__CL_TEXT];
+    platform.device = NULL;
+    gmem__cl_ask_name(&platform, GMEM__CL_PLATFORM_NAME, limits->platform, sizeof limits->platform);
+    gmem__cl_ask_name(asked, GMEM__CL_DEVICE_NAME, limits->name, sizeof limits->name);
+    gmem__cl_ask_name(asked, GMEM__CL_DEVICE_VENDOR, limits->vendor, sizeof limits->vendor);
+    gmem__cl_ask_name(asked, GMEM__CL_DRIVER_VERSION, limits->driver, sizeof limits->driver);
+    gmem__cl_ask_name(asked, GMEM__CL_DEVICE_VERSION, limits->version, sizeof limits->version);
+    limits->fp16 = gmem__has_word(gmem__cl_ask_text(asked, GMEM__CL_DEVICE_EXTENSIONS, text), "cl_khr_fp16");
+}
+
+/* Up to three dimensions' limits; devices may have more, and the standard's least is three. */
+static int gmem__cl_ask_work_items(const gmem__cl_asked *asked, int64_t out[3]) {
+    size_t items[16], size;
+    if (!gmem__cl_ask(asked, GMEM__CL_DEVICE_MAX_WORK_ITEM_SIZES, sizeof items, items, &size)) return 0;
+    for (size_t i = 0; i < 3; i++)
+        out[i] = i < size / sizeof *items ? (int64_t)items[i] : 1;
+    return 1;
+}
+
+/* Returns 0 for a device that does not even tell what matters. */
+static int gmem__cl_ask_limits(const gmem__cl_asked *asked, gmem__cl_limits *limits) {
+    int64_t unified, width;
+    memset(limits, 0, sizeof *limits);
+    if (!gmem__cl_ask_number(asked, GMEM__CL_DEVICE_TYPE, sizeof limits->type, &limits->type) ||
+        !gmem__cl_ask_ulong(asked, GMEM__CL_DEVICE_GLOBAL_MEM_SIZE, &limits->memory) ||
+        !gmem__cl_ask_ulong(asked, GMEM__CL_DEVICE_MAX_MEM_ALLOC_SIZE, &limits->largest) ||
+        !gmem__cl_ask_ulong(asked, GMEM__CL_DEVICE_LOCAL_MEM_SIZE, &limits->local_memory) ||
+        !gmem__cl_ask_size(asked, GMEM__CL_DEVICE_MAX_WORK_GROUP_SIZE, &limits->work_group) ||
+        !gmem__cl_ask_work_items(asked, limits->work_items) ||
+        !gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_MAX_COMPUTE_UNITS, &limits->units))
+        return 0;
+    limits->largest = gmem__min(limits->largest, limits->memory);
+    limits->is_cpu = (limits->type & GMEM__CL_DEVICE_TYPE_CPU) != 0;
+    limits->unified = gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_HOST_UNIFIED_MEMORY, &unified) && unified;
+    if (gmem__cl_ask_uint(asked, GMEM__CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, &width)) limits->vector_width = (int)width;
+    gmem__cl_ask_texts(asked, limits);
+    limits->unusable = gmem__cl_why_unusable(asked, limits);
+    return 1;
+}
+
+/* the list -------------------------------------------------------------------------------------------------------- */
+
+static void gmem__cl_list_platform(const gmem__cl_api *api, gmem__cl_platform platform, gmem__cl_found *out,
+                                   int *count) {
+    gmem__cl_device_id ids[GMEM__CL_MAX_DEVICES];
+    uint32_t found = 0;
+    const gmem__cl_bits any = GMEM__CL_DEVICE_TYPE_CPU | GMEM__CL_DEVICE_TYPE_GPU | GMEM__CL_DEVICE_TYPE_ACCELERATOR;
+    if (api->clGetDeviceIDs(platform, any, GMEM__CL_MAX_DEVICES, ids, &found) != GMEM__CL_SUCCESS) return;
+    for (uint32_t i = 0; i < found && i < GMEM__CL_MAX_DEVICES && *count < GMEM__CL_MAX_DEVICES; i++) {
+        gmem__cl_asked asked;
+        gmem__cl_found *next = &out[*count];
+        asked.api = api;
+        asked.platform = next->platform = platform;
+        asked.device = next->id = ids[i];
+        if (ids[i] && gmem__cl_ask_limits(&asked, &next->limits)) ++*count;
+    }
+}
+
+GMEM__FN gmem_status gmem__cl_list(const gmem__cl_api *api, gmem__cl_found *out, int *count, gmem_error *error) {
+    gmem__cl_platform platforms[GMEM__CL_MAX_DEVICES];
+    uint32_t found = 0;
+    int listed = 0;
+    const int32_t status = api->clGetPlatformIDs(GMEM__CL_MAX_DEVICES, platforms, &found);
+    if (status == GMEM__CL_PLATFORM_NOT_FOUND_KHR || (status == GMEM__CL_SUCCESS && found == 0))
+        return gmem__fail(error, GMEM_E_NO_DEVICE, "OpenCL has no platform: no driver is installed");
+    if (status != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clGetPlatformIDs", status);
+    for (uint32_t i = 0; i < found && i < GMEM__CL_MAX_DEVICES; i++)
+        gmem__cl_list_platform(api, platforms[i], out, &listed);
+    if (listed == 0) return gmem__fail(error, GMEM_E_NO_DEVICE, "OpenCL has no device");
+    *count = listed;
+    return GMEM_OK;
+}
+
+/* the choice ------------------------------------------------------------------------------------------------------ */
+
+static int gmem__ascii_lower(int c) { return c >= 'A' && c <= 'Z' ? c + ('a' - 'A') : c; }
+
+/* Whether `part` occurs in `text`, ASCII case ignored. */
+static int gmem__contains_part(const char *text, const char *part) {
+    for (;; text++) {
+        size_t i = 0;
+        while (part[i] && gmem__ascii_lower(text[i]) == gmem__ascii_lower(part[i]))
+            i++;
+        if (!part[i]) return 1;
+        if (!*text) return 0;
+    }
+}
+
+/* A number below `count`, or -1: "3090" is a part of a name then. */
+static int gmem__cl_number(const char *text, int count) {
+    int number = 0;
+    for (const char *c = text; *c; c++) {
+        if (*c < '0' || *c > '9') return -1;
+        number = number * 10 + (*c - '0');
+        if (number >= count) return -1;
+    }
+    return *text ? number : -1;
+}
+
+static int gmem__is_gpu(const gmem__cl_found *found) { return (found->limits.type & GMEM__CL_DEVICE_TYPE_GPU) != 0; }
+
+/* The first that has `part` in its name and can be used, else the first that has it, else -1. */
+static int gmem__cl_first(const gmem__cl_found *found, int count, const char *part, int gpu_only) {
+    int first = -1;
+    for (int i = 0; i < count; i++) {
+        if ((gpu_only && !gmem__is_gpu(found + i)) || !gmem__contains_part(found[i].limits.name, part)) continue;
+        if (!found[i].limits.unusable) return i;
+        if (first < 0) first = i;
+    }
+    return first;
+}
+
+/* `0: "NAME"`, `1: "NAME" (it is big-endian)`, ... as far as there is room. */
+static void gmem__cl_name_all(const gmem__cl_found *found, int count, char *out, size_t bytes) {
+    size_t used = 0;
+    out[0] = 0;
+    for (int i = 0; i < count && used < bytes; i++) {
+        const gmem__cl_limits *limits = &found[i].limits;
+        used += (size_t)snprintf(out + used, bytes - used, "%s%d: \"%s\"%s%s%s", i ? ", " : "", i, limits->name,
+                                 limits->unusable ? " (" : "", limits->unusable ? limits->unusable : "",
+                                 limits->unusable ? ")" : "");
+    }
+}
+
+static gmem_status gmem__cl_fail_pick(const gmem__cl_found *found, int count, const char *device, int gpu_only,
+                                      gmem_error *error) {
+    gmem__quoted quoted;
+    char all[360];
+    const char *kind = gpu_only ? "OpenCL GPU" : "OpenCL device";
+    gmem__cl_name_all(found, count, all, sizeof all);
+    if (device)
+        return gmem__fail(error, GMEM_E_NO_DEVICE, "no %s \"%.60s\"; there are %s", kind, gmem__quote(&quoted, device),
+                          all);
+    return gmem__fail(error, GMEM_E_NO_DEVICE, "no %s can be used; there are %s", kind, all);
+}
+
+/* The device that is meant, usable or not, or -1. */
+static int gmem__cl_meant(const gmem__cl_found *found, int count, const char *device, int gpu_only) {
+    if (device) {
+        const int number = gmem__cl_number(device, count);
+        if (number < 0) return gmem__cl_first(found, count, device, gpu_only);
+        return gpu_only && !gmem__is_gpu(found + number) ? -1 : number;
+    }
+    const int gpu = gmem__cl_first(found, count, "", 1);
+    return gpu_only || (gpu >= 0 && !found[gpu].limits.unusable) ? gpu : gmem__cl_first(found, count, "", 0);
+}
+
+GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const char *device, int gpu_only, int *out,
+                                   gmem_error *error) {
+    const int meant = gmem__cl_meant(found, count, device, gpu_only);
+    if (meant < 0) return gmem__cl_fail_pick(found, count, device, gpu_only, error);
+    if (found[meant].limits.unusable)
+        return gmem__fail(error, GMEM_E_NO_DEVICE, "OpenCL device %d, \"%s\", cannot be used: %s", meant,
+                          found[meant].limits.name, found[meant].limits.unusable);
+    *out = meant;
+    return GMEM_OK;
+}
+
+#undef GMEM__CL_TEXT
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/cache.c ---- */
+/* The cache folder: files of which each is whole or not there, checked before they are used, for what lies in them runs
+ * as code. A file is its contents and a last line that tells their size and checksum. */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <stdio.h>
+
+#if defined(__unix__) || defined(__APPLE__)
+#define GMEM__CACHE_POSIX
+#include <errno.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
+GMEM__FN uint64_t gmem__fnv1a(const void *data, int64_t bytes) {
+    const unsigned char *at = (const unsigned char *)data;
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int64_t i = 0; i < bytes; i++)
+        hash = (hash ^ at[i]) * 0x100000001b3u;
+    return hash;
+}
+
+/* places ---------------------------------------------------------------------------------------------------------- */
+
+/* Whoever else may write there could have his code run. Only POSIX tells. */
+static gmem_status gmem__cache_check_folder(const char *folder, gmem_error *error) {
+    if (!folder || !folder[0]) return gmem__fail(error, GMEM_E_OPEN, "there is no cache folder");
+#ifdef GMEM__CACHE_POSIX
+    struct stat status;
+    errno = 0;
+    if (stat(folder, &status) != 0)
+        return gmem__fail_at(error, GMEM_E_OPEN, folder, -1, "cannot use the cache folder%s", gmem__io_reason());
+    if (!S_ISDIR(status.st_mode))
+        return gmem__fail_at(error, GMEM_E_OPEN, folder, -1, "cannot use the cache folder: it is none");
+    if (status.st_uid != geteuid() && status.st_uid != 0)
+        return gmem__fail_at(error, GMEM_E_OPEN, folder, -1, "cannot use the cache folder: it is another user's");
+    if (status.st_mode & (S_IWGRP | S_IWOTH))
+        return gmem__fail_at(error, GMEM_E_OPEN, folder, -1, "cannot use the cache folder: others may write to it");
+#endif
+    return GMEM_OK;
+}
+
+static int gmem__cache_name_is_plain(const char *name) {
+    for (const char *c = name; *c; c++) {
+        const int letter = (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9');
+        if (!letter && *c != '-' && *c != '_' && (*c != '.' || c == name)) return 0;
+    }
+    return name[0] != 0;
+}
+
+/* A file's path; freed with its size. */
+typedef struct gmem__cache_path {
+    char *text;
+    int64_t bytes;
+} gmem__cache_path;
+
+static gmem_status gmem__cache_path_open(const gmem_context *context, const char *folder, const char *name,
+                                         gmem__cache_path *out, gmem_error *error) {
+    gmem__quoted quoted;
+    GMEM__TRY(gmem__cache_check_folder(folder, error));
+    if (!gmem__cache_name_is_plain(name))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "\"%s\" is no name for a file of the cache",
+                          gmem__quote(&quoted, name));
+    out->bytes = (int64_t)(strlen(folder) + strlen(name) + 2);
+    out->text = (char *)gmem__alloc_raw(context, out->bytes, 1);
+    if (!out->text) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a path in the cache");
+    snprintf(out->text, (size_t)out->bytes, "%s/%s", folder, name);
+    return GMEM_OK;
+}
+
+static void gmem__cache_path_close(const gmem_context *context, gmem__cache_path *path) {
+    gmem__free(context, path->text, path->bytes, 1);
+}
+
+/* files ----------------------------------------------------------------------------------------------------------- */
+
+/* The last line, always as long. */
+#define GMEM__CACHE_END 72
+
+static void gmem__cache_print_end(const void *data, int64_t bytes, char out[GMEM__CACHE_END + 1]) {
+    const uint64_t hash = gmem__fnv1a(data, bytes), size = (uint64_t)bytes;
+    snprintf(out, GMEM__CACHE_END + 1, "\ngmem cache 1: %08x%08x bytes, checksum FNV-1a %08x%08x\n",
+             (unsigned)(size >> 32), (unsigned)(size & 0xffffffffu), (unsigned)(hash >> 32),
+             (unsigned)(hash & 0xffffffffu));
+}
+
+/* Bytes of contents, or -1 where the end is not theirs. */
+static int64_t gmem__cache_contents(const gmem__bytes *file) {
+    char end[GMEM__CACHE_END + 1] = {0};
+    const int64_t bytes = file->size - GMEM__CACHE_END;
+    if (bytes < 0) return -1;
+    gmem__cache_print_end(file->data, bytes, end);
+    return memcmp(file->data + bytes, end, GMEM__CACHE_END) == 0 ? bytes : -1;
+}
+
+/* A copy of the contents alone. */
+static gmem_status gmem__cache_copy(const gmem_context *context, const gmem__bytes *file, const char *path,
+                                    gmem__bytes *out, gmem_error *error) {
+    const int64_t bytes = gmem__cache_contents(file);
+    if (bytes < 0) return gmem__fail_at(error, GMEM_E_FORMAT, path, -1, "the file is damaged or of another version");
+    unsigned char *memory = (unsigned char *)gmem__alloc_raw(context, bytes, 1);
+    if (!memory) return gmem__fail_at(error, GMEM_E_MEMORY, path, -1, "no memory for the file's contents");
+    memcpy(memory, file->data, (size_t)bytes);
+    memset(out, 0, sizeof *out);
+    out->data = memory;
+    out->size = bytes;
+    out->owned = 1;
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__cl_cache_read(const gmem_context *context, const char *cache_dir, const char *name,
+                                         gmem__bytes *out, gmem_error *error) {
+    gmem__cache_path path;
+    gmem__bytes file;
+    GMEM__TRY(gmem__cache_path_open(context, cache_dir, name, &path, error));
+    gmem_status status = gmem__bytes_open(context, path.text, &file, error);
+    if (status == GMEM_OK) {
+        status = gmem__cache_copy(context, &file, path.text, out, error);
+        gmem__bytes_close(context, &file);
+    }
+    gmem__cache_path_close(context, &path);
+    return status;
+}
+
+GMEM__FN gmem_status gmem__cl_cache_write(const gmem_context *context, const char *cache_dir, const char *name,
+                                          const void *data, int64_t bytes, gmem_error *error) {
+    gmem__cache_path path;
+    const int64_t whole = bytes + GMEM__CACHE_END;
+    char end[GMEM__CACHE_END + 1];
+    GMEM__TRY(gmem__cache_path_open(context, cache_dir, name, &path, error));
+    char *file = (char *)gmem__alloc_raw(context, whole, 1);
+    gmem_status status = file ? GMEM_OK : gmem__fail(error, GMEM_E_MEMORY, "no memory to write to the cache");
+    if (file) {
+        memcpy(file, data, (size_t)bytes);
+        gmem__cache_print_end(data, bytes, end);
+        memcpy(file + bytes, end, GMEM__CACHE_END);
+        status = gmem_save_bytes((gmem_context *)(uintptr_t)context, path.text, file, (size_t)whole, error);
+    }
+    gmem__free(context, file, whole, 1);
+    gmem__cache_path_close(context, &path);
+    return status;
+}
+
+#undef GMEM__CACHE_POSIX
+#undef GMEM__CACHE_END
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/program.c ---- */
+/* The kernels' program for a device: the text of the .cl files, compiled, or as it was compiled before from the cache
+ * folder. */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <stdio.h>
+
+/* The .cl files as literals, a line each (tools/amalgamate.awk). */
+GMEM__FN const char *const *gmem__cl_source(void) {
+    static const char *const lines[] = {
+/* ---- backends/opencl/kernels.cl.inc ---- */
+"#line 1 \"kernels.cl\"\n",
+"\n\n\n\n\n\n\n\n\n#pragma OPENCL FP_CONTRACT OFF\n",
+"\nfloat2 two_sum(float a, float b) {\n",
+"    const float sum = a + b, rest = sum - a;\n",
+"    return (float2)(sum, (a - (sum - rest)) + (b - rest));\n",
+"}\n",
+"\nfloat2 two_product(float a, float b) {\n",
+"    const float product = a * b;\n",
+"    return (float2)(product, fma(a, b, -product));\n",
+"}\n",
+"\nfloat2 add_float(float2 a, float b) {\n",
+"    const float2 sum = two_sum(a.x, b);\n",
+"    return (float2)(sum.x, a.y + sum.y);\n",
+"}\n",
+"\nfloat2 add_pair(float2 a, float2 b) {\n",
+"    const float2 sum = two_sum(a.x, b.x);\n",
+"    return (float2)(sum.x, (a.y + b.y) + sum.y);\n",
+"}\n",
+"\nfloat2 divide_pair(float2 a, float b) {\n",
+"    const float quotient = (a.x + a.y) / b;\n",
+"    return (float2)(quotient, (fma(-quotient, b, a.x) + a.y) / b);\n",
+"}\n",
+"\n\nfloat2 add_product(float2 a, float2 weight, float x) {\n",
+"    const float2 product = two_product(weight.x, x);\n",
+"    return add_pair(a, (float2)(product.x, fma(weight.y, x, product.y)));\n",
+"}\n",
+"\n\nfloat round_pair(float2 a) { return isfinite(a.x) ? a.x + a.y : a.x; }\n",
+"\n\nfloat deviation(float x, float2 mean) { return (x - mean.x) - mean.y; }\n",
+"\n#pragma OPENCL FP_CONTRACT ON\n",
+"\n\n\n\n\n\nfloat2 column_sum(__local float2 *partial, float2 value) {\n",
+"    const int column = get_local_id(0), columns = get_local_size(0), slices = get_local_size(1);\n",
+"    float2 sum = 0;\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    partial[get_local_id(1) * columns + column] = value;\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    for (int slice = 0; slice < slices; slice++)\n",
+"        sum = add_pair(sum, partial[slice * columns + column]);\n",
+"    return sum;\n",
+"}\n",
+"\n\n\nfloat2 group_sum(__local float2 *partial, float2 value) {\n",
+"    const int item = get_local_id(0);\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    partial[item] = value;\n",
+"    for (int count = get_local_size(0); count > 1;) {\n",
+"        const int kept = (count + 1) / 2;\n",
+"        barrier(CLK_LOCAL_MEM_FENCE);\n",
+"        if (item < count - kept) partial[item] = add_pair(partial[item], partial[item + kept]);\n",
+"        count = kept;\n",
+"    }\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    return partial[0];\n",
+"}\n",
+"\n\n\n\n\ntypedef struct moments_of {\n",
+"    float2 mean;\n",
+"    float inverse;\n",
+"} moments_of;\n",
+"\nmoments_of column_moments(__global const float *x, int rows, int count, int stride, int rms, float eps,\n",
+"                          __local float2 *partial) {\n",
+"    const int slice = get_local_id(1), slices = get_local_size(1), steps = (count + slices - 1) / slices;\n",
+"    moments_of moments;\n",
+"    float2 sum = 0;\n",
+"    moments.mean = 0;\n",
+"    if (!rms) {\n",
+"        for (int step = 0; step < steps; step++) {\n",
+"            const int i = step * slices + slice;\n",
+"            if (i < rows) sum = add_float(sum, x[(ulong)i * stride]);\n",
+"        }\n",
+"        moments.mean = divide_pair(column_sum(partial, sum), count);\n",
+"    }\n",
+"    sum = 0;\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int i = step * slices + slice;\n",
+"        const float d = i < rows ? deviation(x[(ulong)i * stride], moments.mean) : 0;\n",
+"        sum = add_float(sum, d * d);\n",
+"    }\n",
+"    sum = column_sum(partial, sum);\n",
+"    moments.inverse = 1 / sqrt((sum.x + sum.y) / count + eps);\n",
+"    return moments;\n",
+"}\n",
+"\n\nenum { GIVEN_WEIGHT = 1, GIVEN_BIAS = 2, GIVEN_SHIFT = 4, GIVEN_SCALE = 8 };\n",
+"\n\nfloat affine(float x, moments_of moments, __global const float *weight, __global const float *bias, int given, int i) {\n",
+"    float y = deviation(x, moments.mean) * moments.inverse;\n",
+"    if (given & GIVEN_WEIGHT) y *= weight[i];\n",
+"    if (given & GIVEN_BIAS) y += bias[i];\n",
+"    return y;\n",
+"}\n",
+"\n\n\n__kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong y_at, __global const float *weight,\n",
+"                   ulong weight_at, __global const float *bias, ulong bias_at, __global const float *shift,\n",
+"                   ulong shift_at, __global const float *scale, ulong scale_at, int given, int rms, float eps,\n",
+"                   int channels, int columns, int first, int y_stride, int tokens, int modulation_stride,\n",
+"                   __local float2 *partial) {\n",
+"    const int place = get_global_id(0), column = first + place, rows = column < columns ? channels : 0;\n",
+"    const int slice = get_local_id(1), slices = get_local_size(1), steps = (channels + slices - 1) / slices;\n",
+"    const ulong modulation = (ulong)(column / tokens) * modulation_stride;\n",
+"    x += x_at + column;\n",
+"    y += y_at + place;\n",
+"    weight += weight_at;\n",
+"    bias += bias_at;\n",
+"    shift += shift_at + modulation;\n",
+"    scale += scale_at + modulation;\n",
+"    const moments_of moments = column_moments(x, rows, channels, columns, rms, eps, partial);\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int c = step * slices + slice;\n",
+"        if (c >= rows) continue;\n",
+"        float value = affine(x[(ulong)c * columns], moments, weight, bias, given, c);\n",
+"        if (given & GIVEN_SCALE) value *= 1 + scale[c];\n",
+"        if (given & GIVEN_SHIFT) value += shift[c];\n",
+"        y[(ulong)c * y_stride] = value;\n",
+"    }\n",
+"}\n",
+"\n\n\n__kernel void rotate_heads(__global float *x, ulong x_at, __global const float *weight, ulong weight_at,\n",
+"                           __global const float *bias, ulong bias_at, __global const float *cosine, ulong cosine_at,\n",
+"                           __global const float *sine, ulong sine_at, int given, int norm, int rms, int turn, float eps,\n",
+"                           int head_dim, int columns, int tokens, __local float2 *partial) {\n",
+"    const int column = get_global_id(0), token = column % tokens, rows = column < columns ? head_dim : 0;\n",
+"    const int slice = get_local_id(1), slices = get_local_size(1), steps = ((head_dim + 1) / 2 + slices - 1) / slices;\n",
+"    moments_of moments;\n",
+"    x += x_at + (ulong)get_global_id(2) * head_dim * columns + column;\n",
+"    weight += weight_at;\n",
+"    bias += bias_at;\n",
+"    cosine += cosine_at + token;\n",
+"    sine += sine_at + token;\n",
+"    if (norm) moments = column_moments(x, rows, head_dim, columns, rms, eps, partial);\n",
+"    barrier(CLK_GLOBAL_MEM_FENCE);\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int pair = step * slices + slice, even = 2 * pair, odd = even + 1;\n",
+"        if (even >= rows) continue;\n",
+"        float a = x[(ulong)even * columns], b = odd < head_dim ? x[(ulong)odd * columns] : 0;\n",
+"        if (norm) {\n",
+"            a = affine(a, moments, weight, bias, given, even);\n",
+"            if (odd < head_dim) b = affine(b, moments, weight, bias, given, odd);\n",
+"        }\n",
+"        if (turn && odd < head_dim) {\n",
+"            const float c = cosine[(ulong)pair * tokens], s = sine[(ulong)pair * tokens], before = a;\n",
+"            a = before * c - b * s;\n",
+"            b = b * c + before * s;\n",
+"        }\n",
+"        x[(ulong)even * columns] = a;\n",
+"        if (odd < head_dim) x[(ulong)odd * columns] = b;\n",
+"    }\n",
+"}\n",
+"\n\n\n__kernel void softmax(__global float *scores, ulong scores_at, float scale, int keys, int queries,\n",
+"                      __local float2 *partial) {\n",
+"    const int query = get_global_id(0), rows = query < queries ? keys : 0;\n",
+"    const int slice = get_local_id(1), slices = get_local_size(1), steps = (keys + slices - 1) / slices;\n",
+"    float largest = -INFINITY, sum = 0;\n",
+"    scores += scores_at + (ulong)get_global_id(2) * keys * queries + query;\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int key = step * slices + slice;\n",
+"        if (key < rows) largest = fmax(largest, scores[(ulong)key * queries]);\n",
+"    }\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    partial[get_local_id(1) * get_local_size(0) + get_local_id(0)].x = largest;\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    for (int other = 0; other < slices; other++)\n",
+"        largest = fmax(largest, partial[other * get_local_size(0) + get_local_id(0)].x);\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int key = step * slices + slice;\n",
+"        if (key >= rows) continue;\n",
+"        const float p = exp(scale * (scores[(ulong)key * queries] - largest));\n",
+"        scores[(ulong)key * queries] = p;\n",
+"        sum += p;\n",
+"    }\n",
+"    const float2 total = column_sum(partial, (float2)(sum, 0));\n",
+"    const float inverse = 1 / (total.x + total.y);\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int key = step * slices + slice;\n",
+"        if (key < rows) scores[(ulong)key * queries] *= inverse;\n",
+"    }\n",
+"}\n",
+"\n\n\n__kernel void group_moments(__global const float *x, ulong x_at, __global float *parts, ulong parts_at, int count,\n",
+"                            int chunk, __local float2 *partial) {\n",
+"    const int part = get_group_id(1), group = get_global_id(2), item = get_local_id(0), items = get_local_size(0);\n",
+"    const int first = part * chunk, size = min(chunk, count - first), steps = (size + items - 1) / items;\n",
+"    float2 sum = 0;\n",
+"    x += x_at + (ulong)group * count + first;\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int i = step * items + item;\n",
+"        if (i < size) sum = add_float(sum, x[i]);\n",
+"    }\n",
+"    const float2 mean = divide_pair(group_sum(partial, sum), size);\n",
+"    sum = 0;\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int i = step * items + item;\n",
+"        const float d = i < size ? deviation(x[i], mean) : 0;\n",
+"        sum = add_float(sum, d * d);\n",
+"    }\n",
+"    sum = group_sum(partial, sum);\n",
+"    if (item) return;\n",
+"    parts += parts_at + 4 * ((ulong)group * get_num_groups(1) + part);\n",
+"    parts[0] = mean.x;\n",
+"    parts[1] = mean.y;\n",
+"    parts[2] = sum.x + sum.y;\n",
+"}\n",
+"\n\n\nmoments_of merge_moments(__global const float *parts, int count, int chunk, float eps) {\n",
+"    const int last = (count + chunk - 1) / chunk;\n",
+"    moments_of moments;\n",
+"    float2 sum = 0;\n",
+"    float squares = 0;\n",
+"    for (int part = 0; part < last; part++) {\n",
+"        const float size = min(chunk, count - part * chunk);\n",
+"        sum = add_product(sum, (float2)(parts[4 * part], parts[4 * part + 1]), size);\n",
+"    }\n",
+"    moments.mean = divide_pair(sum, count);\n",
+"    for (int part = 0; part < last; part++) {\n",
+"        const float d = deviation(parts[4 * part], moments.mean) + parts[4 * part + 1];\n",
+"        squares += parts[4 * part + 2] + d * d * min(chunk, count - part * chunk);\n",
+"    }\n",
+"    moments.inverse = 1 / sqrt(squares / count + eps);\n",
+"    return moments;\n",
+"}\n",
+"\n\n\n__kernel void group_norm(__global const float *x, ulong x_at, __global float *y, ulong y_at,\n",
+"                         __global const float *weight, ulong weight_at, __global const float *bias, ulong bias_at,\n",
+"                         __global const float *parts, ulong parts_at, int channels, int area, int chunk, float eps,\n",
+"                         int silu, __local float *shared) {\n",
+"    const int channel = get_global_id(1), count = channels * area, chunks = (count + chunk - 1) / chunk;\n",
+"    moments_of moments;\n",
+"    if (get_local_id(0) == 0) {\n",
+"        moments = merge_moments(parts + parts_at + (ulong)(channel / channels) * 4 * chunks, count, chunk, eps);\n",
+"        shared[0] = moments.mean.x;\n",
+"        shared[1] = moments.mean.y;\n",
+"        shared[2] = moments.inverse;\n",
+"    }\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    moments.mean = (float2)(shared[0], shared[1]);\n",
+"    moments.inverse = shared[2];\n",
+"    x += x_at + (ulong)channel * area;\n",
+"    y += y_at + (ulong)channel * area;\n",
+"    const float w = weight[weight_at + channel], b = bias[bias_at + channel];\n",
+"    const int items = get_global_size(0), steps = (area + items - 1) / items;\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int i = step * items + get_global_id(0);\n",
+"        if (i >= area) continue;\n",
+"        const float value = deviation(x[i], moments.mean) * moments.inverse * w + b;\n",
+"        y[i] = silu ? value / (1 + exp(-value)) : value;\n",
+"    }\n",
+"}\n",
+"\n\n\n\n__kernel void copy(__global float *to, ulong to_at, __global const float *from, ulong from_at, int rows, int width,\n",
+"                   int to_stride, int from_stride) {\n",
+"    const int column = get_global_id(0), row = get_global_id(1);\n",
+"    if (row < rows && column < width)\n",
+"        to[to_at + (ulong)row * to_stride + column] = from[from_at + (ulong)row * from_stride + column];\n",
+"}\n",
+"\n\n\n__kernel void to_patches(__global const float *latents, ulong latents_at, __global float *patches, ulong patches_at,\n",
+"                         int samples, int channels, int height, int width, int patch) {\n",
+"    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;\n",
+"    const int column = get_global_id(0), row = get_global_id(1);\n",
+"    if (column >= columns || row >= channels * patch * patch) return;\n",
+"    const int sample = column / tokens, token = column % tokens, channel = row / (patch * patch);\n",
+"    const int y = token / across * patch + row / patch % patch, x = token % across * patch + row % patch;\n",
+"    patches[patches_at + (ulong)row * columns + column] =\n",
+"        latents[latents_at + (((ulong)sample * channels + channel) * height + y) * width + x];\n",
+"}\n",
+"\n\n\n__kernel void to_latents(__global float *latents, ulong latents_at, __global const float *patches, ulong patches_at,\n",
+"                         int samples, int channels, int height, int width, int patch, int patch_channels) {\n",
+"    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;\n",
+"    const int x = get_global_id(0), y = get_global_id(1), plane = get_global_id(2);\n",
+"    if (x >= width || y >= height || plane >= samples * channels) return;\n",
+"    const int sample = plane / channels, channel = plane % channels;\n",
+"    const int row = (y % patch * patch + x % patch) * patch_channels + channel;\n",
+"    latents[latents_at + ((ulong)plane * height + y) * width + x] =\n",
+"        patches[patches_at + (ulong)row * columns + sample * tokens + y / patch * across + x / patch];\n",
+"}\n",
+"\n\n\n__kernel void transpose(__global const float *x, ulong x_at, __global float *y, ulong y_at, int rows, int columns,\n",
+"                        int y_stride, __local float *tile) {\n",
+"    const int tile_columns = get_local_size(0), tile_rows = get_local_size(1);\n",
+"    const int column = get_local_id(0), row = get_local_id(1), item = row * tile_columns + column;\n",
+"    const int first_column = get_group_id(0) * tile_columns, first_row = get_group_id(1) * tile_rows;\n",
+"    if (first_row + row < rows && first_column + column < columns)\n",
+"        tile[row * (tile_columns + 1) + column] = x[x_at + (ulong)(first_row + row) * columns + first_column + column];\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    const int turned_row = item / tile_rows, turned_column = item % tile_rows;\n",
+"    if (first_column + turned_row < columns && first_row + turned_column < rows)\n",
+"        y[y_at + (ulong)(first_column + turned_row) * y_stride + first_row + turned_column] =\n",
+"            tile[turned_column * (tile_columns + 1) + turned_row];\n",
+"}\n",
+"\n\n\n__kernel void silu(__global float *x, ulong x_at, int count) {\n",
+"    const int i = get_global_id(0);\n",
+"    if (i >= count) return;\n",
+"    const float value = x[x_at + i];\n",
+"    x[x_at + i] = value / (1 + exp(-value));\n",
+"}\n",
+"\n\n#define TERM(j) __global const float *k##j, ulong k##j##_at, float weight##j, float weight_rest##j\n",
+"#define TERMS   TERM(0), TERM(1), TERM(2), TERM(3), TERM(4), TERM(5), TERM(6), TERM(7)\n",
+"#define ADD_TERM(sum, j, at)\\\n",
+"    if (terms > j) sum = add_product(sum, (float2)(weight##j, weight_rest##j), k##j[k##j##_at + (at)])\n",
+"#define ADD_TERMS(sum, at)\\\n",
+"    ADD_TERM(sum, 0, at);\\\n",
+"    ADD_TERM(sum, 1, at);\\\n",
+"    ADD_TERM(sum, 2, at);\\\n",
+"    ADD_TERM(sum, 3, at);\\\n",
+"    ADD_TERM(sum, 4, at);\\\n",
+"    ADD_TERM(sum, 5, at);\\\n",
+"    ADD_TERM(sum, 6, at);\\\n",
+"    ADD_TERM(sum, 7, at)\n",
+"\n\n__kernel void combine(__global float *out, ulong out_at, __global const float *x, ulong x_at, float x_weight,\n",
+"                      float x_weight_rest, int terms, TERMS, int rows, int width, int stride) {\n",
+"    const int column = get_global_id(0), row = get_global_id(1);\n",
+"    if (row >= rows || column >= width) return;\n",
+"    const ulong at = (ulong)row * stride + column;\n",
+"    float2 sum = add_product((float2)(0, 0), (float2)(x_weight, x_weight_rest), x[x_at + at]);\n",
+"    ADD_TERMS(sum, at);\n",
+"    out[out_at + at] = round_pair(sum);\n",
+"}\n",
+"\n\n__kernel void scale_shift(__global const float *x, ulong x_at, __global float *y, ulong y_at,\n",
+"                          __global const float *scale, ulong scale_at, __global const float *shift, ulong shift_at,\n",
+"                          int channels, int area) {\n",
+"    const int i = get_global_id(0), channel = get_global_id(1);\n",
+"    if (channel >= channels || i >= area) return;\n",
+"    const ulong at = (ulong)channel * area + i;\n",
+"    y[y_at + at] = x[x_at + at] * scale[scale_at + channel] + shift[shift_at + channel];\n",
+"}\n",
+"\n\n\n__kernel void pixels(__global const float *x, ulong x_at, __global uchar *out, ulong out_at, float offset, int area) {\n",
+"#pragma OPENCL FP_CONTRACT OFF\n",
+"    const int i = get_global_id(0);\n",
+"    if (i >= area) return;\n",
+"    for (int channel = 0; channel < 3; channel++) {\n",
+"        const float value = 127.5f * x[x_at + (ulong)channel * area + i] + offset;\n",
+"        out[out_at + 3 * (ulong)i + channel] = !(value > 0) ? 0 : value >= 255 ? 255 : (uchar)value;\n",
+"    }\n",
+"}\n",
+"\n\n__kernel void error_norm(__global const float *x, ulong x_at, __global const float *y, ulong y_at, int has_y, int terms,\n",
+"                         TERMS, float atol, float rtol, int count, __global float *sums, ulong sums_at,\n",
+"                         __local float2 *partial) {\n",
+"    const int items = get_global_size(0) * get_global_size(1), steps = (count + items - 1) / items;\n",
+"    const int first = get_group_id(1) * get_local_size(0) + get_local_id(0);\n",
+"    float2 total = 0;\n",
+"    for (int step = 0; step < steps; step++) {\n",
+"        const int i = step * items + first;\n",
+"        if (i >= count) continue;\n",
+"        float2 sum = 0;\n",
+"        ADD_TERMS(sum, i);\n",
+"        const float size = has_y ? fmax(fabs(x[x_at + i]), fabs(y[y_at + i])) : fabs(x[x_at + i]);\n",
+"        const float ratio = round_pair(sum) / (atol + rtol * size);\n",
+"        total = add_float(total, ratio * ratio);\n",
+"    }\n",
+"    total = group_sum(partial, total);\n",
+"    if (get_local_id(0) == 0) sums[sums_at + get_group_id(1)] = round_pair(total);\n",
+"}\n",
+"\n\n\n__kernel void change(__global const float *after, ulong after_at, __global const float *before, ulong before_at,\n",
+"                     __global const float *residual, ulong residual_at, int rows, int width, int after_stride,\n",
+"                     __global float *sums, ulong sums_at, __local float2 *partial) {\n",
+"    const int item = get_local_id(0), items = get_local_size(0), steps = (width + items - 1) / items;\n",
+"    float2 changed = 0, size = 0;\n",
+"    for (int row = get_group_id(1); row < rows; row += get_num_groups(1))\n",
+"        for (int step = 0; step < steps; step++) {\n",
+"            const int column = step * items + item;\n",
+"            if (column >= width) continue;\n",
+"            const ulong at = (ulong)row * width + column;\n",
+"            const float then = residual[residual_at + at];\n",
+"            const float2 added = two_sum(after[after_at + (ulong)row * after_stride + column], -before[before_at + at]);\n",
+"            changed = add_float(changed, fabs(round_pair(add_float(added, -then))));\n",
+"            size = add_float(size, fabs(then));\n",
+"        }\n",
+"    changed = group_sum(partial, changed);\n",
+"    size = group_sum(partial, size);\n",
+"    if (item) return;\n",
+"    sums += sums_at + 2 * get_group_id(1);\n",
+"    sums[0] = round_pair(changed);\n",
+"    sums[1] = round_pair(size);\n",
+"}\n",
+"\n\n__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes,\n",
+"                          ulong notes_at) {\n",
+"    int finite = 1;\n",
+"    for (int i = get_global_id(0); i < count; i += get_global_size(0))\n",
+"        finite &= isfinite(x[x_at + i]);\n",
+"    if (!finite) atomic_or(notes + notes_at, note);\n",
+"}\n",
+"\n\n\n\nuint4 philox(uint2 key, uint4 counter) {\n",
+"    for (int round = 0; round < 10; round++) {\n",
+"        const uint low0 = 0xD2511F53u * counter.x, high0 = mul_hi(0xD2511F53u, counter.x);\n",
+"        const uint low1 = 0xCD9E8D57u * counter.z, high1 = mul_hi(0xCD9E8D57u, counter.z);\n",
+"        counter = (uint4)(high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0);\n",
+"        key += (uint2)(0x9E3779B9u, 0xBB67AE85u);\n",
+"    }\n",
+"    return counter;\n",
+"}\n",
+"\n\nfloat normal_radius(uint a) {\n",
+"    const float unit = 0x1p-32f;\n",
+"    const float log_u = a < 0x80000000u ? log(((float)a + 0.5f) * unit) : log1p(-((float)(~a) + 0.5f) * unit);\n",
+"    return sqrt(-2 * log_u);\n",
+"}\n",
+"\n\nfloat2 normal_direction(uint b) {\n",
+"    const float turn = ((float)(b & 0x3fffffffu) + 0.5f) * 0x1p-31f, c = cospi(turn), s = sinpi(turn);\n",
+"    const uint quadrant = b >> 30;\n",
+"    return quadrant == 0   ? (float2)(c, s)\n",
+"           : quadrant == 1 ? (float2)(-s, c)\n",
+"           : quadrant == 2 ? (float2)(-c, -s)\n",
+"                           : (float2)(s, -c);\n",
+"}\n",
+"\n\n\n__kernel void normal(__global float *out, ulong out_at, uint seed_low, uint seed_high, uint index, uint picture_low,\n",
+"                     uint picture_high, uint draw, int count, int per_picture) {\n",
+"    const int block = get_global_id(0), picture = get_global_id(1);\n",
+"    if (picture >= count || block >= (per_picture + 3) / 4) return;\n",
+"    const uint low = picture_low + picture, high = picture_high + (low < picture_low ? 1 : 0);\n",
+"    const uint4 bits =\n",
+"        philox((uint2)(seed_low, seed_high), (uint4)(block, index, low, (high & 0xffffffu) | draw << 24));\n",
+"    const float2 first = normal_radius(bits.x) * normal_direction(bits.y);\n",
+"    const float2 second = normal_radius(bits.z) * normal_direction(bits.w);\n",
+"    const int at = block * 4;\n",
+"    out += out_at + (ulong)picture * per_picture + at;\n",
+"    out[0] = first.x;\n",
+"    if (at + 1 < per_picture) out[1] = first.y;\n",
+"    if (at + 2 < per_picture) out[2] = second.x;\n",
+"    if (at + 3 < per_picture) out[3] = second.y;\n",
+"}\n",
+/* ---- backends/opencl/product.cl.inc ---- */
+"#line 1 \"product.cl\"\n",
+"\n\n\n\n\n\n\n\n\n\n#ifndef ITEM_ROWS\n",
+"#define ITEM_ROWS     8\n",
+"#define ITEM_COLUMNS  4\n",
+"#define GROUP_ROWS    8\n",
+"#define GROUP_COLUMNS 16\n",
+"#define GROUP_DEPTH   16\n",
+"#endif\n",
+"#ifndef TILE_ROWS\n",
+"#define TILE_ROWS    12\n",
+"#define TILE_VECTORS 2\n",
+"#define TILE_WIDTH   16\n",
+"#define TILE_COLUMNS 256\n",
+"#define TILE_DEPTH   384\n",
+"#endif\n",
+"\n#define CAT_(a, b)  a##b\n",
+"#define CAT(a, b)   CAT_(a, b)\n",
+"#define VECTOR      CAT(float, TILE_WIDTH)\n",
+"#define VECTOR_INT  CAT(int, TILE_WIDTH)\n",
+"#define VECTOR_UINT CAT(uint, TILE_WIDTH)\n",
+"#define LOAD        CAT(vload, TILE_WIDTH)\n",
+"#define STORE       CAT(vstore, TILE_WIDTH)\n",
+"\n\n#define TYPE_F16      1\n",
+"#define TYPE_BF16     2\n",
+"#define TYPE_I8       4\n",
+"#define COMPUTE_BF16  1\n",
+"#define COMPUTE_INT8  2\n",
+"#define COMPUTE_F16   3\n",
+"#define ACT_SILU      1\n",
+"#define ACT_GELU_TANH 2\n",
+"#define ACT_GELU_ERF  3\n",
+"#define ACT_SWIGLU    4\n",
+"#define HAS_BIAS      1\n",
+"#define HAS_GATE      2\n",
+"#define HAS_RESIDUAL  4\n",
+"\n\n\n#define DEFINE_FUNCTIONS(T, I, U)\\\n",
+"    T CAT(T, _to_bf16)(T x) {\\\n",
+"        const U bits = CAT(as_, U)(x);\\\n",
+"        return select(CAT(as_, T)((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u), x, isnan(x));\\\n",
+"    }\\\n",
+"\\\n",
+"\\\n",
+"    T CAT(T, _to_f16)(T x) {\\\n",
+"        const U bits = CAT(as_, U)(x);\\\n",
+"        T y = CAT(as_, T)((bits + 0xfffu + (bits >> 13 & 1u)) & 0xffffe000u);\\\n",
+"        y = select(y, copysign((T)(INFINITY), x), fabs(y) > (T)(65504.0f));\\\n",
+"        y = select(y, (x + 0.75f) - 0.75f, fabs(x) < (T)(6.103515625e-5f));\\\n",
+"        return select(y, x, isnan(x));\\\n",
+"    }\\\n",
+"\\\n",
+"\\\n",
+"    T CAT(T, _rounded)(T x, int compute, T largest) {\\\n",
+"        if (compute == COMPUTE_BF16) return CAT(T, _to_bf16)(x);\\\n",
+"        if (compute == COMPUTE_F16) return CAT(T, _to_f16)(x);\\\n",
+"        if (compute == COMPUTE_INT8) return rint(x * (127.0f / largest)) * (largest / 127.0f);\\\n",
+"        return x;\\\n",
+"    }\\\n",
+"\\\n",
+"\\\n",
+"\\\n",
+"\\\n",
+"\\\n",
+"    T CAT(T, _activated)(T x, int activation) {\\\n",
+"        const T one = (T)(1.0f);\\\n",
+"        if (activation == ACT_SILU || activation == ACT_SWIGLU) return x / (one + exp(-x));\\\n",
+"        if (activation == ACT_GELU_TANH) return x / (one + exp(x * fma(x * x, (T)(0.044715f), one) * -1.5957691216f));\\\n",
+"        if (activation == ACT_GELU_ERF) {\\\n",
+"            const T a = fabs(x), t = one / fma(a, (T)(0.4f), one), density = exp(a * a * -0.5f);\\\n",
+"            T p = (T)(5.724073201e-2f);\\\n",
+"            p = fma(p, t, (T)(-2.577858269e-1f));\\\n",
+"            p = fma(p, t, (T)(3.441259861e-1f));\\\n",
+"            p = fma(p, t, (T)(1.007481944e-2f));\\\n",
+"            p = fma(p, t, (T)(1.897868812e-1f));\\\n",
+"            p = fma(p, t, (T)(1.565577388e-1f));\\\n",
+"            return fma(-a * t, p * density, fmax(x, (T)(0.0f)));\\\n",
+"        }\\\n",
+"        return x;\\\n",
+"    }\n",
+"\nDEFINE_FUNCTIONS(float, int, uint)\n",
+"DEFINE_FUNCTIONS(VECTOR, VECTOR_INT, VECTOR_UINT)\n",
+"\n\n\n\nfloat weight_at(__global const uchar *a, ulong at, int type) {\n",
+"    if (type == TYPE_F16) return vload_half(at, (__global const half *)a);\n",
+"    if (type == TYPE_BF16) return as_float((uint)((__global const ushort *)a)[at] << 16);\n",
+"    if (type == TYPE_I8) return convert_float(((__global const char *)a)[at]);\n",
+"    return ((__global const float *)a)[at];\n",
+"}\n",
+"\n\nVECTOR weights_at(__global const uchar *a, ulong at, int type) {\n",
+"    if (type == TYPE_F16) return CAT(vload_half, TILE_WIDTH)(0, (__global const half *)a + at);\n",
+"    if (type == TYPE_BF16)\n",
+"        return CAT(as_, VECTOR)(CAT(convert_, VECTOR_UINT)(LOAD(0, (__global const ushort *)a + at)) << 16);\n",
+"    if (type == TYPE_I8) return CAT(convert_, VECTOR)(LOAD(0, (__global const char *)a + at));\n",
+"    return LOAD(0, (__global const float *)a + at);\n",
+"}\n",
+"\n\n\nint product_row(int item, int i, int count, int rows, int activation) {\n",
+"    if (activation != ACT_SWIGLU) return item * count + i;\n",
+"    const int half_count = count / 2, pair = item * half_count + i % half_count;\n",
+"    return pair < rows / 2 ? i / half_count * (rows / 2) + pair : rows;\n",
+"}\n",
+"\n\n\n#define IMAGE_PARAMETERS int filter, int stride, int upsample, int height, int width, int out_width\n",
+"#define IMAGE            filter, stride, upsample, height, width, out_width\n",
+"\n\nint2 patch_corner(int column, IMAGE_PARAMETERS) {\n",
+"    const int padding = filter == 3 && stride == 1;\n",
+"    return (int2)(column % out_width * stride - padding, column / out_width * stride - padding);\n",
+"}\n",
+"\n\nint pixel_offset(int y, int x, IMAGE_PARAMETERS) {\n",
+"    if (y < 0 || y >= height << upsample || x < 0 || x >= width << upsample) return -1;\n",
+"    return (y >> upsample) * width + (x >> upsample);\n",
+"}\n",
+"\n\nfloat patch_at(__global const float *image, int k, int2 corner, IMAGE_PARAMETERS) {\n",
+"    const int channel = filter == 3 ? k / 9 : k, tap = filter == 3 ? k - 9 * channel : 0;\n",
+"    const int offset = pixel_offset(corner.y + tap / 3, corner.x + tap % 3, IMAGE);\n",
+"    return offset < 0 ? 0.0f : image[(ulong)channel * height * width + offset];\n",
+"}\n",
+"\n\n\n\n\n#define EPILOGUE_PARAMETERS\\\n",
+"    int has, int activation, float alpha, __global const float *bias, ulong bias_at, __global const float *gate,\\\n",
+"        ulong gate_at, int gate_stride, int tokens, int first_column, __global const float *residual,\\\n",
+"        ulong residual_at, int residual_ld, __global float *c, ulong c_at, int c_ld, int c_stride\n",
+"\n\n#define EPILOGUE_BEGIN(batch)\\\n",
+"    bias = has & HAS_BIAS ? bias + bias_at : 0;\\\n",
+"    gate = has & HAS_GATE ? gate + gate_at : 0;\\\n",
+"    residual = has & HAS_RESIDUAL ? residual + residual_at + (ulong)(batch) * c_stride : 0;\\\n",
+"    c += c_at + (ulong)(batch) * c_stride;\n",
+"\n#define EPILOGUE activation, alpha, bias, gate, gate_stride, tokens, first_column, residual, residual_ld, c, c_ld\n",
+"#define FINISH_PARAMETERS\\\n",
+"    int activation, float alpha, __global const float *bias, __global const float *gate, int gate_stride, int tokens,\\\n",
+"        int first_column, __global const float *residual, int residual_ld, __global float *c, int c_ld\n",
+"\nfloat gate_at_column(__global const float *gate, int gate_stride, int tokens, int row, int column) {\n",
+"    return gate ? gate[(ulong)(column / tokens) * gate_stride + row] : 1.0f;\n",
+"}\n",
+"\n\nvoid finish(float sum, float up, int rows, int row, int column, FINISH_PARAMETERS) {\n",
+"    float value = float_activated(fma(sum, alpha, bias ? bias[row] : 0.0f), activation);\n",
+"    if (activation == ACT_SWIGLU) value *= fma(up, alpha, bias ? bias[row + rows / 2] : 0.0f);\n",
+"    const float g = gate_at_column(gate, gate_stride, tokens, row, first_column + column);\n",
+"    c[(ulong)row * c_ld + column] = fma(value, g, residual ? residual[(ulong)row * residual_ld + column] : 0.0f);\n",
+"}\n",
+"\n\n__kernel void finish_product(__global const float *sums, ulong sums_at, int sums_stride, int rows, int columns,\n",
+"                             EPILOGUE_PARAMETERS) {\n",
+"    const int column = get_global_id(0), row = get_global_id(1), batch = get_global_id(2);\n",
+"    const int half_rows = activation == ACT_SWIGLU ? rows / 2 : 0;\n",
+"    if (column >= columns || row >= rows - half_rows) return;\n",
+"    sums += sums_at + (ulong)batch * sums_stride + (ulong)row * columns + column;\n",
+"    EPILOGUE_BEGIN(batch)\n",
+"    finish(sums[0], sums[(ulong)half_rows * columns], rows, row, column, EPILOGUE);\n",
+"}\n",
+"\n\n\n\n#define WEIGHT_PARAMETERS\\\n",
+"    __global const uchar *a, ulong a_at, int type, int transposed, int a_ld, int a_stride,\\\n",
+"        __global const float *a_scale, ulong a_scale_at, int compute, int rows, int depth\n",
+"#define WEIGHT a, a_at, type, transposed, a_ld, a_stride, a_scale, a_scale_at, compute, rows, depth\n",
+"\n\nfloat weight_rounded(__global const uchar *a, ulong at, int type, float scale, int compute) {\n",
+"    return float_rounded(weight_at(a, at, type) * scale, compute == COMPUTE_INT8 ? 0 : compute, 1.0f);\n",
+"}\n",
+"\n\n__kernel void pack_rows(WEIGHT_PARAMETERS, __global float *out, ulong out_at) {\n",
+"    const int k = get_global_id(0), row = get_global_id(1), batch = get_global_id(2);\n",
+"    if (k >= depth || row >= rows) return;\n",
+"    a_at += (ulong)batch * a_stride + (transposed ? (ulong)k * a_ld + row : (ulong)row * a_ld + k);\n",
+"    out[out_at + ((ulong)batch * rows + row) * depth + k] =\n",
+"        weight_rounded(a, a_at, type, type == TYPE_I8 ? a_scale[a_scale_at + row] : 1.0f, compute);\n",
+"}\n",
+"\n\n#define COLUMN_PARAMETERS\\\n",
+"    __global const float *b, ulong b_at, int b_ld, int b_stride, IMAGE_PARAMETERS, __global const float *largest,\\\n",
+"        ulong largest_at, int columns\n",
+"\n\n__kernel void column_scales(__global const float *b, ulong b_at, int b_ld, int b_stride, int depth, int columns,\n",
+"                            __global float *out, ulong out_at, __local float *parts) {\n",
+"    const int column = get_global_id(0), batch = get_global_id(2), y = get_local_id(1), step = get_local_size(1);\n",
+"    __local float *part = parts + get_local_id(0);\n",
+"    if (get_group_id(1) > 0) return;\n",
+"    float largest = 1e-30f, finite = 0.0f;\n",
+"    b += b_at + (ulong)batch * b_stride + column;\n",
+"    for (int k = y; column < columns && k < depth; k += step) {\n",
+"        const float value = b[(ulong)k * b_ld];\n",
+"        largest = fmax(largest, fabs(value));\n",
+"        finite = fma(value, 0.0f, finite);\n",
+"    }\n",
+"    part[y * get_local_size(0)] = largest + finite;\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    if (y > 0 || column >= columns) return;\n",
+"    for (int i = 1; i < step; i++) {\n",
+"        const float other = part[i * get_local_size(0)];\n",
+"        largest = fmax(largest, other);\n",
+"        finite = fma(other, 0.0f, finite);\n",
+"    }\n",
+"    out[out_at + (ulong)batch * columns + column] = largest + finite;\n",
+"}\n",
+"\n\n__kernel void pack_columns(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __global float *out,\n",
+"                           ulong out_at) {\n",
+"    const int i = get_global_id(0), k = get_global_id(1), batch = get_global_id(2), column = first + i;\n",
+"    if (i >= count || k >= depth) return;\n",
+"    b += b_at + (ulong)batch * b_stride;\n",
+"    float value;\n",
+"    if (filter) {\n",
+"        value = patch_at(b, k, patch_corner(column, IMAGE), IMAGE);\n",
+"    } else {\n",
+"        value = b[(ulong)k * b_ld + column];\n",
+"    }\n",
+"    const float levels = compute == COMPUTE_INT8 ? largest[largest_at + (ulong)batch * columns + column] : 1.0f;\n",
+"    out[out_at + ((ulong)batch * depth + k) * count + i] = float_rounded(value, compute, levels);\n",
+"}\n",
+"\n#define PANEL (TILE_VECTORS * TILE_WIDTH)\n",
+"\n\nvoid panel_row(__global const float *from, int count, const float *levels, int compute, __global float *to) {\n",
+"    float lanes[PANEL];\n",
+"    if (count >= PANEL) {\n",
+"        for (int v = 0; v < TILE_VECTORS; v++)\n",
+"            STORE(LOAD(v, from), v, lanes);\n",
+"    } else {\n",
+"        for (int i = 0; i < PANEL; i++)\n",
+"            lanes[i] = i < count ? from[i] : 0.0f;\n",
+"    }\n",
+"    for (int v = 0; v < TILE_VECTORS; v++)\n",
+"        STORE(CAT(VECTOR, _rounded)(LOAD(v, lanes), compute, LOAD(v, levels)), v, to);\n",
+"}\n",
+"\n\n\n#define PACK_DEPTH 72\n",
+"__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void\n",
+"pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __global float *out, ulong out_at) {\n",
+"    const int panel = get_global_id(0), batch = get_global_id(2), begin = get_global_id(1) * PACK_DEPTH;\n",
+"    const int end = min(depth, begin + PACK_DEPTH), column = first + panel * PANEL;\n",
+"    const int lanes = min(PANEL, first + count - column);\n",
+"    float levels[PANEL];\n",
+"    for (int i = 0; i < PANEL; i++)\n",
+"        levels[i] =\n",
+"            compute == COMPUTE_INT8 && i < lanes ? largest[largest_at + (ulong)batch * columns + column + i] : 1.0f;\n",
+"    b += b_at + (ulong)batch * b_stride;\n",
+"    out += out_at + ((ulong)batch * get_global_size(0) + panel) * depth * PANEL;\n",
+"    for (int k = begin; !filter && k < end; k++)\n",
+"        panel_row(b + (ulong)k * b_ld + column, lanes, levels, compute, out + (ulong)k * PANEL);\n",
+"    if (!filter) return;\n",
+"    const int taps = filter * filter;\n",
+"    for (int tap = 0; tap < taps; tap++) {\n",
+"        int offset[PANEL], neighbours = lanes == PANEL;\n",
+"        for (int i = 0; i < PANEL; i++) {\n",
+"            const int2 corner = patch_corner(column + i, IMAGE);\n",
+"            offset[i] = i < lanes ? pixel_offset(corner.y + tap / filter, corner.x + tap % filter, IMAGE) : -1;\n",
+"            neighbours &= offset[i] >= 0 && offset[i] == offset[0] + i;\n",
+"        }\n",
+"        for (int channel = begin / taps; channel < end / taps; channel++) {\n",
+"            __global const float *from = b + (ulong)channel * height * width;\n",
+"            __global float *to = out + (ulong)(channel * taps + tap) * PANEL;\n",
+"            if (neighbours) {\n",
+"                panel_row(from + offset[0], PANEL, levels, compute, to);\n",
+"            } else {\n",
+"                for (int i = 0; i < PANEL; i++)\n",
+"                    to[i] = float_rounded(offset[i] < 0 ? 0.0f : from[offset[i]], compute, 1.0f);\n",
+"            }\n",
+"        }\n",
+"    }\n",
+"}\n",
+"\n\n\n#define LEFT_STEP  (GROUP_ROWS * ITEM_ROWS + 1)\n",
+"#define RIGHT_STEP (GROUP_COLUMNS * ITEM_COLUMNS)\n",
+"\n\n\n__kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {\n",
+"    __local float left[GROUP_DEPTH * LEFT_STEP], right[GROUP_DEPTH * RIGHT_STEP];\n",
+"    const int x = get_local_id(0), y = get_local_id(1), width_x = get_local_size(0), width_y = get_local_size(1);\n",
+"    const int batch = get_global_id(2), item = y * width_x + x, items = width_x * width_y;\n",
+"    const int first = get_group_id(0) * width_x * ITEM_COLUMNS + x, group_rows = width_y * ITEM_ROWS;\n",
+"    int2 corner[ITEM_COLUMNS];\n",
+"    float levels[ITEM_COLUMNS], sum[ITEM_ROWS][ITEM_COLUMNS];\n",
+"    a_at += (ulong)batch * a_stride;\n",
+"    b += b_at + (ulong)batch * b_stride;\n",
+"    EPILOGUE_BEGIN(batch)\n",
+"    for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
+"        const int column = min(first + j * width_x, columns - 1);\n",
+"        corner[j] = filter ? patch_corner(column, IMAGE) : (int2)(0, 0);\n",
+"        levels[j] = compute == COMPUTE_INT8 ? largest[largest_at + (ulong)batch * columns + column] : 1.0f;\n",
+"        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"            sum[i][j] = 0.0f;\n",
+"    }\n",
+"    for (int k0 = 0; k0 < depth; k0 += GROUP_DEPTH) {\n",
+"        for (int e = item; e < group_rows * GROUP_DEPTH; e += items) {\n",
+"            const int k = transposed ? e / group_rows : e % GROUP_DEPTH;\n",
+"            const int r = transposed ? e % group_rows : e / GROUP_DEPTH;\n",
+"            const int row =\n",
+"                product_row(get_group_id(1) * width_y + r / ITEM_ROWS, r % ITEM_ROWS, ITEM_ROWS, rows, activation);\n",
+"            const int inside = row < rows && k0 + k < depth;\n",
+"            const ulong at = transposed ? (ulong)(k0 + k) * a_ld + row : (ulong)row * a_ld + k0 + k;\n",
+"            const float scale = inside && type == TYPE_I8 ? a_scale[a_scale_at + row] : 1.0f;\n",
+"            left[k * LEFT_STEP + r] = inside ? weight_rounded(a, a_at + at, type, scale, compute) : 0.0f;\n",
+"        }\n",
+"        for (int k = y; k < GROUP_DEPTH; k += width_y)\n",
+"            for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
+"                const int column = first + j * width_x;\n",
+"                float value = 0.0f;\n",
+"                if (column < columns && k0 + k < depth)\n",
+"                    value = filter ? patch_at(b, k0 + k, corner[j], IMAGE) : b[(ulong)(k0 + k) * b_ld + column];\n",
+"                right[k * RIGHT_STEP + j * width_x + x] = float_rounded(value, compute, levels[j]);\n",
+"            }\n",
+"        barrier(CLK_LOCAL_MEM_FENCE);\n",
+"        float part[ITEM_ROWS][ITEM_COLUMNS];\n",
+"        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"                part[i][j] = 0.0f;\n",
+"        for (int k = 0; k < GROUP_DEPTH; k++)\n",
+"            for (int i = 0; i < ITEM_ROWS; i++)\n",
+"                for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"                    part[i][j] = fma(left[k * LEFT_STEP + y * ITEM_ROWS + i], right[k * RIGHT_STEP + j * width_x + x],\n",
+"                                     part[i][j]);\n",
+"        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"                sum[i][j] += part[i][j];\n",
+"        barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    }\n",
+"    for (int i = 0; i < (activation == ACT_SWIGLU ? ITEM_ROWS / 2 : ITEM_ROWS); i++)\n",
+"        for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
+"            const int row = product_row(get_global_id(1), i, ITEM_ROWS, rows, activation), column = first + j * width_x;\n",
+"            const float up = activation == ACT_SWIGLU ? sum[(i + ITEM_ROWS / 2) % ITEM_ROWS][j] : 0.0f;\n",
+"            if (row < rows && column < columns) finish(sum[i][j], up, rows, row, column, EPILOGUE);\n",
+"        }\n",
+"}\n",
+"\n\n\n\n#define EACH_4(X)  X(0) X(1) X(2) X(3)\n",
+"#define EACH_6(X)  EACH_4(X) X(4) X(5)\n",
+"#define EACH_8(X)  EACH_6(X) X(6) X(7)\n",
+"#define EACH_12(X) EACH_8(X) X(8) X(9) X(10) X(11)\n",
+"#define EACH_ROW   CAT(EACH_, TILE_ROWS)\n",
+"#define OF_1(X, r) X(r, 0)\n",
+"#define OF_2(X, r) X(r, 0) X(r, 1)\n",
+"#define OF_4(X, r) X(r, 0) X(r, 1) X(r, 2) X(r, 3)\n",
+"#define OF_ROW     CAT(OF_, TILE_VECTORS)\n",
+"\n\n#define STRIP_STEP (TILE_DEPTH + 16)\n",
+"\n\nvoid load_strip(WEIGHT_PARAMETERS, int activation, int k, int count, float *strip) {\n",
+"    const int rounding = compute == COMPUTE_INT8 ? 0 : compute;\n",
+"    for (int i = 0; i < TILE_ROWS; i++, strip += STRIP_STEP) {\n",
+"        const int row = product_row(get_global_id(0), i, TILE_ROWS, rows, activation);\n",
+"        const float scale = row < rows && type == TYPE_I8 ? a_scale[a_scale_at + row] : 1.0f;\n",
+"        const ulong step = transposed ? a_ld : 1, at = a_at + (transposed ? row : (ulong)row * a_ld) + k * step;\n",
+"        int j = 0;\n",
+"        for (; row < rows && !transposed && j + TILE_WIDTH <= count; j += TILE_WIDTH)\n",
+"            STORE(CAT(VECTOR, _rounded)(weights_at(a, at + j, type) * scale, rounding, (VECTOR)(1.0f)), 0, strip + j);\n",
+"        for (; j < count; j++)\n",
+"            strip[j] = row < rows ? weight_rounded(a, at + j * step, type, scale, rounding) : 0.0f;\n",
+"    }\n",
+"}\n",
+"\n\nvoid multiply_tile(const float *strip, __global const float *panel, int count, float *sums) {\n",
+"#define BEGIN(r, v)  VECTOR s##r##_##v = (VECTOR)(0.0f);\n",
+"#define BEGIN_ROW(r) OF_ROW(BEGIN, r)\n",
+"#define FETCH(r, v)  const VECTOR x##v = LOAD(v, panel);\n",
+"#define STEP(r, v)   s##r##_##v = fma(w, x##v, s##r##_##v);\n",
+"#define STEP_ROW(r)\\\n",
+"    {\\\n",
+"        const VECTOR w = (VECTOR)(strip[r * STRIP_STEP]);\\\n",
+"        OF_ROW(STEP, r)\\\n",
+"    }\n",
+"#define END(r, v)  STORE(s##r##_##v + LOAD(v, sums + r * TILE_COLUMNS), v, sums + r * TILE_COLUMNS);\n",
+"#define END_ROW(r) OF_ROW(END, r)\n",
+"    EACH_ROW(BEGIN_ROW)\n",
+"    for (int k = 0; k < count; k++, strip++, panel += PANEL) {\n",
+"        OF_ROW(FETCH, 0)\n",
+"        EACH_ROW(STEP_ROW)\n",
+"    }\n",
+"    EACH_ROW(END_ROW)\n",
+"}\n",
+"\n\nvoid activate_row(float *sums, int i, int count, int rows, int row, int activation, float alpha,\n",
+"                  __global const float *bias) {\n",
+"    const VECTOR own = (VECTOR)(bias ? bias[row] : 0.0f);\n",
+"    float *value = sums + i * TILE_COLUMNS;\n",
+"    for (int j = 0; j < count; j += TILE_WIDTH)\n",
+"        STORE(CAT(VECTOR, _activated)(fma(LOAD(0, value + j), (VECTOR)(alpha), own), activation), 0, value + j);\n",
+"    if (activation != ACT_SWIGLU) return;\n",
+"    const VECTOR other = (VECTOR)(bias ? bias[row + rows / 2] : 0.0f);\n",
+"    const float *up = value + TILE_ROWS / 2 * TILE_COLUMNS;\n",
+"    for (int j = 0; j < count; j += TILE_WIDTH)\n",
+"        STORE(LOAD(0, value + j) * fma(LOAD(0, up + j), (VECTOR)(alpha), other), 0, value + j);\n",
+"}\n",
+"\n\nvoid store_row(const float *value, int count, float gate, __global const float *residual, __global float *c) {\n",
+"    int j = 0;\n",
+"    for (; j + TILE_WIDTH <= count; j += TILE_WIDTH) {\n",
+"        const VECTOR before = residual ? LOAD(0, residual + j) : (VECTOR)(0.0f);\n",
+"        STORE(fma(LOAD(0, value + j), (VECTOR)(gate), before), 0, c + j);\n",
+"    }\n",
+"    for (; j < count; j++)\n",
+"        c[j] = fma(value[j], gate, residual ? residual[j] : 0.0f);\n",
+"}\n",
+"\n\n\n__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void product_tile(WEIGHT_PARAMETERS,\n",
+"                                                                          __global const float *panels, ulong panels_at,\n",
+"                                                                          int columns, int item_columns,\n",
+"                                                                          EPILOGUE_PARAMETERS) {\n",
+"    const int batch = get_global_id(2), column = get_global_id(1) * item_columns;\n",
+"    const int count = min(item_columns, columns - column), panel_count = (columns + PANEL - 1) / PANEL;\n",
+"    float strip[TILE_ROWS * STRIP_STEP], sums[TILE_ROWS * TILE_COLUMNS];\n",
+"    a_at += (ulong)batch * a_stride;\n",
+"    panels += panels_at + ((ulong)batch * panel_count * PANEL + column) * depth;\n",
+"    EPILOGUE_BEGIN(batch)\n",
+"    for (int i = 0; i < TILE_ROWS * TILE_COLUMNS; i += TILE_WIDTH)\n",
+"        STORE((VECTOR)(0.0f), 0, sums + i);\n",
+"    for (int k = 0; k < depth; k += TILE_DEPTH) {\n",
+"        const int part = min(TILE_DEPTH, depth - k);\n",
+"        load_strip(WEIGHT, activation, k, part, strip);\n",
+"        for (int j = 0; j < count; j += PANEL)\n",
+"            multiply_tile(strip, panels + (ulong)j * depth + (ulong)k * PANEL, part, sums + j);\n",
+"    }\n",
+"    for (int i = 0; i < (activation == ACT_SWIGLU ? TILE_ROWS / 2 : TILE_ROWS); i++) {\n",
+"        const int row = product_row(get_global_id(0), i, TILE_ROWS, rows, activation);\n",
+"        if (row >= rows) continue;\n",
+"        activate_row(sums, i, count, rows, row, activation, alpha, bias);\n",
+"        for (int j = 0, next; j < count; j = next) {\n",
+"            const int at = first_column + column + j;\n",
+"            next = gate ? min(count, j + tokens - at % tokens) : count;\n",
+"            store_row(sums + i * TILE_COLUMNS + j, next - j, gate_at_column(gate, gate_stride, tokens, row, at),\n",
+"                      residual ? residual + (ulong)row * residual_ld + column + j : 0,\n",
+"                      c + (ulong)row * c_ld + column + j);\n",
+"        }\n",
+"    }\n",
+"}\n",
+        NULL};
+    return lines;
+}
+
+/* OpenCL 1.2 and no more is asked for, whatever the device could do. */
+typedef struct gmem__cl_options {
+    char text[512];
+} gmem__cl_options;
+
+static const char *gmem__program_options(const struct gmem__device *device, gmem__cl_options *out) {
+    char tiles[400];
+    snprintf(out->text, sizeof out->text, "-cl-std=CL1.2 %s",
+             gmem__product_options(&device->tuning.tiles, tiles, sizeof tiles));
+    return out->text;
+}
+
+/* compiling ------------------------------------------------------------------------------------------------------- */
+
+/* What there is to read for people in a compiler's messages, on one line: from the first error on. */
+static void gmem__program_excerpt(const char *log, char *out, size_t bytes) {
+    const char *error = strstr(log, "error");
+    size_t used = 0;
+    while (error && error > log && error[-1] != '\n')
+        error--;
+    for (const char *c = error ? error : log; *c && used + 1 < bytes; c++) {
+        const int space = *c == '\n' || *c == '\r' || *c == '\t' || *c == ' ';
+        if (!space || (used > 0 && out[used - 1] != ' ')) out[used++] = space ? ' ' : *c;
+    }
+    out[used] = 0;
+}
+
+/* E_DEVICE with the compiler's first messages, where it has left some. */
+static gmem_status gmem__program_fail(const struct gmem__device *device, gmem__cl_program program, int code,
+                                      gmem_error *error) {
+    const gmem__cl_api *api = &device->library.api;
+    const uint32_t what = GMEM__CL_PROGRAM_BUILD_LOG;
+    char excerpt[320], plain[360];
+    size_t size = 0;
+    const gmem_status status = gmem__cl_fail(error, "clBuildProgram", code);
+    if (!error || api->clGetProgramBuildInfo(program, device->found.id, what, 0, NULL, &size) != GMEM__CL_SUCCESS ||
+        size == 0 || size > (size_t)1 << 26)
+        return status;
+    char *log = (char *)gmem__alloc(device->context, (int64_t)size + 1, 1);
+    if (!log) return status;
+    if (api->clGetProgramBuildInfo(program, device->found.id, what, size, log, NULL) == GMEM__CL_SUCCESS) {
+        gmem__program_excerpt(log, excerpt, sizeof excerpt);
+        const size_t length = strlen(error->message);
+        snprintf(error->message + length, sizeof error->message - length, ": %s",
+                 gmem_escape(excerpt, plain, sizeof plain));
+    }
+    gmem__free(device->context, log, (int64_t)size + 1, 1);
+    return status;
+}
+
+/* Builds what was created, or releases it. */
+static gmem_status gmem__program_finish(struct gmem__device *device, gmem__cl_program program, const char *options,
+                                        gmem_error *error) {
+    const gmem__cl_api *api = &device->library.api;
+    const int32_t code = api->clBuildProgram(program, 1, &device->found.id, options, NULL, NULL);
+    if (code != GMEM__CL_SUCCESS) {
+        const gmem_status status = gmem__program_fail(device, program, code, error);
+        (void)api->clReleaseProgram(program);
+        return status;
+    }
+    device->program = program;
+    device->compiled = 0;
+    return GMEM_OK;
+}
+
+static gmem_status gmem__program_compile(struct gmem__device *device, const char *options, gmem_error *error) {
+    const char *const *lines = gmem__cl_source();
+    uint32_t count = 0;
+    int32_t code = GMEM__CL_SUCCESS;
+    while (lines[count])
+        count++;
+    gmem__log(device->context, "compiling the OpenCL kernels for %s ...", device->found.limits.name);
+    gmem__cl_program program =
+        device->library.api.clCreateProgramWithSource(device->cl, count, (const char **)(uintptr_t)lines, NULL, &code);
+    if (code != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clCreateProgramWithSource", code);
+    GMEM__TRY(gmem__program_finish(device, program, options, error));
+    device->compiled = 1;
+    gmem__log(device->context, "compiled");
+    return GMEM_OK;
+}
+
+/* the cache ------------------------------------------------------------------------------------------------------- */
+
+/* A file holds the whole key with its final 0, then the binary; its name is the key's hash. */
+typedef struct gmem__program_key {
+    char *text;
+    int64_t bytes;
+    char name[40];
+} gmem__program_key;
+
+/* What decides about a program, but for the source. Returns its length. */
+static int64_t gmem__program_print_head(const struct gmem__device *device, const char *options, char *out,
+                                        size_t bytes) {
+    const gmem__cl_limits *limits = &device->found.limits;
+    return snprintf(out, bytes, "gmem %s, program for %s of %s, driver %s, %s, %s\noptions: %s\n", GMEM_VERSION,
+                    limits->name, limits->vendor, limits->driver, limits->version, limits->platform, options);
+}
+
+static gmem_status gmem__program_key_open(const struct gmem__device *device, const char *options,
+                                          gmem__program_key *out, gmem_error *error) {
+    const char *const *lines = gmem__cl_source();
+    int64_t used = gmem__program_print_head(device, options, NULL, 0);
+    out->bytes = used + 1;
+    for (int i = 0; lines[i]; i++)
+        out->bytes += (int64_t)strlen(lines[i]);
+    out->text = (char *)gmem__alloc(device->context, out->bytes, 1);
+    if (!out->text) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the program's source");
+    (void)gmem__program_print_head(device, options, out->text, (size_t)out->bytes);
+    for (int i = 0; lines[i]; i++) {
+        const size_t length = strlen(lines[i]);
+        memcpy(out->text + used, lines[i], length);
+        used += (int64_t)length;
+    }
+    const uint64_t hash = gmem__fnv1a(out->text, out->bytes);
+    snprintf(out->name, sizeof out->name, "program-%08x%08x.bin", (unsigned)(hash >> 32),
+             (unsigned)(hash & 0xffffffffu));
+    return GMEM_OK;
+}
+
+static void gmem__program_key_close(const gmem_context *context, gmem__program_key *key) {
+    gmem__free(context, key->text, key->bytes, 1);
+}
+
+static gmem_status gmem__program_from_binary(struct gmem__device *device, const char *options,
+                                             const unsigned char *binary, size_t bytes, gmem_error *error) {
+    int32_t code = GMEM__CL_SUCCESS, of_device = GMEM__CL_SUCCESS;
+    gmem__cl_program program = device->library.api.clCreateProgramWithBinary(device->cl, 1, &device->found.id, &bytes,
+                                                                             &binary, &of_device, &code);
+    if (code == GMEM__CL_SUCCESS && of_device != GMEM__CL_SUCCESS) {
+        (void)device->library.api.clReleaseProgram(program);
+        code = of_device;
+    }
+    if (code != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clCreateProgramWithBinary", code);
+    return gmem__program_finish(device, program, options, error);
+}
+
+static gmem_status gmem__program_load(struct gmem__device *device, const char *cache_dir, const char *options,
+                                      const gmem__program_key *key, gmem_error *error) {
+    gmem__bytes file;
+    GMEM__TRY(gmem__cl_cache_read(device->context, cache_dir, key->name, &file, error));
+    gmem_status status;
+    if (file.size <= key->bytes || memcmp(file.data, key->text, (size_t)key->bytes) != 0)
+        status = gmem__fail(error, GMEM_E_FORMAT, "%s is of another program", key->name);
+    else
+        status =
+            gmem__program_from_binary(device, options, file.data + key->bytes, (size_t)(file.size - key->bytes), error);
+    gmem__bytes_close(device->context, &file);
+    return status;
+}
+
+/* The device's binary behind the key, in memory for both. */
+static gmem_status gmem__program_save_binary(const struct gmem__device *device, const char *cache_dir,
+                                             const gmem__program_key *key, size_t bytes, gmem_error *error) {
+    const int64_t whole = key->bytes + (int64_t)bytes;
+    unsigned char *file = (unsigned char *)gmem__alloc(device->context, whole, 1);
+    if (!file) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the program's binary");
+    memcpy(file, key->text, (size_t)key->bytes);
+    unsigned char *binary = file + key->bytes;
+    const int32_t code =
+        device->library.api.clGetProgramInfo(device->program, GMEM__CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL);
+    const gmem_status status = code == GMEM__CL_SUCCESS
+                                   ? gmem__cl_cache_write(device->context, cache_dir, key->name, file, whole, error)
+                                   : gmem__cl_fail(error, "clGetProgramInfo", code);
+    gmem__free(device->context, file, whole, 1);
+    return status;
+}
+
+static gmem_status gmem__program_save(const struct gmem__device *device, const char *cache_dir,
+                                      const gmem__program_key *key, gmem_error *error) {
+    size_t bytes = 0;
+    const int32_t code = device->library.api.clGetProgramInfo(device->program, GMEM__CL_PROGRAM_BINARY_SIZES,
+                                                              sizeof bytes, &bytes, NULL);
+    if (code != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clGetProgramInfo", code);
+    if (bytes == 0 || bytes > (size_t)1 << 30)
+        return gmem__fail(error, GMEM_E_UNSUPPORTED, "the driver gives no binary of a program");
+    return gmem__program_save_binary(device, cache_dir, key, bytes, error);
+}
+
+GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
+    gmem__cl_options options;
+    gmem__program_key key;
+    gmem_error why;
+    (void)gmem__program_options(device, &options);
+    if (!cache_dir) return gmem__program_compile(device, options.text, error);
+    GMEM__TRY(gmem__program_key_open(device, options.text, &key, error));
+    const gmem_status status = gmem__program_load(device, cache_dir, options.text, &key, &why);
+    if (status == GMEM_OK)
+        gmem__log(device->context, "the OpenCL kernels are from the cache, %s/%s", cache_dir, key.name);
+    else if (status != GMEM_E_OPEN) /* which is a file that isn't there yet, or will be told when it is written */
+        gmem__log(device->context, "the cached OpenCL kernels are of no use: %s", why.message);
+    gmem__program_key_close(device->context, &key);
+    return status == GMEM_OK ? GMEM_OK : gmem__program_compile(device, options.text, error);
+}
+
+GMEM__FN void gmem__device_keep(const struct gmem__device *device, const char *cache_dir) {
+    gmem__cl_options options;
+    gmem__program_key key;
+    gmem_error why;
+    if (!cache_dir || !device->compiled) return;
+    gmem_status status = gmem__program_key_open(device, gmem__program_options(device, &options), &key, &why);
+    if (status == GMEM_OK) {
+        gmem__log(device->context, "keeping the OpenCL kernels in %s/%s", cache_dir, key.name);
+        status = gmem__program_save(device, cache_dir, &key, &why);
+        gmem__program_key_close(device->context, &key);
+    }
+    if (status != GMEM_OK)
+        gmem__log(device->context, "the OpenCL kernels are not kept: %s%s%s", why.message, why.path[0] ? ": " : "",
+                  why.path);
+}
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/tune_sets.c ---- */
+/* The parameters that can be tuned: CLBlast's as its documentation lists them (doc/tuning.md, and the constraints among
+ * them that its own tuners keep), and the sizes of this project's product kernels. */
+/* ---- backends/opencl/tune.h ---- */
+/* Tuning's inside: the parameters of CLBlast's kernels and of the own ones, the file that keeps them (tune.c), and the
+ * search among them (tune_search.c). */
+#ifndef GMEM__TUNE_H
+#define GMEM__TUNE_H
+
+
+#define GMEM__TUNE_PARAMETERS 16
+#define GMEM__TUNE_VALUES     8
+
+/* What can be set together: kernels of CLBlast by its names, and the own kernels' tiles. */
+typedef enum gmem__tune_set_id {
+    GMEM__TUNE_XGEMM,
+    GMEM__TUNE_XGEMM_DIRECT,
+    GMEM__TUNE_COPY,
+    GMEM__TUNE_PAD,
+    GMEM__TUNE_TRANSPOSE,
+    GMEM__TUNE_PADTRANSPOSE,
+    GMEM__TUNE_ROUTINE, /* from which size on XGEMM runs and not XGEMM_DIRECT */
+    GMEM__TUNE_CLBLAST_SETS,
+    GMEM__TUNE_OWN = GMEM__TUNE_CLBLAST_SETS, /* `product`'s */
+    GMEM__TUNE_TILE,                          /* `product_tile`'s */
+    GMEM__TUNE_SETS
+} gmem__tune_set_id;
+
+typedef struct gmem__tune_parameter {
+    const char *name;
+    int values[GMEM__TUNE_VALUES]; /* that may be; ended by 0, but for the first */
+} gmem__tune_parameter;
+
+/* One value for each of the set's parameters. */
+typedef struct gmem__tune_point {
+    int values[GMEM__TUNE_PARAMETERS];
+} gmem__tune_point;
+
+typedef struct gmem__tune_set {
+    const char *name;
+    int (*fits)(const int *values, const gmem__cl_limits *limits); /* values of the set together on a device */
+    int count;
+    gmem__tune_parameter parameters[GMEM__TUNE_PARAMETERS];
+} gmem__tune_set;
+
+GMEM__FN const gmem__tune_set *gmem__tune_get_set(gmem__tune_set_id id);
+/* Where to begin: the `index`-th of the points that are known to be good somewhere; 0 beyond the last. */
+GMEM__FN int gmem__tune_seed(gmem__tune_set_id id, int index, gmem__tune_point *out);
+/* Whether every value is one that may be, and all of them work together on such a device. CLBlast checks nothing: with
+ * values that do not fit it computes nonsense or writes where it must not. */
+GMEM__FN int gmem__tune_fits(gmem__tune_set_id id, const gmem__tune_point *point, const gmem__cl_limits *limits);
+/* Sets the parameters of one of CLBlast's kernels for the device, in the whole process. Errors: E_DEVICE. */
+GMEM__FN gmem_status gmem__tune_apply(const struct gmem__device *device, gmem__tune_set_id id,
+                                      const gmem__tune_point *point, gmem_error *error);
+
+/* The tiles' part of a point, and back. */
+GMEM__FN void gmem__tune_get_tiles(const gmem__cl_tiles *tiles, gmem__tune_set_id id, gmem__tune_point *out);
+GMEM__FN void gmem__tune_set_tiles(gmem__cl_tiles *tiles, gmem__tune_set_id id, const gmem__tune_point *point);
+
+/* All that the file of a device holds. */
+typedef struct gmem__tune_found {
+    gmem__cl_tuning tuning;
+    int has[GMEM__TUNE_CLBLAST_SETS];
+    gmem__tune_point points[GMEM__TUNE_CLBLAST_SETS];
+} gmem__tune_found;
+GMEM__FN const char *gmem__way_name(gmem__cl_way way); /* "tile" */
+GMEM__FN gmem_status gmem__tune_save(const struct gmem__device *device, const char *cache_dir,
+                                     const gmem__tune_found *found, gmem_error *error);
+
+#endif /* GMEM__TUNE_H */
+
+#ifndef GMEM_NO_OPENCL
+
+/* what fits together ---------------------------------------------------------------------------------------------- */
+
+static int gmem__is_multiple(int a, int b) { return b > 0 && a % b == 0; }
+
+static int gmem__group_fits(int x, int y, const gmem__cl_limits *limits) {
+    return (int64_t)x * y <= limits->work_group && x <= limits->work_items[0] && y <= limits->work_items[1];
+}
+
+/* Values in the order of the table below. */
+struct gmem__tune_xgemm {
+    int kreg, kwg, kwi, mdima, mdimc, mwg, ndimb, ndimc, nwg, sa, sb, strm, strn, vwm, vwn, gemmk;
+};
+
+static int gmem__fits_xgemm(const int *values, const gmem__cl_limits *limits) {
+    struct gmem__tune_xgemm v;
+    memcpy(&v, values, sizeof v);
+    const int group = v.mdimc * v.ndimc;
+    const int64_t local = (int64_t)4 * v.kwg * (v.sa * v.mwg + v.sb * v.nwg);
+    if (!gmem__is_multiple(group, v.mdima) || !gmem__is_multiple(group, v.ndimb)) return 0;
+    return gmem__is_multiple(v.kwg, v.kwi) && gmem__is_multiple(v.mwg, v.mdimc * v.vwm) &&
+           gmem__is_multiple(v.nwg, v.ndimc * v.vwn) && gmem__is_multiple(v.mwg, v.mdima * v.vwm) &&
+           gmem__is_multiple(v.nwg, v.ndimb * v.vwn) && gmem__is_multiple(v.kwg, group / v.mdima) &&
+           gmem__is_multiple(v.kwg, group / v.ndimb) && local <= limits->local_memory &&
+           gmem__group_fits(v.mdimc, v.ndimc, limits);
+}
+
+struct gmem__tune_direct {
+    int kwid, mdimad, mdimcd, ndimbd, ndimcd, pada, padb, vwmd, vwnd, wgd;
+};
+
+static int gmem__fits_direct(const int *values, const gmem__cl_limits *limits) {
+    struct gmem__tune_direct v;
+    memcpy(&v, values, sizeof v);
+    const int group = v.mdimcd * v.ndimcd;
+    const int64_t local = (int64_t)4 * v.wgd * (2 * v.wgd + v.pada + v.padb);
+    if (!gmem__is_multiple(group, v.mdimad) || !gmem__is_multiple(group, v.ndimbd)) return 0;
+    return gmem__is_multiple(v.wgd, v.kwid) && gmem__is_multiple(v.wgd, v.mdimcd * v.vwmd) &&
+           gmem__is_multiple(v.wgd, v.ndimcd * v.vwnd) && gmem__is_multiple(v.wgd, v.mdimad * v.vwmd) &&
+           gmem__is_multiple(v.wgd, v.ndimbd * v.vwnd) && gmem__is_multiple(v.wgd, group / v.mdimad) &&
+           gmem__is_multiple(v.wgd, group / v.ndimbd) && local <= limits->local_memory &&
+           gmem__group_fits(v.mdimcd, v.ndimcd, limits);
+}
+
+/* Copy and Pad begin with the two sides of the work-group. */
+static int gmem__fits_copy(const int *values, const gmem__cl_limits *limits) {
+    return gmem__group_fits(values[0], values[1], limits);
+}
+
+static int gmem__fits_transpose(const int *values, const gmem__cl_limits *limits) {
+    const int dim = values[0], pad = values[1], work = values[3];
+    return (int64_t)4 * work * work * dim * (dim + pad) <= limits->local_memory && gmem__group_fits(dim, dim, limits);
+}
+
+static int gmem__fits_padtranspose(const int *values, const gmem__cl_limits *limits) {
+    const int pad = values[0], tile = values[1];
+    const int64_t side = (int64_t)values[2] * tile;
+    return 4 * side * (side + pad) <= limits->local_memory && gmem__group_fits(tile, tile, limits);
+}
+
+static int gmem__fits_any(const int *values, const gmem__cl_limits *limits) {
+    (void)values;
+    (void)limits;
+    return 1;
+}
+
+static int gmem__fits_tiles(gmem__tune_set_id id, const int *values, const gmem__cl_limits *limits) {
+    gmem__cl_tiles tiles = gmem__product_tiles(limits);
+    gmem__tune_point point;
+    memset(&point, 0, sizeof point);
+    memcpy(point.values, values, (size_t)gmem__tune_get_set(id)->count * sizeof *values);
+    gmem__tune_set_tiles(&tiles, id, &point);
+    return gmem__product_tiles_fit(&tiles, limits);
+}
+
+static int gmem__fits_own(const int *values, const gmem__cl_limits *limits) {
+    return gmem__fits_tiles(GMEM__TUNE_OWN, values, limits);
+}
+
+static int gmem__fits_tile(const int *values, const gmem__cl_limits *limits) {
+    return gmem__fits_tiles(GMEM__TUNE_TILE, values, limits);
+}
+
+/* the sets -------------------------------------------------------------------------------------------------------- */
+
+#define GMEM__TUNE_BOTH \
+    { 0, 1 }
+#define GMEM__TUNE_DIM \
+    { 8, 16, 32, 4, 2 }
+#define GMEM__TUNE_WORK \
+    { 1, 2, 4, 8 }
+
+/* In the order of gmem__tune_set_id. GEMMK 1, CLBlast's other kernel, is left out: version 1.5.3 writes outside its
+ * buffers with it on PoCL. */
+static const gmem__tune_set gmem__tune_sets[] = {
+    {"Xgemm",
+     gmem__fits_xgemm,
+     16,
+     {{"KREG", {1}},
+      {"KWG", {16, 32, 64}},
+      {"KWI", {2, 8, 1}},
+      {"MDIMA", GMEM__TUNE_DIM},
+      {"MDIMC", GMEM__TUNE_DIM},
+      {"MWG", {16, 32, 64, 128}},
+      {"NDIMB", GMEM__TUNE_DIM},
+      {"NDIMC", GMEM__TUNE_DIM},
+      {"NWG", {16, 32, 64, 128}},
+      {"SA", GMEM__TUNE_BOTH},
+      {"SB", GMEM__TUNE_BOTH},
+      {"STRM", GMEM__TUNE_BOTH},
+      {"STRN", GMEM__TUNE_BOTH},
+      {"VWM", GMEM__TUNE_WORK},
+      {"VWN", GMEM__TUNE_WORK},
+      {"GEMMK", {0}}}},
+    {"XgemmDirect",
+     gmem__fits_direct,
+     10,
+     {{"KWID", {2, 8, 16, 1}},
+      {"MDIMAD", GMEM__TUNE_DIM},
+      {"MDIMCD", GMEM__TUNE_DIM},
+      {"NDIMBD", GMEM__TUNE_DIM},
+      {"NDIMCD", GMEM__TUNE_DIM},
+      {"PADA", GMEM__TUNE_BOTH},
+      {"PADB", GMEM__TUNE_BOTH},
+      {"VWMD", GMEM__TUNE_WORK},
+      {"VWND", GMEM__TUNE_WORK},
+      {"WGD", {8, 16, 32, 64}}}},
+    {"Copy",
+     gmem__fits_copy,
+     4,
+     {{"COPY_DIMX", {8, 16, 32}},
+      {"COPY_DIMY", {8, 16, 32}},
+      {"COPY_VW", GMEM__TUNE_WORK},
+      {"COPY_WPT", GMEM__TUNE_WORK}}},
+    {"Pad",
+     gmem__fits_copy,
+     4,
+     {{"PAD_DIMX", {8, 16, 32}}, {"PAD_DIMY", {8, 16, 32}}, {"PAD_WPTX", {1, 2, 4}}, {"PAD_WPTY", {1, 2, 4}}}},
+    {"Transpose",
+     gmem__fits_transpose,
+     4,
+     {{"TRA_DIM", {4, 8, 16, 32, 64}},
+      {"TRA_PAD", GMEM__TUNE_BOTH},
+      {"TRA_SHUFFLE", GMEM__TUNE_BOTH},
+      {"TRA_WPT", {1, 2, 4, 8, 16}}}},
+    {"Padtranspose",
+     gmem__fits_padtranspose,
+     3,
+     {{"PADTRA_PAD", GMEM__TUNE_BOTH}, {"PADTRA_TILE", {8, 16, 32, 64}}, {"PADTRA_WPT", {1, 2, 4, 8, 16}}}},
+    {"GemmRoutine", gmem__fits_any, 1, {{"XGEMM_MIN_INDIRECT_SIZE", {1, 64, 128, 256, 512, 768, 1024, 65536}}}},
+    {"product",
+     gmem__fits_own,
+     5,
+     {{"item_rows", {2, 4, 8, 16}},
+      {"item_columns", {1, 2, 4, 8, 16}},
+      {"group_rows", {4, 8, 16, 32}},
+      {"group_columns", {4, 8, 16, 32}},
+      {"group_depth", {4, 8, 16, 32, 64}}}},
+    {"product_tile",
+     gmem__fits_tile,
+     5,
+     {{"tile_rows", {4, 6, 8, 12}},
+      {"tile_vectors", {1, 2, 4}},
+      {"tile_width", {4, 8, 16}},
+      {"tile_columns", {16, 32, 64, 96, 128, 192, 256, 512}},
+      {"tile_depth", {32, 64, 128, 192, 256, 384, 512, 1024}}}},
+};
+
+/* Points to begin with, of small processors' caches and registers and of large work-groups in turn. The rest is found
+ * by changing one value after the other. */
+static const gmem__tune_point gmem__seeds_xgemm[] = {
+    {{1, 32, 2, 4, 4, 32, 4, 4, 32, 0, 0, 0, 0, 8, 8, 0}}, {{1, 16, 2, 16, 16, 128, 8, 8, 64, 1, 1, 1, 0, 4, 1, 0}},
+    {{1, 32, 2, 4, 4, 64, 4, 4, 32, 0, 0, 0, 0, 8, 8, 0}}, {{1, 16, 2, 16, 8, 64, 8, 8, 64, 1, 1, 0, 0, 4, 4, 0}},
+    {{1, 32, 2, 2, 2, 16, 4, 4, 32, 0, 0, 0, 0, 8, 8, 0}}, {{1, 32, 2, 8, 8, 64, 8, 8, 64, 0, 0, 0, 0, 4, 4, 0}},
+};
+static const gmem__tune_point gmem__seeds_direct[] = {
+    {{2, 4, 4, 4, 4, 0, 0, 8, 8, 32}},
+    {{2, 8, 8, 8, 8, 1, 1, 4, 4, 32}},
+    {{2, 16, 16, 8, 8, 1, 1, 2, 4, 32}},
+    {{8, 8, 8, 8, 8, 0, 0, 8, 8, 64}},
+};
+static const gmem__tune_point gmem__seeds_copy[] = {{{8, 8, 4, 4}}, {{32, 8, 4, 1}}};
+static const gmem__tune_point gmem__seeds_pad[] = {{{8, 8, 4, 4}}, {{32, 8, 2, 1}}};
+static const gmem__tune_point gmem__seeds_transpose[] = {{{4, 0, 0, 8}}, {{16, 1, 0, 4}}};
+static const gmem__tune_point gmem__seeds_padtranspose[] = {{{0, 8, 4}}, {{1, 16, 2}}};
+
+#define GMEM__TUNE_SEEDS(seeds) \
+    { seeds, (int)(sizeof(seeds) / sizeof *(seeds)) }
+
+static const struct gmem__tune_seeds {
+    const gmem__tune_point *points;
+    int count;
+} gmem__tune_seeds[] = {
+    GMEM__TUNE_SEEDS(gmem__seeds_xgemm),     GMEM__TUNE_SEEDS(gmem__seeds_direct),
+    GMEM__TUNE_SEEDS(gmem__seeds_copy),      GMEM__TUNE_SEEDS(gmem__seeds_pad),
+    GMEM__TUNE_SEEDS(gmem__seeds_transpose), GMEM__TUNE_SEEDS(gmem__seeds_padtranspose),
+};
+
+GMEM__FN const gmem__tune_set *gmem__tune_get_set(gmem__tune_set_id id) { return &gmem__tune_sets[id]; }
+
+GMEM__FN int gmem__tune_seed(gmem__tune_set_id id, int index, gmem__tune_point *out) {
+    if (id > GMEM__TUNE_PADTRANSPOSE || index >= gmem__tune_seeds[id].count) return 0;
+    *out = gmem__tune_seeds[id].points[index];
+    return 1;
+}
+
+static int gmem__tune_allows(const gmem__tune_parameter *parameter, int value) {
+    for (int i = 0; i < GMEM__TUNE_VALUES; i++) {
+        if (i > 0 && parameter->values[i] == 0) return 0;
+        if (parameter->values[i] == value) return 1;
+    }
+    return 0;
+}
+
+GMEM__FN int gmem__tune_fits(gmem__tune_set_id id, const gmem__tune_point *point, const gmem__cl_limits *limits) {
+    const gmem__tune_set *set = &gmem__tune_sets[id];
+    for (int i = 0; i < set->count; i++)
+        if (!gmem__tune_allows(&set->parameters[i], point->values[i])) return 0;
+    return set->fits(point->values, limits);
+}
+
+GMEM__FN gmem_status gmem__tune_apply(const struct gmem__device *device, gmem__tune_set_id id,
+                                      const gmem__tune_point *point, gmem_error *error) {
+    const gmem__tune_set *set = &gmem__tune_sets[id];
+    const char *names[GMEM__TUNE_PARAMETERS];
+    size_t values[GMEM__TUNE_PARAMETERS];
+    for (int i = 0; i < set->count; i++) {
+        names[i] = set->parameters[i].name;
+        values[i] = (size_t)point->values[i];
+    }
+    const int code = device->library.api.CLBlastOverrideParameters(device->found.id, set->name, GMEM__CLBLAST_SINGLE,
+                                                                   (size_t)set->count, names, values);
+    return code == GMEM__CL_SUCCESS ? GMEM_OK : gmem__cl_fail(error, "CLBlastOverrideParameters", code);
+}
+
+/* tiles ----------------------------------------------------------------------------------------------------------- */
+
+/* Where a set's parameters are, in its order. */
+static void gmem__tune_tile_members(gmem__cl_tiles *tiles, gmem__tune_set_id id, int *members[5]) {
+    int *own[5] = {&tiles->item_rows, &tiles->item_columns, &tiles->group_rows, &tiles->group_columns,
+                   &tiles->group_depth};
+    int *tile[5] = {&tiles->tile_rows, &tiles->tile_vectors, &tiles->tile_width, &tiles->tile_columns,
+                    &tiles->tile_depth};
+    memcpy(members, id == GMEM__TUNE_OWN ? own : tile, sizeof own);
+}
+
+GMEM__FN void gmem__tune_get_tiles(const gmem__cl_tiles *tiles, gmem__tune_set_id id, gmem__tune_point *out) {
+    gmem__cl_tiles copy = *tiles;
+    int *members[5];
+    gmem__tune_tile_members(&copy, id, members);
+    memset(out, 0, sizeof *out);
+    for (int i = 0; i < 5; i++)
+        out->values[i] = *members[i];
+}
+
+GMEM__FN void gmem__tune_set_tiles(gmem__cl_tiles *tiles, gmem__tune_set_id id, const gmem__tune_point *point) {
+    int *members[5];
+    gmem__tune_tile_members(tiles, id, members);
+    for (int i = 0; i < 5; i++)
+        *members[i] = point->values[i];
+}
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/tune.c ---- */
+/* What tuning found, kept in the cache folder: a text file for each device, driver and version of gmem, which people
+ * may read. It is taken for no more than a suggestion: every line that does not fit the device is passed over.
+ */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <stdio.h>
+
+#define GMEM__TUNE_LINE 512
+
+static const char *const gmem__way_names[] = {"auto", "own", "tile", "clblast"};
+
+static int gmem__find_name(const char *name, const char *const *names, int count) {
+    for (int i = 0; i < count; i++)
+        if (strcmp(name, names[i]) == 0) return i;
+    return -1;
+}
+
+GMEM__FN const char *gmem__way_name(gmem__cl_way way) { return gmem__way_names[way]; }
+
+/* the file's name ------------------------------------------------------------------------------------------------- */
+
+/* What the file is for, its first line. */
+static const char *gmem__tune_key(const struct gmem__device *device, char out[GMEM__TUNE_LINE]) {
+    const gmem__cl_limits *limits = &device->found.limits;
+    snprintf(out, GMEM__TUNE_LINE, "gmem %s, tuning of %s, driver %s, %s, %s", GMEM_VERSION, limits->name,
+             limits->driver, limits->version, limits->platform);
+    return out;
+}
+
+static const char *gmem__tune_file(const struct gmem__device *device, char out[40]) {
+    char key[GMEM__TUNE_LINE];
+    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
+    for (const char *c = gmem__tune_key(device, key); *c; c++)
+        hash = (hash ^ (unsigned char)*c) * 0x100000001b3u;
+    snprintf(out, 40, "tuning-%08x%08x.txt", (unsigned)(hash >> 32), (unsigned)(hash & 0xffffffffu));
+    return out;
+}
+
+/* writing --------------------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__tune_text {
+    char bytes[8192];
+    size_t used; /* more than there is room for: too long */
+} gmem__tune_text;
+
+static void gmem__tune_write(gmem__tune_text *text, const char *format, ...) GMEM__PRINTF(2, 3);
+static void gmem__tune_write(gmem__tune_text *text, const char *format, ...) {
+    va_list arguments;
+    if (text->used >= sizeof text->bytes) return;
+    va_start(arguments, format);
+    const int length = vsnprintf(text->bytes + text->used, sizeof text->bytes - text->used, format, arguments);
+    va_end(arguments);
+    text->used = length < 0 ? sizeof text->bytes : text->used + (size_t)length;
+}
+
+static void gmem__tune_write_set(gmem__tune_text *text, gmem__tune_set_id id, const gmem__tune_point *point) {
+    const gmem__tune_set *set = gmem__tune_get_set(id);
+    gmem__tune_write(text, "set %s", set->name);
+    for (int i = 0; i < set->count; i++)
+        gmem__tune_write(text, " %s=%d", set->parameters[i].name, point->values[i]);
+    gmem__tune_write(text, "\n");
+}
+
+GMEM__FN gmem_status gmem__tune_save(const struct gmem__device *device, const char *cache_dir,
+                                     const gmem__tune_found *found, gmem_error *error) {
+    char name[40], key[GMEM__TUNE_LINE];
+    gmem__tune_point tiles;
+    gmem__tune_text *text = (gmem__tune_text *)gmem__alloc(device->context, 1, sizeof *text);
+    if (!text) return gmem__fail(error, GMEM_E_MEMORY, "no memory for what tuning found");
+    gmem__tune_write(text, "%s\n", gmem__tune_key(device, key));
+    for (int id = 0; id < GMEM__TUNE_CLBLAST_SETS; id++)
+        if (found->has[id]) gmem__tune_write_set(text, (gmem__tune_set_id)id, &found->points[id]);
+    for (int id = GMEM__TUNE_OWN; id < GMEM__TUNE_SETS; id++) {
+        gmem__tune_get_tiles(&found->tuning.tiles, (gmem__tune_set_id)id, &tiles);
+        gmem__tune_write_set(text, (gmem__tune_set_id)id, &tiles);
+    }
+    for (int i = 0; i < found->tuning.shape_count; i++)
+        gmem__tune_write(text, "shape %lld %lld %lld %s\n", (long long)found->tuning.shapes[i].rows,
+                         (long long)found->tuning.shapes[i].depth, (long long)found->tuning.shapes[i].columns,
+                         gmem__way_name(found->tuning.shapes[i].way));
+    const gmem_status status = text->used >= sizeof text->bytes
+                                   ? gmem__fail(error, GMEM_E_OVERFLOW, "what tuning found is too long for its file")
+                                   : gmem__cl_cache_write(device->context, cache_dir, gmem__tune_file(device, name),
+                                                          text->bytes, (int64_t)text->used, error);
+    gmem__free(device->context, text, 1, sizeof *text);
+    return status;
+}
+
+/* reading --------------------------------------------------------------------------------------------------------- */
+
+/* The words of a line, which loses its spaces. */
+#define GMEM__TUNE_WORDS (GMEM__TUNE_PARAMETERS + 4)
+
+static int gmem__tune_split(char *line, char *words[GMEM__TUNE_WORDS]) {
+    int count = 0;
+    for (char *at = line; *at;) {
+        while (*at == ' ')
+            *at++ = 0;
+        if (!*at || count == GMEM__TUNE_WORDS) break;
+        words[count++] = at;
+        while (*at && *at != ' ')
+            at++;
+    }
+    return count;
+}
+
+/* 0 to 999999 in digits; -1 for anything else. */
+static int gmem__tune_number(const char *text) {
+    int value = 0, digits = 0;
+    for (; *text >= '0' && *text <= '9' && digits < 6; text++, digits++)
+        value = 10 * value + (*text - '0');
+    return digits > 0 && !*text ? value : -1;
+}
+
+static gmem__tune_set_id gmem__tune_find_set(const char *name) {
+    int id = 0;
+    while (id < GMEM__TUNE_SETS && strcmp(name, gmem__tune_get_set((gmem__tune_set_id)id)->name) != 0)
+        id++;
+    return (gmem__tune_set_id)id;
+}
+
+/* NAME=VALUE of a set; 0 where the set has no such parameter. */
+static int gmem__tune_read_value(const gmem__tune_set *set, char *word, gmem__tune_point *point) {
+    char *equals = strchr(word, '=');
+    if (!equals) return 0;
+    *equals = 0;
+    for (int i = 0; i < set->count; i++) {
+        if (strcmp(word, set->parameters[i].name) != 0) continue;
+        point->values[i] = gmem__tune_number(equals + 1);
+        return 1;
+    }
+    return 0;
+}
+
+/* "set NAME PARAMETER=VALUE ...": all of them, and fit for the device. */
+static int gmem__tune_read_set(const gmem__cl_limits *limits, char **words, int count, gmem__tune_found *found) {
+    gmem__tune_point point;
+    const gmem__tune_set_id id = gmem__tune_find_set(words[1]);
+    if (id == GMEM__TUNE_SETS || count != 2 + gmem__tune_get_set(id)->count) return 0;
+    memset(&point, 0xff, sizeof point); /* -1, which no parameter may be */
+    for (int i = 2; i < count; i++)
+        if (!gmem__tune_read_value(gmem__tune_get_set(id), words[i], &point)) return 0;
+    if (!gmem__tune_fits(id, &point, limits)) return 0;
+    if (id < GMEM__TUNE_CLBLAST_SETS) {
+        found->has[id] = 1;
+        found->points[id] = point;
+    } else {
+        gmem__tune_set_tiles(&found->tuning.tiles, id, &point);
+    }
+    return 1;
+}
+
+/* "shape ROWS DEPTH COLUMNS WAY" */
+static int gmem__tune_read_shape(const gmem__cl_library *library, char **words, int count, gmem__cl_tuning *out) {
+    const int most = (int)(sizeof out->shapes / sizeof *out->shapes);
+    if (count != 5 || out->shape_count == most) return 0;
+    const int rows = gmem__tune_number(words[1]), depth = gmem__tune_number(words[2]),
+              columns = gmem__tune_number(words[3]);
+    const int way = gmem__find_name(words[4], gmem__way_names, (int)(sizeof gmem__way_names / sizeof(char *)));
+    if (rows < 1 || depth < 1 || columns < 1 || way < 0 || (way == GMEM__CL_WAY_CLBLAST && !library->has_clblast))
+        return 0;
+    out->shapes[out->shape_count].rows = rows;
+    out->shapes[out->shape_count].depth = depth;
+    out->shapes[out->shape_count].columns = columns;
+    out->shapes[out->shape_count++].way = (gmem__cl_way)way;
+    return 1;
+}
+
+static int gmem__tune_read_line(const struct gmem__device *device, char *line, gmem__tune_found *found) {
+    char *words[GMEM__TUNE_WORDS];
+    const int count = gmem__tune_split(line, words);
+    if (count == 0 || words[0][0] == '#') return 1;
+    if (count > 1 && strcmp(words[0], "set") == 0)
+        return gmem__tune_read_set(&device->found.limits, words, count, found);
+    return strcmp(words[0], "shape") == 0 && gmem__tune_read_shape(&device->library, words, count, &found->tuning);
+}
+
+/* Copies the line at *at, without its end, and moves behind it; 0 at the end, or for a line that is no text. */
+static int gmem__tune_next_line(const gmem__bytes *bytes, int64_t *at, char line[GMEM__TUNE_LINE]) {
+    int64_t length = 0;
+    if (*at >= bytes->size) return 0;
+    while (*at + length < bytes->size && bytes->data[*at + length] != '\n')
+        length++;
+    if (length >= GMEM__TUNE_LINE || memchr(bytes->data + *at, 0, (size_t)length)) return 0;
+    memcpy(line, bytes->data + *at, (size_t)length);
+    line[length] = 0;
+    *at += length + 1;
+    return 1;
+}
+
+/* Returns how many lines were passed over, or -1 for the file of something else. */
+static int gmem__tune_read(const struct gmem__device *device, const gmem__bytes *bytes, gmem__tune_found *found) {
+    char line[GMEM__TUNE_LINE], key[GMEM__TUNE_LINE];
+    int64_t at = 0;
+    int ignored = 0;
+    if (!gmem__tune_next_line(bytes, &at, line) || strcmp(line, gmem__tune_key(device, key)) != 0) return -1;
+    while (gmem__tune_next_line(bytes, &at, line))
+        ignored += !gmem__tune_read_line(device, line, found);
+    return ignored + (at < bytes->size);
+}
+
+/* Together they may still want what the device has not. */
+static void gmem__tune_take(struct gmem__device *device, const gmem__tune_found *found) {
+    gmem_error why;
+    if (gmem__product_tiles_fit(&found->tuning.tiles, &device->found.limits)) device->tuning = found->tuning;
+    for (int id = 0; id < GMEM__TUNE_CLBLAST_SETS && device->library.has_clblast; id++) {
+        if (!found->has[id]) continue;
+        if (gmem__tune_apply(device, (gmem__tune_set_id)id, &found->points[id], &why) != GMEM_OK)
+            gmem__log(device->context, "%s keeps CLBlast's parameters of %s: %s", device->backend,
+                      gmem__tune_get_set((gmem__tune_set_id)id)->name, why.message);
+    }
+}
+
+GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir) {
+    char name[40];
+    gmem__bytes bytes;
+    gmem__tune_found found;
+    if (!cache_dir ||
+        gmem__cl_cache_read(device->context, cache_dir, gmem__tune_file(device, name), &bytes, NULL) != GMEM_OK)
+        return;
+    memset(&found, 0, sizeof found);
+    found.tuning = device->tuning;
+    found.tuning.shape_count = 0;
+    found.tuning.tuned = 1;
+    const int ignored = gmem__tune_read(device, &bytes, &found);
+    gmem__bytes_close(device->context, &bytes);
+    if (ignored != 0)
+        gmem__log(device->context, "%s: %s", name,
+                  ignored < 0 ? "what was tuned is for another device"
+                              : "lines that do not fit the device are ignored");
+    if (ignored < 0) return;
+    gmem__tune_take(device, &found);
+    gmem__log(device->context, "%s: tuned parameters of %s/%s", device->backend, cache_dir, name);
+}
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/tune_search.c ---- */
+/* The search for the fastest way of each product: settings are tried on a few shapes, best neighbours first, for as
+ * long as there is time; then all shapes are measured once more with what was found. */
+
+#ifdef GMEM_NO_OPENCL
+
+GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_desc *desc, gmem_tune_report *report,
+                                      gmem_error *error) {
+    (void)context;
+    (void)desc;
+    (void)report;
+    return gmem__fail(error, GMEM_E_UNSUPPORTED, "this build has no OpenCL (GMEM_NO_OPENCL)");
+}
+
+#else
+
+#include <float.h>
+
+/* shapes ---------------------------------------------------------------------------------------------------------- */
+
+/* The linear layers of a block, for one picture of 256 tokens; the small default model's for 16 pictures of 64. */
+static const struct gmem__tune_layer {
+    const char *name;
+    int64_t rows, depth, columns;
+    int searched; /* settings are tried on these */
+} gmem__tune_layers[GMEM_TUNE_SHAPES] = {
+    {"XL/1 qkv", 3456, 1152, 256, 0},       {"XL/1 proj", 1152, 1152, 256, 1},
+    {"XL/1 mlp_in", 6144, 1152, 256, 0},    {"XL/1 mlp_out", 1152, 3072, 256, 1},
+    {"B/1 qkv", 2304, 768, 256, 0},         {"B/1 proj", 768, 768, 256, 0},
+    {"B/1 mlp_in", 4096, 768, 256, 0},      {"B/1 mlp_out", 768, 2048, 256, 0},
+    {"default qkv", 576, 192, 1024, 0},     {"default proj", 192, 192, 1024, 0},
+    {"default mlp_in", 1024, 192, 1024, 0}, {"default mlp_out", 192, 512, 1024, 0},
+};
+
+#define GMEM__TUNE_A ((int64_t)6144 * 1152) /* floats of the largest weight, input and result */
+#define GMEM__TUNE_B ((int64_t)3072 * 256)
+#define GMEM__TUNE_C ((int64_t)6144 * 256)
+
+#define GMEM__TUNE_SECONDS   60
+#define GMEM__TUNE_TOLERANCE 1e-5 /* relative L2: a sum in another order stays far below, anything wrong far above */
+#define GMEM__TUNE_RUNS      3
+#define GMEM__TUNE_ENOUGH    0.2 /* seconds of runs */
+#define GMEM__TUNE_TRIED     512
+#define GMEM__TUNE_ALWAYS    65536 /* XGEMM_MIN_INDIRECT_SIZE with which XgemmDirect does all */
+
+/* What is minimised: the seconds of the searched shapes by one kernel. */
+typedef enum gmem__tune_goal { GMEM__GOAL_INDIRECT, GMEM__GOAL_DIRECT, GMEM__GOAL_OWN, GMEM__GOALS } gmem__tune_goal;
+
+/* The search among one set's points. */
+typedef struct gmem__tune_track {
+    int open;      /* there may be more to try */
+    double weight; /* its share of the time */
+    gmem__tune_goal goal;
+    int has_best, seeds; /* seeds tried */
+    gmem__tune_point best;
+    double spent, last;               /* seconds of all tries and of the last */
+    uint64_t tried[GMEM__TUNE_TRIED]; /* hashes */
+    int tried_count;
+} gmem__tune_track;
+
+typedef struct gmem__tuner {
+    const gmem_context *context;
+    const gmem_tune_desc *desc;
+    gmem_tune_report *report;
+    double began, limit, measuring; /* the last: seconds that one measurement of all shapes takes, about */
+    /* of the host */
+    float *a, *b, *c, *expected; /* expected: the shapes' results one after the other */
+    int64_t expected_at[GMEM_TUNE_SHAPES + 1];
+    void *scratch;
+    int64_t scratch_bytes;
+    /* of the device */
+    struct gmem__device trial; /* the context's, with a program of its own where the tiles differ */
+    struct gmem__stream *stream;
+    gmem__arena arena;
+    const float *a_at, *b_at; /* addresses */
+    float *c_at;
+    gmem__cl_way own_way;
+    double own_first[GMEM_TUNE_SHAPES]; /* seconds with the tiles that there were */
+    gmem__cl_tiles tiles_first;
+    double best[GMEM__GOALS]; /* seconds; DBL_MAX: none */
+    gmem__tune_track tracks[GMEM__TUNE_SETS];
+    uint64_t random;
+} gmem__tuner;
+
+static double gmem__tune_elapsed(const gmem__tuner *tuner) {
+    return tuner->desc->clock(tuner->desc->user) - tuner->began;
+}
+
+static gmem_status gmem__tune_tell(const gmem__tuner *tuner, const char *what, gmem_error *error) {
+    if (!tuner->desc->progress || !tuner->desc->progress(tuner->desc->user, gmem__tune_elapsed(tuner), what))
+        return GMEM_OK;
+    return gmem__fail(error, GMEM_E_CANCELLED, "cancelled");
+}
+
+static uint32_t gmem__tune_random(gmem__tuner *tuner, uint32_t below) {
+    tuner->random = tuner->random * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)((tuner->random >> 33) % below);
+}
+
+/* the device ------------------------------------------------------------------------------------------------------ */
+
+static void gmem__tune_close_stream(gmem__tuner *tuner) {
+    if (!tuner->stream) return;
+    gmem__stream_release(tuner->stream, tuner->context, &tuner->arena);
+    gmem__stream_close(tuner->stream);
+    tuner->stream = NULL;
+}
+
+static void gmem__tune_layout(gmem__tuner *tuner) {
+    tuner->a_at = GMEM__TAKE_F32(&tuner->arena, GMEM__TUNE_A);
+    tuner->b_at = GMEM__TAKE_F32(&tuner->arena, GMEM__TUNE_B);
+    tuner->c_at = GMEM__TAKE_F32(&tuner->arena, GMEM__TUNE_C);
+}
+
+/* A stream that has not failed, with the operands on the device. */
+static gmem_status gmem__tune_open_stream(gmem__tuner *tuner, gmem_error *error) {
+    if (tuner->stream && gmem__stream_ok(tuner->stream)) return GMEM_OK;
+    gmem__tune_close_stream(tuner);
+    memset(&tuner->arena, 0, sizeof tuner->arena);
+    GMEM__TRY(gmem__stream_open(&tuner->trial, NULL, &tuner->stream, error));
+    gmem__tune_layout(tuner);
+    if (!gmem__stream_reserve(tuner->stream, tuner->context, &tuner->arena)) {
+        if (error) *error = tuner->stream->failed;
+        return tuner->stream->failed.code;
+    }
+    gmem__tune_layout(tuner);
+    gmem__stream_write(tuner->stream, tuner->a_at, tuner->a, GMEM__TUNE_A * 4);
+    gmem__stream_write(tuner->stream, tuner->b_at, tuner->b, GMEM__TUNE_B * 4);
+    if (gmem__stream_ok(tuner->stream)) return GMEM_OK;
+    if (error) *error = tuner->stream->failed;
+    return tuner->stream->failed.code;
+}
+
+static void gmem__tune_drop_program(gmem__tuner *tuner) {
+    gmem__tune_close_stream(tuner);
+    if (tuner->trial.program && tuner->trial.program != tuner->context->device->program)
+        tuner->trial.library.api.clReleaseProgram(tuner->trial.program);
+    tuner->trial.program = NULL;
+}
+
+/* Goes on with these tiles, compiled anew; with the first ones where that fails, and returns 0. */
+static int gmem__tune_use_tiles(gmem__tuner *tuner, const gmem__cl_tiles *tiles) {
+    if (memcmp(tiles, &tuner->trial.tuning.tiles, sizeof *tiles) == 0) return 1;
+    gmem__tune_drop_program(tuner);
+    tuner->trial.tuning.tiles = *tiles;
+    if (memcmp(tiles, &tuner->tiles_first, sizeof *tiles) != 0 &&
+        gmem__device_build(&tuner->trial, NULL, NULL) == GMEM_OK)
+        return 1;
+    const int wanted = memcmp(tiles, &tuner->tiles_first, sizeof *tiles) == 0;
+    tuner->trial.tuning.tiles = tuner->tiles_first;
+    tuner->trial.program = tuner->context->device->program;
+    return wanted;
+}
+
+/* measuring ------------------------------------------------------------------------------------------------------- */
+
+static void gmem__tune_run(gmem__tuner *tuner, int shape, gmem__cl_way way) {
+    const struct gmem__tune_layer *layer = &gmem__tune_layers[shape];
+    gmem__cl_product product;
+    memset(&product, 0, sizeof product);
+    product.a = gmem__stream_find(tuner->stream, tuner->a_at);
+    product.b = gmem__stream_find(tuner->stream, tuner->b_at);
+    product.c = gmem__stream_find(tuner->stream, tuner->c_at);
+    product.rows = layer->rows;
+    product.depth = product.a_ld = layer->depth;
+    product.columns = product.b_ld = product.c_ld = layer->columns;
+    product.batch = 1;
+    product.way = way;
+    product.alpha = 1;
+    gmem__stream_product(tuner->stream, &product);
+}
+
+/* The seconds of one run; 0 where it fails. */
+static double gmem__tune_time(gmem__tuner *tuner, int shape, gmem__cl_way way) {
+    const double start = tuner->desc->clock(tuner->desc->user);
+    gmem__tune_run(tuner, shape, way);
+    gmem__stream_finish(tuner->stream);
+    const double seconds = tuner->desc->clock(tuner->desc->user) - start;
+    if (!gmem__stream_ok(tuner->stream)) return 0;
+    return seconds > 0 ? seconds : DBL_MIN; /* a clock may be coarse */
+}
+
+/* A run whose result is compared with the CPU's; what C held before cannot pass for it. 0 where it differs. */
+static double gmem__tune_check(gmem__tuner *tuner, int shape, gmem__cl_way way) {
+    const int64_t count = gmem__tune_layers[shape].rows * gmem__tune_layers[shape].columns;
+    const float *expected = tuner->expected + tuner->expected_at[shape];
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < count; i++)
+        tuner->c[i] = 1e30f;
+    gmem__stream_write(tuner->stream, tuner->c_at, tuner->c, count * 4);
+    const double seconds = gmem__tune_time(tuner, shape, way);
+    gmem__stream_read(tuner->stream, tuner->c_at, tuner->c, count * 4);
+    if (!gmem__stream_ok(tuner->stream)) return 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double d = (double)tuner->c[i] - expected[i];
+        difference += d * d;
+        norm += (double)expected[i] * expected[i];
+    }
+    /* what is no number is not less */
+    return difference <= GMEM__TUNE_TOLERANCE * GMEM__TUNE_TOLERANCE * norm ? seconds : 0;
+}
+
+/* The best of a few runs; 0 where it fails or computes something else. The first one compiles, unless it is known that
+ * the kernels are there. */
+static double gmem__tune_measure(gmem__tuner *tuner, int shape, gmem__cl_way way, int compiled) {
+    if (gmem__tune_open_stream(tuner, NULL) != GMEM_OK) return 0;
+    const double first = gmem__tune_check(tuner, shape, way);
+    double best = compiled ? first : DBL_MAX, all = compiled ? first : 0;
+    for (int run = 0; first > 0 && run < GMEM__TUNE_RUNS && all < GMEM__TUNE_ENOUGH; run++) {
+        const double seconds = gmem__tune_time(tuner, shape, way);
+        if (seconds == 0) return 0;
+        if (seconds < best) best = seconds;
+        all += seconds;
+    }
+    return first > 0 ? best : 0;
+}
+
+/* All shapes one way, as far as there is time. */
+static gmem_status gmem__tune_measure_all(gmem__tuner *tuner, gmem__cl_way way, const char *what,
+                                          double seconds[GMEM_TUNE_SHAPES], gmem_error *error) {
+    const double start = gmem__tune_elapsed(tuner);
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        seconds[i] = 0;
+        if (gmem__tune_elapsed(tuner) >= tuner->limit) continue;
+        GMEM__TRY(gmem__tune_tell(tuner, what, error));
+        seconds[i] = gmem__tune_measure(tuner, i, way, 1);
+    }
+    tuner->measuring = gmem__tune_elapsed(tuner) - start;
+    return GMEM_OK;
+}
+
+/* The seconds of the searched shapes; DBL_MAX where one fails or it is clear that they will not be the best. */
+static double gmem__tune_score(gmem__tuner *tuner, gmem__cl_way way, double best) {
+    double sum = 0;
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        if (!gmem__tune_layers[i].searched) continue;
+        const double seconds = gmem__tune_measure(tuner, i, way, 0);
+        if (seconds == 0) {
+            tuner->report->failed++;
+            return DBL_MAX;
+        }
+        sum += seconds;
+        if (sum > best) return DBL_MAX;
+    }
+    return sum;
+}
+
+/* the search ------------------------------------------------------------------------------------------------------ */
+
+static int gmem__tune_is_new(gmem__tune_track *track, const gmem__tune_point *point) {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int i = 0; i < GMEM__TUNE_PARAMETERS; i++)
+        hash = (hash ^ (uint64_t)(unsigned)point->values[i]) * 0x100000001b3u;
+    for (int i = 0; i < track->tried_count; i++)
+        if (track->tried[i] == hash) return 0;
+    if (track->tried_count == GMEM__TUNE_TRIED) return 0;
+    track->tried[track->tried_count++] = hash;
+    return 1;
+}
+
+static int gmem__tune_value_count(const gmem__tune_parameter *parameter) {
+    int count = 1;
+    while (count < GMEM__TUNE_VALUES && parameter->values[count] != 0)
+        count++;
+    return parameter->values[0] == 0 && parameter->values[1] != 0 ? 2 : count;
+}
+
+/* One to three values of the best point changed; parameters depend on each other, so one is often not enough. */
+static int gmem__tune_neighbour(gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_point *out) {
+    const gmem__tune_set *set = gmem__tune_get_set(id);
+    gmem__tune_track *track = &tuner->tracks[id];
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        const uint32_t changes = 1 + gmem__tune_random(tuner, 3);
+        *out = track->best;
+        for (uint32_t i = 0; i < changes; i++) {
+            const uint32_t which = gmem__tune_random(tuner, (uint32_t)set->count);
+            const gmem__tune_parameter *parameter = &set->parameters[which];
+            out->values[which] =
+                parameter->values[gmem__tune_random(tuner, (uint32_t)gmem__tune_value_count(parameter))];
+        }
+        if (gmem__tune_fits(id, out, &tuner->trial.found.limits) && gmem__tune_is_new(track, out)) return 1;
+    }
+    return 0;
+}
+
+/* The next point to try: seeds first. */
+static int gmem__tune_next(gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_point *out) {
+    gmem__tune_track *track = &tuner->tracks[id];
+    while (gmem__tune_seed(id, track->seeds, out)) {
+        track->seeds++;
+        if (gmem__tune_fits(id, out, &tuner->trial.found.limits) && gmem__tune_is_new(track, out)) return 1;
+    }
+    return track->has_best && gmem__tune_neighbour(tuner, id, out);
+}
+
+static gmem_status gmem__tune_set_routine(gmem__tuner *tuner, int least, gmem_error *error) {
+    gmem__tune_point point;
+    memset(&point, 0, sizeof point);
+    point.values[0] = least;
+    return gmem__tune_apply(&tuner->trial, GMEM__TUNE_ROUTINE, &point, error);
+}
+
+static double gmem__tune_score_clblast(gmem__tuner *tuner, gmem__tune_set_id id, const gmem__tune_point *point) {
+    const int direct = id == GMEM__TUNE_XGEMM_DIRECT;
+    if (gmem__tune_set_routine(tuner, direct ? GMEM__TUNE_ALWAYS : 1, NULL) != GMEM_OK ||
+        gmem__tune_apply(&tuner->trial, id, point, NULL) != GMEM_OK) {
+        tuner->report->failed++;
+        return DBL_MAX;
+    }
+    return gmem__tune_score(tuner, GMEM__CL_WAY_CLBLAST, tuner->best[tuner->tracks[id].goal]);
+}
+
+static double gmem__tune_score_tiles(gmem__tuner *tuner, gmem__tune_set_id id, const gmem__tune_point *point) {
+    gmem__cl_tiles tiles = tuner->trial.tuning.tiles;
+    gmem__tune_set_tiles(&tiles, id, point);
+    if (!gmem__tune_use_tiles(tuner, &tiles)) {
+        tuner->report->failed++;
+        return DBL_MAX;
+    }
+    return gmem__tune_score(tuner, tuner->own_way, tuner->best[GMEM__GOAL_OWN]);
+}
+
+/* Tries one more point of a set and keeps it where it is better. */
+static void gmem__tune_try(gmem__tuner *tuner, gmem__tune_set_id id) {
+    gmem__tune_track *track = &tuner->tracks[id];
+    gmem__tune_point point;
+    const double start = gmem__tune_elapsed(tuner);
+    track->open = gmem__tune_next(tuner, id, &point);
+    if (!track->open) return;
+    tuner->report->tried++;
+    const int is_own = id >= GMEM__TUNE_CLBLAST_SETS;
+    const double score =
+        is_own ? gmem__tune_score_tiles(tuner, id, &point) : gmem__tune_score_clblast(tuner, id, &point);
+    if (score < tuner->best[track->goal]) {
+        tuner->best[track->goal] = score;
+        track->best = point;
+        track->has_best = 1;
+    } else if (!is_own && track->has_best) {
+        gmem__tune_apply(&tuner->trial, id, &track->best, NULL); /* it was taken before */
+    }
+    track->last = gmem__tune_elapsed(tuner) - start;
+    track->spent += track->last;
+}
+
+/* The open set that has had least of its share; one whose next try would not be done in time is left. */
+static int gmem__tune_choose(const gmem__tuner *tuner, double until) {
+    int best = -1;
+    double least = 0;
+    for (int id = 0; id < GMEM__TUNE_SETS; id++) {
+        const gmem__tune_track *track = &tuner->tracks[id];
+        if (!track->open || gmem__tune_elapsed(tuner) + track->last > until) continue;
+        const double share = track->spent / track->weight;
+        if (best >= 0 && share >= least) continue;
+        best = id;
+        least = share;
+    }
+    return best;
+}
+
+static void gmem__tune_open_track(gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_goal goal, double weight,
+                                  double last) {
+    gmem__tune_track *track = &tuner->tracks[id];
+    track->open = 1;
+    track->goal = goal;
+    track->weight = weight;
+    track->last = last;
+}
+
+/* CLBlast's own parameters cannot be asked for, so that those of the small kernels are set to something known before
+ * the first try; afterwards every set has a best point that can be set again. */
+static gmem_status gmem__tune_begin_clblast(gmem__tuner *tuner, double compiling, gmem_error *error) {
+    GMEM__TRY(gmem__tune_set_routine(tuner, 1, error));
+    for (int id = GMEM__TUNE_COPY; id <= GMEM__TUNE_PADTRANSPOSE; id++) {
+        gmem__tune_track *track = &tuner->tracks[id];
+        if (!gmem__tune_next(tuner, (gmem__tune_set_id)id, &track->best)) continue;
+        GMEM__TRY(gmem__tune_apply(&tuner->trial, (gmem__tune_set_id)id, &track->best, error));
+        track->has_best = 1;
+        gmem__tune_open_track(tuner, (gmem__tune_set_id)id, GMEM__GOAL_INDIRECT, 1, compiling);
+        track->spent = compiling; /* the large kernels go first */
+    }
+    gmem__tune_open_track(tuner, GMEM__TUNE_XGEMM, GMEM__GOAL_INDIRECT, 6, compiling);
+    gmem__tune_open_track(tuner, GMEM__TUNE_XGEMM_DIRECT, GMEM__GOAL_DIRECT, 2, compiling);
+    return GMEM_OK;
+}
+
+static void gmem__tune_begin_own(gmem__tuner *tuner) {
+    const gmem__tune_set_id id = tuner->own_way == GMEM__CL_WAY_TILE ? GMEM__TUNE_TILE : GMEM__TUNE_OWN;
+    gmem__tune_track *track = &tuner->tracks[id];
+    gmem__tune_get_tiles(&tuner->tiles_first, id, &track->best);
+    gmem__tune_is_new(track, &track->best);
+    track->has_best = 1;
+    tuner->best[GMEM__GOAL_OWN] = 0;
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
+        if (gmem__tune_layers[i].searched) tuner->best[GMEM__GOAL_OWN] += tuner->own_first[i];
+    gmem__tune_open_track(tuner, id, GMEM__GOAL_OWN, 6, 0);
+}
+
+/* What is found is compiled and measured once more at the end. */
+static double gmem__tune_reserve(const gmem__tuner *tuner) {
+    double compiling = 0;
+    for (int id = 0; id < GMEM__TUNE_SETS; id++)
+        if (tuner->tracks[id].last > compiling) compiling = tuner->tracks[id].last;
+    return compiling + tuner->measuring;
+}
+
+static gmem_status gmem__tune_search(gmem__tuner *tuner, gmem_error *error) {
+    for (;;) {
+        const int id = gmem__tune_choose(tuner, tuner->limit - gmem__tune_reserve(tuner));
+        if (id < 0) return GMEM_OK;
+        GMEM__TRY(gmem__tune_tell(tuner, gmem__tune_get_set((gmem__tune_set_id)id)->name, error));
+        gmem__tune_try(tuner, (gmem__tune_set_id)id);
+    }
+}
+
+/* the end --------------------------------------------------------------------------------------------------------- */
+
+/* Of all shapes; DBL_MAX where one is not known. */
+static double gmem__tune_sum(const double seconds[GMEM_TUNE_SHAPES]) {
+    double sum = 0;
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        if (seconds[i] == 0) return DBL_MAX;
+        sum += seconds[i];
+    }
+    return sum;
+}
+
+static gmem_status gmem__tune_finish_own(gmem__tuner *tuner, gmem__cl_tiles *tiles, double own[GMEM_TUNE_SHAPES],
+                                         gmem_error *error) {
+    const gmem__tune_set_id id = tuner->own_way == GMEM__CL_WAY_TILE ? GMEM__TUNE_TILE : GMEM__TUNE_OWN;
+    gmem__cl_tiles found = tuner->tiles_first;
+    double seconds[GMEM_TUNE_SHAPES];
+    *tiles = tuner->tiles_first;
+    memcpy(own, tuner->own_first, sizeof tuner->own_first);
+    if (!tuner->tracks[id].has_best) return GMEM_OK;
+    gmem__tune_set_tiles(&found, id, &tuner->tracks[id].best);
+    if (memcmp(&found, tiles, sizeof found) == 0 || !gmem__tune_use_tiles(tuner, &found)) return GMEM_OK;
+    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, "all shapes by the own kernels", seconds, error));
+    if (gmem__tune_sum(seconds) >= gmem__tune_sum(own)) return GMEM_OK;
+    *tiles = found;
+    memcpy(own, seconds, sizeof seconds);
+    return GMEM_OK;
+}
+
+/* By Xgemm from the size `least` on, by XgemmDirect below; 0 where that one has no result. */
+static void gmem__tune_mix(const double indirect[GMEM_TUNE_SHAPES], const double direct[GMEM_TUNE_SHAPES], int least,
+                           double out[GMEM_TUNE_SHAPES]) {
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        const struct gmem__tune_layer *layer = &gmem__tune_layers[i];
+        const double size = (double)layer->rows * (double)layer->depth * (double)layer->columns;
+        out[i] = size < (double)least * least * least ? direct[i] : indirect[i];
+    }
+}
+
+/* Both kernels on all shapes, and from which size on which of them runs. */
+static gmem_status gmem__tune_finish_clblast(gmem__tuner *tuner, gmem__tune_found *found,
+                                             double tuned[GMEM_TUNE_SHAPES], gmem_error *error) {
+    const gmem__tune_parameter *least = &gmem__tune_get_set(GMEM__TUNE_ROUTINE)->parameters[0];
+    double seconds[2][GMEM_TUNE_SHAPES], mixed[GMEM_TUNE_SHAPES], best = DBL_MAX;
+    memset(seconds, 0, sizeof seconds);
+    memset(tuned, 0, sizeof mixed);
+    for (int goal = GMEM__GOAL_INDIRECT; goal <= GMEM__GOAL_DIRECT; goal++) {
+        if (tuner->best[goal] == DBL_MAX) continue;
+        GMEM__TRY(gmem__tune_set_routine(tuner, goal == GMEM__GOAL_DIRECT ? GMEM__TUNE_ALWAYS : 1, error));
+        GMEM__TRY(gmem__tune_measure_all(tuner, GMEM__CL_WAY_CLBLAST, "all shapes by CLBlast", seconds[goal], error));
+    }
+    for (int i = 0; i < gmem__tune_value_count(least); i++) {
+        gmem__tune_mix(seconds[GMEM__GOAL_INDIRECT], seconds[GMEM__GOAL_DIRECT], least->values[i], mixed);
+        if (gmem__tune_sum(mixed) >= best) continue;
+        best = gmem__tune_sum(mixed);
+        memcpy(tuned, mixed, sizeof mixed);
+        found->points[GMEM__TUNE_ROUTINE].values[0] = least->values[i];
+    }
+    return GMEM_OK;
+}
+
+/* Keeps what CLBlast was tuned to, where that is better than what it comes with. */
+static void gmem__tune_keep_clblast(gmem__tuner *tuner, gmem__tune_found *found) {
+    double before[GMEM_TUNE_SHAPES], after[GMEM_TUNE_SHAPES];
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        before[i] = tuner->report->shapes[i].clblast;
+        after[i] = tuner->report->shapes[i].clblast_tuned;
+    }
+    if (gmem__tune_sum(after) >= gmem__tune_sum(before)) return;
+    for (int id = 0; id < GMEM__TUNE_ROUTINE; id++) {
+        const gmem__tune_track *track = &tuner->tracks[id];
+        found->has[id] = track->has_best && tuner->best[track->goal] < DBL_MAX;
+        found->points[id] = track->best;
+    }
+    found->has[GMEM__TUNE_ROUTINE] = 1;
+}
+
+/* The fastest way of each shape with what will be in force. */
+static void gmem__tune_choose_ways(const gmem__tuner *tuner, gmem__tune_found *found) {
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        gmem_tune_shape *shape = &tuner->report->shapes[i];
+        const double clblast = found->has[GMEM__TUNE_ROUTINE] ? shape->clblast_tuned : shape->clblast;
+        if (clblast == 0 && shape->own == 0) continue;
+        const gmem__cl_way way =
+            clblast > 0 && (shape->own == 0 || clblast < shape->own) ? GMEM__CL_WAY_CLBLAST : tuner->own_way;
+        shape->choice = gmem__way_name(way);
+        const int at = found->tuning.shape_count++;
+        found->tuning.shapes[at].rows = shape->rows;
+        found->tuning.shapes[at].depth = shape->depth;
+        found->tuning.shapes[at].columns = shape->columns;
+        found->tuning.shapes[at].way = way;
+    }
+}
+
+static gmem_status gmem__tune_finish(gmem__tuner *tuner, gmem__tune_found *found, gmem_error *error) {
+    double own[GMEM_TUNE_SHAPES], tuned[GMEM_TUNE_SHAPES];
+    tuner->limit = DBL_MAX; /* time for this was left */
+    memset(found, 0, sizeof *found);
+    GMEM__TRY(gmem__tune_finish_own(tuner, &found->tuning.tiles, own, error));
+    GMEM__TRY(gmem__tune_finish_clblast(tuner, found, tuned, error));
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        tuner->report->shapes[i].own = own[i];
+        tuner->report->shapes[i].clblast_tuned = tuned[i];
+    }
+    gmem__tune_keep_clblast(tuner, found);
+    gmem__tune_choose_ways(tuner, found);
+    return GMEM_OK;
+}
+
+/* the beginning --------------------------------------------------------------------------------------------------- */
+
+static void gmem__tune_fill(gmem__tuner *tuner, float *values, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        values[i] = (float)gmem__tune_random(tuner, 1 << 20) / (float)(1 << 19) - 1.0f;
+}
+
+/* What each shape gives, by the CPU's kernels. */
+static void gmem__tune_expect(gmem__tuner *tuner) {
+    gmem__engine engine = gmem__cpu_engine(tuner->context);
+    gmem__weight weight;
+    gmem__linear op;
+    engine.scratch = tuner->scratch;
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        memset(&weight, 0, sizeof weight);
+        memset(&op, 0, sizeof op);
+        weight.data = tuner->a;
+        weight.type = GMEM_F32;
+        weight.compute = GMEM_COMPUTE_F32;
+        weight.rows = gmem__tune_layers[i].rows;
+        weight.cols = weight.row_stride = gmem__tune_layers[i].depth;
+        op.weight = &weight;
+        op.x = tuner->b;
+        op.y = tuner->expected + tuner->expected_at[i];
+        op.x_stride = op.y_stride = op.columns = gmem__tune_layers[i].columns;
+        engine.ops->linear(&engine, &op);
+    }
+}
+
+static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
+    const gmem_context *context = tuner->context;
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
+        tuner->expected_at[i + 1] = tuner->expected_at[i] + gmem__tune_layers[i].rows * gmem__tune_layers[i].columns;
+    tuner->scratch_bytes = context->ops->scratch_bytes(context->threads);
+    tuner->a = (float *)gmem__alloc_raw(context, GMEM__TUNE_A, sizeof(float));
+    tuner->b = (float *)gmem__alloc_raw(context, GMEM__TUNE_B, sizeof(float));
+    tuner->c = (float *)gmem__alloc_raw(context, GMEM__TUNE_C, sizeof(float));
+    tuner->expected = (float *)gmem__alloc_raw(context, tuner->expected_at[GMEM_TUNE_SHAPES], sizeof(float));
+    tuner->scratch = gmem__alloc_raw(context, tuner->scratch_bytes, 1);
+    if (!tuner->a || !tuner->b || !tuner->c || !tuner->expected || !tuner->scratch)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory to tune with");
+    gmem__tune_fill(tuner, tuner->a, GMEM__TUNE_A);
+    gmem__tune_fill(tuner, tuner->b, GMEM__TUNE_B);
+    gmem__tune_expect(tuner);
+    tuner->trial = *context->device;
+    tuner->tiles_first = tuner->trial.tuning.tiles;
+    for (int goal = 0; goal < GMEM__GOALS; goal++)
+        tuner->best[goal] = DBL_MAX;
+    return gmem__tune_open_stream(tuner, error);
+}
+
+/* The own kernel for this kind of device, measured whatever the time; or the other one, where that is faster at one
+ * shape. */
+static gmem_status gmem__tune_measure_own(gmem__tuner *tuner, gmem_error *error) {
+    const int is_cpu = tuner->trial.found.limits.is_cpu, shape = 1;
+    const gmem__cl_way other = is_cpu ? GMEM__CL_WAY_OWN : GMEM__CL_WAY_TILE;
+    const double limit = tuner->limit;
+    tuner->own_way = is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
+    tuner->limit = DBL_MAX;
+    gmem_status status = gmem__tune_measure_all(tuner, tuner->own_way, "the own kernels", tuner->own_first, error);
+    tuner->limit = limit;
+    if (status != GMEM_OK || gmem__tune_elapsed(tuner) > limit / 4) return status;
+    const double seconds = gmem__tune_measure(tuner, shape, other, 0);
+    if (seconds == 0 || (tuner->own_first[shape] > 0 && seconds >= tuner->own_first[shape])) return GMEM_OK;
+    tuner->own_way = other;
+    return gmem__tune_measure_all(tuner, other, "the own kernels", tuner->own_first, error);
+}
+
+/* Everything as it comes; then the search, and what came of it. */
+static gmem_status gmem__tune_work(gmem__tuner *tuner, gmem__tune_found *found, gmem_error *error) {
+    double clblast[GMEM_TUNE_SHAPES];
+    memset(clblast, 0, sizeof clblast);
+    GMEM__TRY(gmem__tune_prepare(tuner, error));
+    GMEM__TRY(gmem__tune_measure_own(tuner, error));
+    if (gmem__tune_sum(tuner->own_first) < DBL_MAX) gmem__tune_begin_own(tuner);
+    if (tuner->trial.library.has_clblast && gmem__tune_elapsed(tuner) < tuner->limit) {
+        const double start = gmem__tune_elapsed(tuner);
+        GMEM__TRY(gmem__tune_tell(tuner, "CLBlast", error));
+        gmem__tune_measure(tuner, 1, GMEM__CL_WAY_CLBLAST, 0);
+        const double compiling = gmem__tune_elapsed(tuner) - start;
+        GMEM__TRY(gmem__tune_measure_all(tuner, GMEM__CL_WAY_CLBLAST, "CLBlast", clblast, error));
+        GMEM__TRY(gmem__tune_begin_clblast(tuner, compiling, error));
+    }
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
+        tuner->report->shapes[i].clblast = clblast[i];
+    GMEM__TRY(gmem__tune_search(tuner, error));
+    return gmem__tune_finish(tuner, found, error);
+}
+
+static void gmem__tune_release(gmem__tuner *tuner) {
+    const gmem_context *context = tuner->context;
+    gmem__tune_drop_program(tuner);
+    gmem__free(context, tuner->a, GMEM__TUNE_A, sizeof(float));
+    gmem__free(context, tuner->b, GMEM__TUNE_B, sizeof(float));
+    gmem__free(context, tuner->c, GMEM__TUNE_C, sizeof(float));
+    gmem__free(context, tuner->expected, tuner->expected_at[GMEM_TUNE_SHAPES], sizeof(float));
+    gmem__free(context, tuner->scratch, tuner->scratch_bytes, 1);
+    gmem__free(context, tuner, 1, sizeof *tuner);
+}
+
+static void gmem__tune_begin_report(gmem_tune_report *report) {
+    memset(report, 0, sizeof *report);
+    report->shape_count = GMEM_TUNE_SHAPES;
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+        report->shapes[i].layer = gmem__tune_layers[i].name;
+        report->shapes[i].rows = gmem__tune_layers[i].rows;
+        report->shapes[i].depth = gmem__tune_layers[i].depth;
+        report->shapes[i].columns = gmem__tune_layers[i].columns;
+    }
+}
+
+GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_desc *desc, gmem_tune_report *report,
+                                      gmem_error *error) {
+    gmem_tune_report found_report;
+    gmem__tune_found found;
+    if (!context || !desc || !desc->clock || !report || !(desc->seconds >= 0))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "tuning needs a context, a clock and room for its report");
+    if (!context->device) return gmem__fail(error, GMEM_E_COMBINATION, "the context has no OpenCL device to tune");
+    gmem__tuner *tuner = (gmem__tuner *)gmem__alloc(context, 1, sizeof *tuner);
+    if (!tuner) return gmem__fail(error, GMEM_E_MEMORY, "no memory to tune with");
+    gmem__tune_begin_report(&found_report);
+    tuner->context = context;
+    tuner->desc = desc;
+    tuner->report = &found_report;
+    tuner->random = 1;
+    tuner->began = desc->clock(desc->user);
+    tuner->limit = desc->seconds > 0 ? desc->seconds : GMEM__TUNE_SECONDS;
+    gmem_status status = gmem__tune_work(tuner, &found, error);
+    found_report.seconds = gmem__tune_elapsed(tuner);
+    gmem__tune_release(tuner);
+    if (status == GMEM_OK && desc->cache_dir) status = gmem__tune_save(context->device, desc->cache_dir, &found, error);
+    if (status == GMEM_OK) *report = found_report;
+    return status;
+}
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/device.c ---- */
+/* An OpenCL device opened: from the libraries to a program that has been tried. And the public list of devices. */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <stdio.h>
+
+#ifdef __linux__
+#include <sys/stat.h>
+#endif
+
+/* the choice ------------------------------------------------------------------------------------------------------ */
+
+/* Whether there may be a GPU at all: asking OpenCL may load a compiler, which a machine without one needn't pay for.
+ * The files are those of Linux's drivers: most, NVIDIA's, AMD's, Mali, Adreno, and Windows's under WSL. */
+static int gmem__may_have_gpu(void) {
+#ifdef __linux__
+    static const char *const paths[] = {"/dev/nvidiactl", "/dev/kfd", "/dev/mali0", "/dev/kgsl-3d0", "/dev/dxg"};
+    struct stat status;
+    char path[40];
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+        if (stat(paths[i], &status) == 0) return 1;
+    for (int minor = 128; minor < 192; minor++) {
+        snprintf(path, sizeof path, "/dev/dri/renderD%d", minor);
+        if (stat(path, &status) == 0) return 1;
+    }
+    return 0;
+#else
+    return 1;
+#endif
+}
+
+/* What the caller allows, where that is less than what there is. */
+static void gmem__device_limit(gmem__cl_limits *limits, int64_t allowed) {
+    if (allowed) limits->memory = gmem__min(limits->memory, allowed);
+    limits->largest = gmem__min(limits->largest, limits->memory);
+}
+
+static gmem_status gmem__device_choose(const gmem_context_desc *desc, struct gmem__device *device, gmem_error *error) {
+    gmem__cl_found *found = (gmem__cl_found *)gmem__alloc(device->context, GMEM__CL_MAX_DEVICES, sizeof *found);
+    int count = 0, chosen = 0;
+    if (!found) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the list of OpenCL devices");
+    gmem_status status = gmem__cl_list(&device->library.api, found, &count, error);
+    if (status == GMEM_OK)
+        status = gmem__cl_pick(found, count, desc->device, desc->backend == GMEM_BACKEND_AUTO, &chosen, error);
+    if (status == GMEM_OK) device->found = found[chosen];
+    gmem__free(device->context, found, GMEM__CL_MAX_DEVICES, sizeof *found);
+    return status;
+}
+
+/* open and close -------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__device_start(struct gmem__device *device, gmem_error *error) {
+    const intptr_t properties[] = {GMEM__CL_CONTEXT_PLATFORM, (intptr_t)device->found.platform, 0};
+    int32_t code = GMEM__CL_SUCCESS;
+    gmem__cl_context cl = device->library.api.clCreateContext(properties, 1, &device->found.id, NULL, NULL, &code);
+    if (code != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clCreateContext", code);
+    device->cl = cl;
+    return GMEM_OK;
+}
+
+static gmem_status gmem__device_is_faster(struct gmem__device *device, gmem_error *error) {
+    double seconds[2];
+    gmem__quoted own, cpu;
+    GMEM__TRY(gmem__device_seconds(device, seconds, error));
+    gmem__format_double(&own, seconds[0] * 1e3);
+    gmem__format_double(&cpu, seconds[1] * 1e3);
+    if (seconds[0] < seconds[1]) return GMEM_OK;
+    return gmem__fail(error, GMEM_E_NO_DEVICE, "%s takes %.6s ms for a matrix product, the CPU %.6s ms",
+                      device->backend, own.text, cpu.text);
+}
+
+static void gmem__device_unload(struct gmem__device *device) {
+    if (device->program) (void)device->library.api.clReleaseProgram(device->program);
+    device->program = NULL;
+}
+
+static gmem_status gmem__device_try(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
+    GMEM__TRY(gmem__device_build(device, cache_dir, error));
+    return gmem__device_test(device, error);
+}
+
+/* A program that works. Where one from the cache folder does not, a driver may have changed without saying so. */
+static gmem_status gmem__device_load(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
+    gmem_error why;
+    gmem_status status = gmem__device_try(device, cache_dir, &why);
+    if (device->program && !device->compiled && (status == GMEM_E_DEVICE || status == GMEM_E_DEVICE_TEST)) {
+        gmem__log(device->context, "the cached OpenCL kernels are of no use: %s", why.message);
+        gmem__device_unload(device);
+        status = gmem__device_try(device, NULL, &why);
+    }
+    if (status == GMEM_OK)
+        gmem__device_keep(device, cache_dir);
+    else if (error)
+        *error = why;
+    return status;
+}
+
+static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gmem__device *device, gmem_error *error) {
+    const int any = desc->backend == GMEM_BACKEND_OPENCL;
+    GMEM__TRY(gmem__cl_load(desc->opencl.symbol ? &desc->opencl : NULL, &device->library, error));
+    GMEM__TRY(gmem__device_choose(desc, device, error));
+    gmem__device_limit(&device->found.limits, desc->device_memory);
+    snprintf(device->backend, sizeof device->backend, "opencl/%s", device->found.limits.name);
+    GMEM__TRY(gmem__device_start(device, error));
+    device->tuning.tiles = gmem__product_tiles(&device->found.limits);
+    gmem__device_tuning_load(device, desc->cache_dir);
+    GMEM__TRY(gmem__device_load(device, desc->cache_dir, error));
+    return any ? GMEM_OK : gmem__device_is_faster(device, error);
+}
+
+GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem_context *context,
+                                       struct gmem__device **out, gmem_error *error) {
+    if (desc->backend == GMEM_BACKEND_AUTO && !desc->opencl.symbol && !gmem__may_have_gpu())
+        return gmem__fail(error, GMEM_E_NO_DEVICE, "this machine has no GPU");
+    struct gmem__device *device = (struct gmem__device *)gmem__alloc(context, 1, sizeof *device);
+    if (!device) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a device");
+    device->context = context;
+    const gmem_status status = gmem__device_prepare(desc, device, error);
+    if (status != GMEM_OK) {
+        gmem__device_close(device);
+        return status;
+    }
+    *out = device;
+    return GMEM_OK;
+}
+
+GMEM__FN void gmem__device_close(struct gmem__device *device) {
+    if (!device) return;
+    gmem__device_unload(device);
+    if (device->cl) (void)device->library.api.clReleaseContext(device->cl);
+    gmem__cl_unload(&device->library);
+    gmem__free(device->context, device, 1, sizeof *device);
+}
+
+GMEM__FN const char *gmem__device_backend(const struct gmem__device *device) { return device->backend; }
+
+/* the public list ------------------------------------------------------------------------------------------------- */
+
+static const char *gmem__device_kind(gmem__cl_bits type) {
+    if (type & GMEM__CL_DEVICE_TYPE_GPU) return "gpu";
+    if (type & GMEM__CL_DEVICE_TYPE_CPU) return "cpu";
+    return type & GMEM__CL_DEVICE_TYPE_ACCELERATOR ? "accelerator" : "other";
+}
+
+static void gmem__device_describe(const gmem__cl_limits *limits, gmem_device_info *out) {
+    memset(out, 0, sizeof *out);
+    snprintf(out->name, sizeof out->name, "%s", limits->name);
+    snprintf(out->vendor, sizeof out->vendor, "%s", limits->vendor);
+    snprintf(out->driver, sizeof out->driver, "%s", limits->driver);
+    snprintf(out->version, sizeof out->version, "%s", limits->version);
+    snprintf(out->platform, sizeof out->platform, "%s", limits->platform);
+    out->kind = gmem__device_kind(limits->type);
+    out->unusable = limits->unusable;
+    out->memory = limits->memory;
+    out->largest = limits->largest;
+    out->units = limits->units;
+    out->unified = limits->unified;
+    out->fp16 = limits->fp16;
+}
+
+GMEM_API gmem_status gmem_devices(const gmem_opencl *hook, gmem_device_info *out, int capacity, int *count,
+                                  gmem_error *error) {
+    gmem__cl_library library;
+    gmem__cl_found found[GMEM__CL_MAX_DEVICES];
+    int listed = 0;
+    if (!count || capacity < 0 || (capacity && !out))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a list and a count to fill are needed");
+    GMEM__TRY(gmem__cl_load(hook && hook->symbol ? hook : NULL, &library, error));
+    const gmem_status status = gmem__cl_list(&library.api, found, &listed, error);
+    gmem__cl_unload(&library);
+    if (status != GMEM_OK) return status;
+    for (int i = 0; i < listed && i < capacity; i++)
+        gmem__device_describe(&found[i].limits, out + i);
+    *count = listed;
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_device_check(const gmem_context_desc *desc, double *device_seconds, double *cpu_seconds,
+                                       gmem_error *error) {
+    gmem_context_desc named;
+    gmem_context *context = NULL;
+    double seconds[2];
+    memset(&named, 0, sizeof named);
+    if (desc) named = *desc;
+    named.backend = GMEM_BACKEND_OPENCL;
+    GMEM__TRY(gmem_context_create(&named, &context, error));
+    const gmem_status status = gmem__device_seconds(context->device, seconds, error);
+    gmem_context_destroy(context);
+    if (status != GMEM_OK) return status;
+    if (device_seconds) *device_seconds = seconds[0];
+    if (cpu_seconds) *cpu_seconds = seconds[1];
+    return GMEM_OK;
+}
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/selftest.c ---- */
+/* What a device must show before it is used: every operation on small tensors, compared with the scalar CPU's. And how
+ * long it takes for a product, beside the CPU. */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <math.h>
+#include <time.h>
+
+#if defined(__unix__) || defined(__APPLE__)
+#define GMEM__TEST_POSIX
+#include <sys/time.h>
+#endif
+
+#define GMEM__TEST_FLOATS 2048 /* of each tensor */
+#define GMEM__TEST_BAR    1e-4 /* relative L2; right ones differ by less than 1e-6 */
+
+/* The tensors of a case, all filled before it. Y is compared, and read by what works in place. */
+enum {
+    GMEM__TEST_Y,
+    GMEM__TEST_WORK,
+    GMEM__TEST_X,
+    GMEM__TEST_F32, /* weights of each type */
+    GMEM__TEST_F16,
+    GMEM__TEST_BF16,
+    GMEM__TEST_I8,
+    GMEM__TEST_VECTORS, /* biases, gates, scales, ... side by side */
+    GMEM__TEST_TENSORS
+};
+
+enum { GMEM__TEST_BIAS = 1, GMEM__TEST_GATE = 2, GMEM__TEST_RESIDUAL = 4, GMEM__TEST_NORM = 8, GMEM__TEST_ROUND = 16 };
+
+/* An operation with its numbers, run on either engine. */
+typedef struct gmem__test_case {
+    const char *name;
+    void (*run)(const gmem__engine *engine, const struct gmem__test_case *test, float *const *at);
+    int kind;  /* of the operation: a type, a kernel's size, ... */
+    int with;  /* GMEM__TEST_BIAS, ... */
+    int after; /* an activation, a stride, ... */
+} gmem__test_case;
+
+/* cases ----------------------------------------------------------------------------------------------------------- */
+
+enum { GMEM__TEST_TOKENS = 17, GMEM__TEST_COLUMNS = 2 * GMEM__TEST_TOKENS }; /* of two samples */
+
+/* The vector number i, up to 64 long. */
+static float *gmem__test_vector(float *const *at, int i) { return at[GMEM__TEST_VECTORS] + (ptrdiff_t)i * 256; }
+
+static gmem__weight gmem__test_weight(float *const *at, gmem_type type, int64_t rows, int64_t cols) {
+    gmem__weight weight;
+    memset(&weight, 0, sizeof weight);
+    weight.data = at[type == GMEM_I8     ? GMEM__TEST_I8
+                     : type == GMEM_BF16 ? GMEM__TEST_BF16
+                     : type == GMEM_F16  ? GMEM__TEST_F16
+                                         : GMEM__TEST_F32];
+    weight.scale = type == GMEM_I8 ? gmem__test_vector(at, 0) : NULL;
+    weight.type = type;
+    weight.rows = rows;
+    weight.cols = weight.row_stride = cols;
+    return weight;
+}
+
+static gmem__norm gmem__test_norm_of(float *const *at, int rms, int modulated, float *y) {
+    gmem__norm norm;
+    memset(&norm, 0, sizeof norm);
+    norm.rms = rms;
+    norm.eps = 1e-6f;
+    norm.weight = gmem__test_vector(at, 1);
+    norm.bias = modulated ? NULL : gmem__test_vector(at, 2);
+    norm.shift = modulated ? gmem__test_vector(at, 3) : NULL;
+    norm.scale = modulated ? gmem__test_vector(at, 4) : NULL;
+    norm.modulation_stride = 40;
+    norm.x = at[GMEM__TEST_X];
+    norm.y = y;
+    norm.channels = 37;
+    norm.columns = GMEM__TEST_COLUMNS;
+    norm.tokens = GMEM__TEST_TOKENS;
+    return norm;
+}
+
+static void gmem__test_norm(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    const gmem__norm norm = gmem__test_norm_of(at, test->kind, test->kind, at[GMEM__TEST_Y]);
+    engine->ops->norm(engine, &norm);
+}
+
+static void gmem__test_linear(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__weight weight = gmem__test_weight(at, (gmem_type)test->kind, 26, 37);
+    const gmem__norm norm = gmem__test_norm_of(at, 1, 1, at[GMEM__TEST_WORK]);
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    if (test->with & GMEM__TEST_ROUND) weight.compute = GMEM_COMPUTE_BF16;
+    op.weight = &weight;
+    op.bias = test->with & GMEM__TEST_BIAS ? gmem__test_vector(at, 5) : NULL;
+    op.norm = test->with & GMEM__TEST_NORM ? &norm : NULL;
+    op.x = at[GMEM__TEST_X];
+    op.y = at[GMEM__TEST_Y];
+    op.x_stride = op.columns = GMEM__TEST_COLUMNS;
+    op.y_stride = GMEM__TEST_COLUMNS + 3;
+    op.activation = (gmem__activation)test->after;
+    op.residual = (test->with & GMEM__TEST_RESIDUAL) != 0;
+    op.gate = test->with & GMEM__TEST_GATE ? gmem__test_vector(at, 6) : NULL;
+    op.gate_stride = 40;
+    op.tokens = GMEM__TEST_TOKENS;
+    engine->ops->linear(engine, &op);
+}
+
+static void gmem__test_rotate(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__rotate op;
+    memset(&op, 0, sizeof op);
+    op.x = at[GMEM__TEST_Y];
+    op.heads = 3;
+    op.head_dim = 8;
+    op.columns = GMEM__TEST_COLUMNS;
+    op.tokens = GMEM__TEST_TOKENS;
+    op.norm = test->kind;
+    op.rms = 1;
+    op.eps = 1e-6f;
+    op.weight = gmem__test_vector(at, 1);
+    op.cosine = gmem__test_vector(at, 3);
+    op.sine = gmem__test_vector(at, 4);
+    engine->ops->rotate(engine, &op);
+}
+
+static void gmem__test_attention(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__attention op;
+    (void)test;
+    memset(&op, 0, sizeof op);
+    op.q = at[GMEM__TEST_X];
+    op.k = at[GMEM__TEST_F32];
+    op.v = at[GMEM__TEST_WORK];
+    op.y = at[GMEM__TEST_Y];
+    op.heads = 2;
+    op.head_dim = 9;
+    op.tokens = GMEM__TEST_TOKENS;
+    op.samples = 2;
+    op.stride = op.y_stride = GMEM__TEST_COLUMNS;
+    op.scale = 2;
+    engine->ops->attention(engine, &op);
+}
+
+static void gmem__test_conv(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    const gmem__weight weight = gmem__test_weight(at, GMEM_F32, 6, 5 * (int64_t)test->kind * test->kind);
+    gmem__conv op;
+    memset(&op, 0, sizeof op);
+    op.weight = &weight;
+    op.bias = gmem__test_vector(at, 5);
+    op.residual = test->with & GMEM__TEST_RESIDUAL ? at[GMEM__TEST_Y] : NULL;
+    op.x = at[GMEM__TEST_X];
+    op.y = at[GMEM__TEST_Y];
+    op.in_channels = 5;
+    op.height = 6;
+    op.width = 8;
+    op.kernel = test->kind;
+    op.stride = test->after == 2 ? 2 : 1;
+    op.upsample = test->after == -2;
+    engine->ops->conv(engine, &op);
+}
+
+static void gmem__test_group_norm(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__group_norm op;
+    memset(&op, 0, sizeof op);
+    op.x = at[GMEM__TEST_X];
+    op.y = at[GMEM__TEST_Y];
+    op.weight = gmem__test_vector(at, 1);
+    op.bias = gmem__test_vector(at, 2);
+    op.channels = 12;
+    op.area = 77;
+    op.groups = 4;
+    op.eps = 1e-6f;
+    op.silu = test->after;
+    engine->ops->group_norm(engine, &op);
+}
+
+static void gmem__test_copy(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__copy op;
+    (void)test;
+    op.to = at[GMEM__TEST_Y];
+    op.from = at[GMEM__TEST_X];
+    op.rows = 9;
+    op.width = 21;
+    op.to_stride = 40;
+    op.from_stride = 30;
+    engine->ops->copy(engine, &op);
+}
+
+static void gmem__test_patches(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__patches op;
+    op.to_latents = test->kind;
+    op.latents = at[test->kind ? GMEM__TEST_Y : GMEM__TEST_X];
+    op.patches = at[test->kind ? GMEM__TEST_X : GMEM__TEST_Y];
+    op.samples = 2;
+    op.channels = 3;
+    op.patch_channels = 4;
+    op.height = 6;
+    op.width = 10;
+    op.patch = 2;
+    engine->ops->patches(engine, &op);
+}
+
+static void gmem__test_combine(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__combine op;
+    (void)test;
+    memset(&op, 0, sizeof op);
+    op.out = at[GMEM__TEST_Y];
+    op.x = at[GMEM__TEST_X];
+    op.x_weight = 0.7;
+    op.terms = 2;
+    op.weight[0] = -1.3;
+    op.k[0] = at[GMEM__TEST_Y];
+    op.weight[1] = 1e-3;
+    op.k[1] = at[GMEM__TEST_F32];
+    op.rows = 7;
+    op.width = 33;
+    op.stride = 50;
+    engine->ops->combine(engine, &op);
+}
+
+static void gmem__test_transpose(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__transpose op;
+    (void)test;
+    op.x = at[GMEM__TEST_X];
+    op.y = at[GMEM__TEST_Y];
+    op.rows = 19;
+    op.columns = 37;
+    op.y_stride = 21;
+    engine->ops->transpose(engine, &op);
+}
+
+static void gmem__test_silu(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    (void)test;
+    engine->ops->silu(engine, at[GMEM__TEST_Y], 501);
+}
+
+static void gmem__test_normal(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__normal op;
+    (void)test;
+    op.seed = 0x123456789abcdef0u;
+    op.draw = 1;
+    op.index = 3;
+    op.picture = 5;
+    op.count = 3;
+    op.per_picture = 130;
+    op.out = at[GMEM__TEST_Y];
+    engine->ops->normal(engine, &op);
+}
+
+static void gmem__test_scale_shift(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__scale_shift op;
+    (void)test;
+    op.x = at[GMEM__TEST_X];
+    op.scale = gmem__test_vector(at, 1);
+    op.shift = gmem__test_vector(at, 2);
+    op.y = at[GMEM__TEST_Y];
+    op.channels = 7;
+    op.area = 45;
+    engine->ops->scale_shift(engine, &op);
+}
+
+static void gmem__test_hand_over(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    (void)test;
+    engine->ops->hand_over(engine, at[GMEM__TEST_X], engine, at[GMEM__TEST_Y], 555);
+}
+
+/* Below 0 to above 255, always far from a step, where rounding would decide. */
+static void gmem__test_pixels(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    enum { AREA = 35 };
+    uint8_t pixels[3 * AREA] = {0};
+    float values[3 * AREA];
+    (void)test;
+    for (int i = 0; i < 3 * AREA; i++)
+        values[i] = (float)(5 * i - 262) / 255.0f;
+    engine->ops->upload(engine, at[GMEM__TEST_WORK], values, 3 * AREA);
+    engine->ops->pixels(engine, pixels, at[GMEM__TEST_WORK], AREA, 128.25f);
+    for (int i = 0; i < 3 * AREA; i++)
+        values[i] = (float)pixels[i];
+    engine->ops->upload(engine, at[GMEM__TEST_Y], values, 3 * AREA);
+}
+
+/* Numbers that an operation returns, where they are compared. */
+static void gmem__test_return(const gmem__engine *engine, float *const *at, double a, double b) {
+    const float values[2] = {(float)a, (float)b};
+    engine->ops->upload(engine, at[GMEM__TEST_Y], values, 2);
+}
+
+/* The notes for finite numbers and for others: a device tells when it settles. */
+static void gmem__test_finite(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    const float infinity = HUGE_VALF;
+    int notes = 0;
+    (void)test;
+    int noted = engine->ops->finite(engine, at[GMEM__TEST_X], 700, GMEM__NOTE_NETWORK) ? 0 : GMEM__NOTE_NETWORK;
+    engine->ops->upload(engine, at[GMEM__TEST_WORK] + 600, &infinity, 1);
+    noted |= engine->ops->finite(engine, at[GMEM__TEST_WORK], 700, GMEM__NOTE_STATE) ? 0 : GMEM__NOTE_STATE;
+    (void)engine->ops->settle(engine, &notes, NULL); /* a failure stays, and is told after the case */
+    gmem__test_return(engine, at, noted | notes, 0);
+}
+
+static void gmem__test_error_norm(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__error_norm op;
+    (void)test;
+    memset(&op, 0, sizeof op);
+    op.terms = 2;
+    op.weight[0] = 0.3;
+    op.k[0] = at[GMEM__TEST_F32];
+    op.weight[1] = -0.2;
+    op.k[1] = at[GMEM__TEST_WORK];
+    op.x = at[GMEM__TEST_X];
+    op.y = at[GMEM__TEST_Y];
+    op.atol = 0.25;
+    op.rtol = 0.5;
+    op.count = 777;
+    gmem__test_return(engine, at, engine->ops->error_norm(engine, &op), 0);
+}
+
+static void gmem__test_change(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    gmem__change op;
+    double change = 0, size = 0;
+    (void)test;
+    op.after = at[GMEM__TEST_X];
+    op.before = at[GMEM__TEST_WORK];
+    op.residual = at[GMEM__TEST_F32];
+    op.rows = 11;
+    op.width = 29;
+    op.after_stride = 31;
+    engine->ops->change(engine, &op, &change, &size);
+    gmem__test_return(engine, at, change, size);
+}
+
+static const gmem__test_case gmem__test_cases[] = {
+    {"norm (layer)", gmem__test_norm, 0, 0, 0},
+    {"norm (RMS, modulated)", gmem__test_norm, 1, 0, 0},
+    {"linear", gmem__test_linear, GMEM_F32, 0, GMEM__ACT_NONE},
+    {"linear (f16, silu)", gmem__test_linear, GMEM_F16, GMEM__TEST_BIAS, GMEM__ACT_SILU},
+    {"linear (bf16, gelu)", gmem__test_linear, GMEM_BF16, GMEM__TEST_BIAS, GMEM__ACT_GELU_TANH},
+    {"linear (int8, gelu)", gmem__test_linear, GMEM_I8, GMEM__TEST_BIAS, GMEM__ACT_GELU_ERF},
+    {"linear (swiglu)", gmem__test_linear, GMEM_F32, GMEM__TEST_BIAS, GMEM__ACT_SWIGLU},
+    {"linear (gate)", gmem__test_linear, GMEM_F32, GMEM__TEST_BIAS | GMEM__TEST_GATE, GMEM__ACT_NONE},
+    {"linear (residual)", gmem__test_linear, GMEM_F32, GMEM__TEST_RESIDUAL, GMEM__ACT_NONE},
+    {"linear (norm)", gmem__test_linear, GMEM_F32, GMEM__TEST_NORM, GMEM__ACT_NONE},
+    {"linear (in bf16)", gmem__test_linear, GMEM_BF16, GMEM__TEST_ROUND, GMEM__ACT_NONE},
+    {"rotate", gmem__test_rotate, 0, 0, 0},
+    {"rotate (norm)", gmem__test_rotate, 1, 0, 0},
+    {"attention", gmem__test_attention, 0, 0, 0},
+    {"conv (1 x 1)", gmem__test_conv, 1, 0, 1},
+    {"conv (3 x 3, residual)", gmem__test_conv, 3, GMEM__TEST_RESIDUAL, 1},
+    {"conv (stride 2)", gmem__test_conv, 3, 0, 2},
+    {"conv (upsample)", gmem__test_conv, 3, 0, -2},
+    {"group_norm", gmem__test_group_norm, 0, 0, 0},
+    {"group_norm (silu)", gmem__test_group_norm, 0, 0, 1},
+    {"copy", gmem__test_copy, 0, 0, 0},
+    {"patches", gmem__test_patches, 0, 0, 0},
+    {"patches (back)", gmem__test_patches, 1, 0, 0},
+    {"combine", gmem__test_combine, 0, 0, 0},
+    {"transpose", gmem__test_transpose, 0, 0, 0},
+    {"silu", gmem__test_silu, 0, 0, 0},
+    {"normal", gmem__test_normal, 0, 0, 0},
+    {"scale_shift", gmem__test_scale_shift, 0, 0, 0},
+    {"hand_over", gmem__test_hand_over, 0, 0, 0},
+    {"pixels", gmem__test_pixels, 0, 0, 0},
+    {"finite", gmem__test_finite, 0, 0, 0},
+    {"error_norm", gmem__test_error_norm, 0, 0, 0},
+    {"change", gmem__test_change, 0, 0, 0},
+};
+
+/* the comparison -------------------------------------------------------------------------------------------------- */
+
+/* An engine with the tensors in its memory. */
+typedef struct gmem__test_side {
+    const gmem_context *context;
+    gmem__engine engine;
+    gmem__arena arena;
+    float *at[GMEM__TEST_TENSORS];
+    float *result; /* (GMEM__TEST_FLOATS) of the host */
+} gmem__test_side;
+
+/* Numbers in [-1, 1) that look random. */
+static void gmem__test_fill(float *out, int64_t count, uint32_t seed) {
+    uint32_t state = seed * 0x9e3779b9u + 1;
+    for (int64_t i = 0; i < count; i++) {
+        state = state * 1664525u + 1013904223u;
+        out[i] = (float)(state >> 8) / 8388608.0f - 1.0f;
+    }
+}
+
+/* What a tensor holds at first, as its type lies in memory. */
+static void gmem__test_values(int tensor, float *out) {
+    float values[GMEM__TEST_FLOATS];
+    gmem__test_fill(values, GMEM__TEST_FLOATS, (uint32_t)tensor);
+    memcpy(out, values, sizeof values);
+    if (tensor == GMEM__TEST_F16) gmem_convert_f32(values, GMEM__TEST_FLOATS, GMEM_F16, out);
+    if (tensor == GMEM__TEST_BF16) gmem_convert_f32(values, GMEM__TEST_FLOATS, GMEM_BF16, out);
+    signed char *bytes = (signed char *)out;
+    for (int i = 0; tensor == GMEM__TEST_I8 && i < GMEM__TEST_FLOATS; i++)
+        bytes[i] = (signed char)(int)(values[i] * 127);
+}
+
+static void gmem__test_take(gmem__test_side *side) {
+    for (int i = 0; i < GMEM__TEST_TENSORS; i++)
+        side->at[i] = GMEM__TAKE_F32(&side->arena, GMEM__TEST_FLOATS);
+}
+
+static gmem_status gmem__test_side_open(gmem__test_side *side, gmem_error *error) {
+    gmem__engine *engine = &side->engine;
+    const int64_t scratch = engine->ops->scratch_bytes(engine->threads);
+    engine->scratch = gmem__alloc_raw(side->context, scratch, 1);
+    side->result = (float *)gmem__alloc(side->context, GMEM__TEST_FLOATS, sizeof *side->result);
+    if ((scratch && !engine->scratch) || !side->result)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the device's test");
+    gmem__test_take(side);
+    GMEM__TRY(gmem__engine_reserve(engine, side->context, &side->arena, "the device's test", error));
+    gmem__test_take(side);
+    return GMEM_OK;
+}
+
+static void gmem__test_side_close(gmem__test_side *side) {
+    gmem__engine *engine = &side->engine;
+    if (side->arena.memory) engine->ops->release(engine, side->context, &side->arena);
+    gmem__free(side->context, side->result, GMEM__TEST_FLOATS, sizeof *side->result);
+    gmem__free(side->context, engine->scratch, engine->ops->scratch_bytes(engine->threads), 1);
+}
+
+static gmem_status gmem__test_run(const gmem__test_case *test, const gmem__test_side *side, gmem_error *error) {
+    const gmem__engine *engine = &side->engine;
+    float values[GMEM__TEST_FLOATS];
+    int notes = 0;
+    for (int i = 0; i < GMEM__TEST_TENSORS; i++) {
+        gmem__test_values(i, values);
+        engine->ops->upload(engine, side->at[i], values, GMEM__TEST_FLOATS);
+    }
+    test->run(engine, test, side->at);
+    engine->ops->download(engine, side->result, side->at[GMEM__TEST_Y], GMEM__TEST_FLOATS);
+    return engine->ops->settle(engine, &notes, error);
+}
+
+/* Relative L2. */
+static double gmem__test_difference(const float *actual, const float *expected) {
+    double difference = 0, size = 0;
+    for (int i = 0; i < GMEM__TEST_FLOATS; i++) {
+        const double d = (double)actual[i] - (double)expected[i];
+        difference += d * d;
+        size += (double)expected[i] * (double)expected[i];
+    }
+    return sqrt(difference / size);
+}
+
+static gmem_status gmem__test_compare(const gmem__test_case *test, const struct gmem__device *device,
+                                      const gmem__test_side *sides, gmem_error *error) {
+    gmem__quoted number;
+    for (int i = 0; i < 2; i++)
+        GMEM__TRY(gmem__test_run(test, sides + i, error));
+    const double difference = gmem__test_difference(sides[1].result, sides[0].result);
+    if (difference <= GMEM__TEST_BAR) return GMEM_OK; /* NaN is not */
+    return gmem__fail(error, GMEM_E_DEVICE_TEST, "%s: %s differs from the CPU's by %s of its size", device->backend,
+                      test->name, gmem__format_double(&number, difference));
+}
+
+GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *error) {
+    gmem__test_side sides[2];
+    gmem_status status;
+    memset(sides, 0, sizeof sides);
+    sides[0].context = sides[1].context = device->context;
+    sides[0].engine.ops = gmem__cpu_ops(GMEM_ISA_SCALAR, NULL);
+    sides[1].engine.ops = gmem__opencl_ops();
+    sides[0].engine.threads = sides[1].engine.threads = 1;
+    GMEM__TRY(gmem__stream_open(device, NULL, &sides[1].engine.stream, error));
+    status = gmem__test_side_open(&sides[0], error);
+    if (status == GMEM_OK) status = gmem__test_side_open(&sides[1], error);
+    for (size_t i = 0; i < sizeof gmem__test_cases / sizeof *gmem__test_cases && status == GMEM_OK; i++)
+        status = gmem__test_compare(&gmem__test_cases[i], device, sides, error);
+    gmem__test_side_close(&sides[1]);
+    gmem__test_side_close(&sides[0]);
+    gmem__stream_close(sides[1].engine.stream);
+    return status;
+}
+
+/* speed ----------------------------------------------------------------------------------------------------------- */
+
+/* The qkv of the published B/1 with guidance: 2 x 256 tokens. */
+enum { GMEM__TEST_ROWS = 2304, GMEM__TEST_DEPTH = 768, GMEM__TEST_BATCH = 512, GMEM__TEST_REPEATS = 3 };
+
+/* Where C's clock counts the time of all threads, the system's. */
+static double gmem__test_clock(void) {
+#ifdef GMEM__TEST_POSIX
+    struct timeval now;
+    if (gettimeofday(&now, NULL) != 0) return 0;
+    return (double)now.tv_sec + 1e-6 * (double)now.tv_usec;
+#else
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
+/* The least of some runs after one that warms up, with the way to the device and back. */
+static gmem_status gmem__test_measure(gmem_linear *linear, const float *x, float *y, double *seconds,
+                                      gmem_error *error) {
+    double least = HUGE_VAL;
+    for (int i = 0; i <= GMEM__TEST_REPEATS; i++) {
+        const double start = gmem__test_clock();
+        GMEM__TRY(gmem_linear_run(linear, GMEM__TEST_BATCH, x, y, error));
+        const double taken = gmem__test_clock() - start;
+        if (i > 0 && taken >= 0 && taken < least) least = taken;
+    }
+    *seconds = least;
+    return GMEM_OK;
+}
+
+/* On the context with this device, or NULL for the CPU. memory: the weight, x and y one after the other. */
+static gmem_status gmem__test_product(const gmem_context *context, struct gmem__device *device, float *memory,
+                                      double *seconds, gmem_error *error) {
+    const int64_t shape[2] = {GMEM__TEST_ROWS, GMEM__TEST_DEPTH};
+    const gmem_tensor weight = gmem_tensor_make("", GMEM_F32, 2, shape, memory);
+    const float *x = memory + GMEM__TEST_ROWS * GMEM__TEST_DEPTH;
+    float *y = memory + (GMEM__TEST_ROWS + GMEM__TEST_BATCH) * GMEM__TEST_DEPTH;
+    gmem_linear *linear = NULL;
+    gmem_context there = *context;
+    there.device = device;
+    GMEM__TRY(gmem_linear_create(&there, &weight, NULL, &linear, error));
+    const gmem_status status = gmem__test_measure(linear, x, y, seconds, error);
+    gmem_linear_destroy(linear);
+    return status;
+}
+
+GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double seconds[2], gmem_error *error) {
+    const gmem_context *context = device->context;
+    const int64_t inputs = (GMEM__TEST_ROWS + GMEM__TEST_BATCH) * GMEM__TEST_DEPTH;
+    const int64_t count = inputs + GMEM__TEST_ROWS * GMEM__TEST_BATCH;
+    float *memory = (float *)gmem__alloc_raw(context, count, sizeof *memory);
+    if (!memory) return gmem__fail(error, GMEM_E_MEMORY, "no memory to measure a product");
+    gmem__test_fill(memory, inputs, 1);
+    gmem_status status = gmem__test_product(context, device, memory, &seconds[0], error);
+    if (status == GMEM_OK) status = gmem__test_product(context, NULL, memory, &seconds[1], error);
+    gmem__free(context, memory, count, sizeof *memory);
+    return status;
+}
+
+#undef GMEM__TEST_POSIX
+#undef GMEM__TEST_FLOATS
+#undef GMEM__TEST_BAR
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/memory.c ---- */
+/* Memory of a device: its buffers and their count, the addresses that stand for them, and the way of weights from the
+ * file's mapping to it: wrapped where device and host share memory, copied, converted, or left to be streamed. */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <float.h>
+#include <math.h>
+
+/* buffers --------------------------------------------------------------------------------------------------------- */
+
+/* Adds and returns what was there before. */
+static int64_t gmem__count_up(int64_t *counter, int64_t by) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+#else /* networks of one context may then not be opened by two threads at once */
+    const int64_t before = *counter;
+    *counter += by;
+    return before;
+#endif
+}
+
+GMEM__FN int64_t gmem__device_left(struct gmem__device *device) {
+    return gmem__max(0, device->found.limits.memory - gmem__count_up(&device->used, 0));
+}
+
+static gmem_status gmem__device_buffer_create(struct gmem__device *device, int64_t bytes, const void *host,
+                                              gmem__cl_mem *out, gmem_error *error) {
+    int32_t status = GMEM__CL_SUCCESS;
+    const gmem__cl_bits flags =
+        host ? GMEM__CL_MEM_READ_ONLY | GMEM__CL_MEM_USE_HOST_PTR : (gmem__cl_bits)GMEM__CL_MEM_READ_WRITE;
+    void *pointer = (void *)(uintptr_t)host; /* OpenCL's prototype has no const */
+    gmem__cl_mem memory = device->library.api.clCreateBuffer(device->cl, flags, (size_t)bytes, pointer, &status);
+    if (status != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clCreateBuffer", status);
+    *out = memory;
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__device_buffer(struct gmem__device *device, int64_t bytes, const void *host,
+                                         gmem__cl_mem *out, gmem_error *error) {
+    const gmem__cl_limits *limits = &device->found.limits;
+    if (bytes > limits->largest)
+        return gmem__fail(error, GMEM_E_MEMORY, "%s: a buffer of %lld bytes is wanted, its largest has %lld",
+                          limits->name, (long long)bytes, (long long)limits->largest);
+    const int64_t used = gmem__count_up(&device->used, bytes);
+    gmem_status status = GMEM_OK;
+    if (bytes > limits->memory - used)
+        status = gmem__fail(error, GMEM_E_MEMORY, "%s: %lld bytes are wanted, %lld of %lld are in use", limits->name,
+                            (long long)bytes, (long long)used, (long long)limits->memory);
+    else
+        status = gmem__device_buffer_create(device, bytes, host, out, error);
+    if (status != GMEM_OK) (void)gmem__count_up(&device->used, -bytes);
+    return status;
+}
+
+GMEM__FN void gmem__device_buffer_release(struct gmem__device *device, gmem__cl_mem memory, int64_t bytes) {
+    if (!memory) return;
+    (void)device->library.api.clReleaseMemObject(memory);
+    (void)gmem__count_up(&device->used, -bytes);
+}
+
+/* addresses ------------------------------------------------------------------------------------------------------- */
+
+/* Where pointers have 64 bits, addresses lie where no host has memory. */
+#define GMEM__FIRST_ADDRESS (sizeof(void *) >= 8 ? (uint64_t)1 << 60 : (uint64_t)1 << 16)
+#define GMEM__LAST_ADDRESS  (sizeof(void *) >= 8 ? (uint64_t)1 << 62 : (uint64_t)0xfff00000u)
+#define GMEM__ADDRESS_ALIGN 256 /* also the least gap: the end of one buffer is not the start of the next */
+
+GMEM__FN uint64_t gmem__device_addresses(struct gmem__device *device, int64_t bytes) {
+    const uint64_t room = GMEM__LAST_ADDRESS - GMEM__FIRST_ADDRESS;
+    if (bytes < 0 || (uint64_t)bytes > room / 2) return 0;
+    const int64_t span = gmem__round_up(bytes, GMEM__ADDRESS_ALIGN) + GMEM__ADDRESS_ALIGN;
+    const uint64_t first = (uint64_t)gmem__count_up(&device->next_address, span);
+    return first <= room - (uint64_t)span ? GMEM__FIRST_ADDRESS + first : 0;
+}
+
+static const void *gmem__address_pointer(uint64_t address) { return (const void *)(uintptr_t)address; }
+static uint64_t gmem__pointer_address(const void *pointer) { return (uint64_t)(uintptr_t)pointer; }
+
+GMEM__FN int gmem__device_memory_add(const gmem_context *context, gmem__device_memory *memory,
+                                     const gmem__cl_buffer *buffer) {
+    if (memory->count == memory->capacity) {
+        const int64_t capacity = gmem__max(16, 2 * memory->capacity);
+        gmem__cl_buffer *buffers = (gmem__cl_buffer *)gmem__alloc_raw(context, capacity, sizeof *buffers);
+        if (!buffers) return 0;
+        if (memory->count) memcpy(buffers, memory->buffers, (size_t)memory->count * sizeof *buffers);
+        gmem__free(context, memory->buffers, memory->capacity, sizeof *buffers);
+        memory->buffers = buffers;
+        memory->capacity = capacity;
+    }
+    memory->buffers[memory->count++] = *buffer;
+    return 1;
+}
+
+/* The first buffer that ends after the address, or the count. */
+static int64_t gmem__device_memory_search(const gmem__device_memory *memory, uint64_t address) {
+    int64_t low = 0, high = memory->count;
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (memory->buffers[middle].address + (uint64_t)memory->buffers[middle].bytes > address)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address) {
+    const int64_t i = gmem__device_memory_search(memory, address);
+    return i < memory->count && memory->buffers[i].address <= address ? &memory->buffers[i] : NULL;
+}
+
+GMEM__FN void gmem__device_memory_drop(gmem__device_memory *memory, uint64_t address, int64_t bytes) {
+    const int64_t first = gmem__device_memory_search(memory, address);
+    int64_t end = first;
+    for (; end < memory->count && memory->buffers[end].address < address + (uint64_t)bytes; end++)
+        gmem__device_buffer_release(memory->device, memory->buffers[end].memory, memory->buffers[end].bytes);
+    if (end == first) return;
+    memmove(memory->buffers + first, memory->buffers + end, (size_t)(memory->count - end) * sizeof *memory->buffers);
+    memory->count -= end - first;
+}
+
+GMEM__FN void gmem__device_memory_clear(const gmem_context *context, gmem__device_memory *memory) {
+    for (int64_t i = 0; i < memory->count; i++)
+        gmem__device_buffer_release(memory->device, memory->buffers[i].memory, memory->buffers[i].bytes);
+    gmem__free(context, memory->buffers, memory->capacity, sizeof *memory->buffers);
+    memory->buffers = NULL;
+    memory->count = memory->capacity = 0;
+}
+
+GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory) {
+    if (!memory) return;
+    gmem__device_memory_clear(context, memory);
+    gmem__free(context, memory, 1, sizeof *memory);
+}
+
+/* places for weights ---------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__fail_host_memory(const gmem__store *store, gmem_error *error) {
+    return gmem__fail_at(error, GMEM_E_MEMORY, store->file ? gmem_file_path(store->file) : NULL, -1,
+                         "no memory to bring the weights to the device");
+}
+
+static int64_t gmem__buffer_bytes(const gmem__cl_buffer *buffer) {
+    return buffer->rows * buffer->cols * (int64_t)gmem_type_bytes(buffer->to);
+}
+
+/* `*address` gets as much room as f32 takes, for the type may change. */
+static gmem_status gmem__device_place(gmem__store *store, gmem__cl_buffer *buffer, uint64_t *address,
+                                      gmem_error *error) {
+    if (!store->uploaded) {
+        store->uploaded = (gmem__device_memory *)gmem__alloc(store->context, 1, sizeof *store->uploaded);
+        if (!store->uploaded) return gmem__fail_host_memory(store, error);
+        store->uploaded->device = store->device;
+    }
+    int64_t room;
+    if (!gmem__mul(buffer->rows * buffer->cols, (int64_t)sizeof(float), &room)) room = -1;
+    buffer->address = gmem__device_addresses(store->device, room);
+    buffer->bytes = gmem__buffer_bytes(buffer);
+    if (!buffer->address || !gmem__device_memory_add(store->context, store->uploaded, buffer))
+        return gmem__fail_host_memory(store, error);
+    *address = buffer->address;
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__device_place_vector(gmem__store *store, const float **values, int64_t count,
+                                               gmem_error *error) {
+    gmem__cl_buffer buffer;
+    uint64_t address;
+    memset(&buffer, 0, sizeof buffer);
+    buffer.host = *values;
+    buffer.from = buffer.to = GMEM_F32;
+    buffer.rows = 1;
+    buffer.cols = buffer.row_stride = count;
+    GMEM__TRY(gmem__device_place(store, &buffer, &address, error));
+    *values = (const float *)gmem__address_pointer(address);
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__device_place_weight(gmem__store *store, gmem__weight *weight, gmem_error *error) {
+    gmem__cl_buffer buffer;
+    uint64_t address;
+    const float *scale = weight->scale;
+    memset(&buffer, 0, sizeof buffer);
+    buffer.host = weight->data;
+    buffer.scale = weight->scale;
+    buffer.from = buffer.to = weight->type;
+    buffer.rows = weight->rows;
+    buffer.cols = weight->cols;
+    buffer.row_stride = weight->row_stride;
+    buffer.is_matrix = 1;
+    if (scale) GMEM__TRY(gmem__device_place_vector(store, &scale, weight->rows, error));
+    GMEM__TRY(gmem__device_place(store, &buffer, &address, error));
+    weight->data = gmem__address_pointer(address);
+    weight->scale = scale;
+    weight->row_stride = weight->cols;
+    return GMEM_OK;
+}
+
+/* The type of weights for products that compute so; theirs where nothing is to change. */
+static gmem_type gmem__narrow_type(const gmem__weight *weight, gmem_compute compute) {
+    switch (compute) {
+    case GMEM_COMPUTE_BF16:
+        return GMEM_BF16;
+    case GMEM_COMPUTE_F16:
+        return GMEM_F16;
+    case GMEM_COMPUTE_INT8:
+        return GMEM_I8;
+    default:
+        return weight->type;
+    }
+}
+
+GMEM__FN gmem_status gmem__device_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute,
+                                         gmem_error *error) {
+    float *measured = NULL;
+    if (compute == GMEM_COMPUTE_INT8 && weight->cols > (1 << 16)) compute = GMEM_COMPUTE_F32; /* sums overflow */
+    weight->compute = compute;
+    const gmem_type type = gmem__narrow_type(weight, compute);
+    if (type == weight->type) return GMEM_OK;
+    const float *scale = NULL;
+    if (type == GMEM_I8) {
+        scale = measured = (float *)gmem__store_alloc(store, weight->rows, sizeof *measured);
+        if (!measured) return gmem__fail_host_memory(store, error);
+        GMEM__TRY(gmem__device_place_vector(store, &scale, weight->rows, error));
+    }
+    const int64_t i = gmem__device_memory_search(store->uploaded, gmem__pointer_address(weight->data));
+    gmem__cl_buffer *buffer = &store->uploaded->buffers[i];
+    buffer->to = type;
+    buffer->bytes = gmem__buffer_bytes(buffer);
+    buffer->measured = measured;
+    weight->type = type;
+    weight->scale = scale;
+    return GMEM_OK;
+}
+
+/* conversion ------------------------------------------------------------------------------------------------------ */
+
+/* Whether the host's bytes are what the device wants. */
+static int gmem__lies_ready(const gmem__cl_buffer *buffer) {
+    return buffer->from == buffer->to && (buffer->rows == 1 || buffer->row_stride == buffer->cols);
+}
+
+/* max |x|, or NaN where one is not finite. */
+static float gmem__largest_of(const float *x, int64_t count) {
+    float largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!(fabsf(x[i]) <= FLT_MAX)) return NAN;
+        if (fabsf(x[i]) > largest) largest = fabsf(x[i]);
+    }
+    return largest;
+}
+
+/* As the CPU's kernels quantise (narrow.inc): divided by max |x| / 127, to nearest even. A row that is not finite gets
+ * zeros and the scale NaN. */
+static void gmem__quantise_row(const float *x, int64_t count, float *scale, signed char *out) {
+    *scale = gmem__largest_of(x, count) / 127;
+    const float inverse = *scale > 0 ? 1 / *scale : 0;
+    for (int64_t i = 0; i < count; i++) {
+        const float value = x[i] * inverse;
+        out[i] = (signed char)(value > -128.5f && value < 127.5f ? (int)rintf(value) : 0);
+    }
+}
+
+/* One row to `out`, side by side in the new type; values (cols) is for what lies between. */
+static void gmem__convert_row(const gmem__cl_buffer *buffer, int64_t row, float *values, void *out) {
+    const int64_t from_bytes = (int64_t)gmem_type_bytes(buffer->from);
+    const char *data = (const char *)buffer->host + row * buffer->row_stride * from_bytes;
+    if (buffer->from == buffer->to) {
+        memcpy(out, data, (size_t)(buffer->cols * from_bytes));
+        return;
+    }
+    const gmem_tensor tensor = gmem_tensor_make("", buffer->from, 1, &buffer->cols, data);
+    gmem_tensor_read_f32(&tensor, 0, buffer->cols, values);
+    for (int64_t i = 0; buffer->scale && i < buffer->cols; i++)
+        values[i] *= buffer->scale[row];
+    if (buffer->to == GMEM_I8)
+        gmem__quantise_row(values, buffer->cols, buffer->measured + row, (signed char *)out);
+    else
+        gmem_convert_f32(values, buffer->cols, buffer->to, out);
+}
+
+static void gmem__convert_rows(const gmem__cl_buffer *buffer, int64_t row, int64_t count, float *values, void *out) {
+    const int64_t bytes = buffer->cols * (int64_t)gmem_type_bytes(buffer->to);
+    for (int64_t r = 0; r < count; r++)
+        gmem__convert_row(buffer, row + r, values, (char *)out + r * bytes);
+}
+
+/* upload ---------------------------------------------------------------------------------------------------------- */
+
+#define GMEM__UPLOAD_CHUNK ((int64_t)4 << 20) /* bytes that are converted at a time */
+#define GMEM__WRAP_ALIGN   64                 /* of a cache line: vectors of any width may be read */
+
+typedef struct gmem__upload {
+    gmem__store *store;
+    gmem__device_memory *memory;
+    gmem__cl_queue queue;
+    gmem_error *error;
+} gmem__upload;
+
+static gmem_status gmem__upload_write(const gmem__upload *upload, gmem__cl_mem memory, int64_t offset, int64_t bytes,
+                                      const void *from) {
+    const gmem__cl_api *api = &upload->store->device->library.api;
+    const int32_t status =
+        api->clEnqueueWriteBuffer(upload->queue, memory, 1, (size_t)offset, (size_t)bytes, from, 0, NULL, NULL);
+    return status == GMEM__CL_SUCCESS ? GMEM_OK : gmem__cl_fail(upload->error, "clEnqueueWriteBuffer", status);
+}
+
+/* Chunk by chunk through memory of the host. */
+static gmem_status gmem__upload_converted(const gmem__upload *upload, const gmem__cl_buffer *buffer) {
+    const gmem_context *context = upload->store->context;
+    const int64_t row_bytes = buffer->cols * (int64_t)gmem_type_bytes(buffer->to);
+    const int64_t chunk = gmem__max(1, gmem__min(buffer->rows, GMEM__UPLOAD_CHUNK / row_bytes));
+    const int64_t bytes = chunk * row_bytes, values_bytes = buffer->cols * (int64_t)sizeof(float);
+    float *values = (float *)gmem__alloc_raw(context, values_bytes + bytes, 1);
+    if (!values) return gmem__fail_host_memory(upload->store, upload->error);
+    gmem_status status = GMEM_OK;
+    for (int64_t row = 0; row < buffer->rows && status == GMEM_OK; row += chunk) {
+        const int64_t count = gmem__min(chunk, buffer->rows - row);
+        gmem__convert_rows(buffer, row, count, values, values + buffer->cols);
+        status = gmem__upload_write(upload, buffer->memory, row * row_bytes, count * row_bytes, values + buffer->cols);
+    }
+    gmem__free(context, values, values_bytes + bytes, 1);
+    return status;
+}
+
+/* Makes the host's own memory the buffer, where the device shares it; 0 where that cannot be. */
+static int gmem__upload_wrap(const gmem__upload *upload, gmem__cl_buffer *buffer) {
+    struct gmem__device *device = upload->store->device;
+    if (!device->found.limits.unified && !device->found.limits.is_cpu) return 0;
+    if (!gmem__lies_ready(buffer) || (uintptr_t)buffer->host % GMEM__WRAP_ALIGN) return 0;
+    if (gmem__device_buffer(device, buffer->bytes, buffer->host, &buffer->memory, NULL) != GMEM_OK) return 0;
+    upload->memory->wraps = 1;
+    return 1;
+}
+
+static gmem_status gmem__upload_resident(const gmem__upload *upload, gmem__cl_buffer *buffer) {
+    upload->memory->resident_bytes += buffer->bytes;
+    if (gmem__upload_wrap(upload, buffer)) return GMEM_OK;
+    GMEM__TRY(gmem__device_buffer(upload->store->device, buffer->bytes, NULL, &buffer->memory, upload->error));
+    if (!gmem__lies_ready(buffer)) return gmem__upload_converted(upload, buffer);
+    return gmem__upload_write(upload, buffer->memory, 0, buffer->bytes, buffer->host);
+}
+
+/* What is streamed again and again is converted once, on the host. */
+static gmem_status gmem__upload_streamed(const gmem__upload *upload, gmem__cl_buffer *buffer) {
+    gmem__store *store = upload->store;
+    if (gmem__lies_ready(buffer)) return GMEM_OK;
+    void *copy = gmem__blocks_take_raw(store->context, &store->blocks, buffer->bytes);
+    float *values = (float *)gmem__alloc_raw(store->context, buffer->cols, sizeof *values);
+    if (copy && values) {
+        gmem__convert_rows(buffer, 0, buffer->rows, values, copy);
+        buffer->host = copy;
+        buffer->scale = NULL;
+        buffer->from = buffer->to;
+        buffer->row_stride = buffer->cols;
+    }
+    gmem__free(store->context, values, buffer->cols, sizeof *values);
+    return copy && values ? GMEM_OK : gmem__fail_host_memory(store, upload->error);
+}
+
+/* Bytes of matrices that may stay on the device: what other networks, vectors and activations leave of it, and where
+ * that is not enough for all of them, also the slots through which the others are streamed. */
+static int64_t gmem__upload_room(const gmem__device_memory *memory) {
+    int64_t vectors = 0, matrices = 0, largest = 0;
+    for (int64_t i = 0; i < memory->count; i++) {
+        const gmem__cl_buffer *buffer = &memory->buffers[i];
+        if (!buffer->is_matrix) vectors += buffer->bytes;
+        if (!buffer->is_matrix) continue;
+        matrices += buffer->bytes;
+        largest = gmem__max(largest, buffer->bytes);
+    }
+    const int64_t activations = gmem__min(memory->device->found.limits.memory / 2, GMEM__CL_ACTIVATIONS);
+    const int64_t room = gmem__device_left(memory->device) - activations - vectors;
+    return matrices <= room ? room : room - GMEM__CL_POOL * largest;
+}
+
+/* In the order in which they were taken, so that what is streamed comes at the end. */
+static gmem_status gmem__upload_matrices(const gmem__upload *upload) {
+    gmem__device_memory *memory = upload->memory;
+    int64_t room = gmem__upload_room(memory);
+    for (int64_t i = 0; i < memory->count; i++) {
+        gmem__cl_buffer *buffer = &memory->buffers[i];
+        if (!buffer->is_matrix) continue;
+        if (buffer->bytes <= room) {
+            GMEM__TRY(gmem__upload_resident(upload, buffer));
+            room -= buffer->bytes;
+        } else {
+            GMEM__TRY(gmem__upload_streamed(upload, buffer));
+            memory->streamed_bytes += buffer->bytes;
+            memory->largest_streamed = gmem__max(memory->largest_streamed, buffer->bytes);
+        }
+    }
+    return GMEM_OK;
+}
+
+/* After the matrices, whose conversion finds the scales. */
+static gmem_status gmem__upload_vectors(const gmem__upload *upload) {
+    for (int64_t i = 0; i < upload->memory->count; i++)
+        if (!upload->memory->buffers[i].is_matrix)
+            GMEM__TRY(gmem__upload_resident(upload, &upload->memory->buffers[i]));
+    return GMEM_OK;
+}
+
+/* A device on which nothing could run is refused when a network is opened, not in its first pass. */
+static gmem_status gmem__upload_check(const gmem__device_memory *memory, gmem_error *error) {
+    const gmem__cl_limits *limits = &memory->device->found.limits;
+    const int64_t left = gmem__device_left(memory->device);
+    if (memory->largest_streamed <= gmem__min(left, limits->largest)) return GMEM_OK;
+    return gmem__fail(error, GMEM_E_MEMORY,
+                      "%s: a weight of %lld bytes cannot be streamed: %lld are left, %lld at once", limits->name,
+                      (long long)memory->largest_streamed, (long long)left, (long long)limits->largest);
+}
+
+static void gmem__upload_log(const gmem__device_memory *memory) {
+    if (memory->streamed_bytes)
+        gmem__log(memory->device->context,
+                  "%s: %lld MB of weights stay on the device, %lld MB do not fit and are streamed in every pass",
+                  memory->device->found.limits.name, (long long)memory->resident_bytes / 1000000,
+                  (long long)(memory->streamed_bytes + 999999) / 1000000);
+}
+
+GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error) {
+    const struct gmem__device *device = store->device;
+    const gmem__cl_api *api = &device->library.api;
+    gmem__upload upload;
+    int32_t code = GMEM__CL_SUCCESS;
+    if (!store->uploaded) return GMEM_OK;
+    upload.store = store;
+    upload.memory = store->uploaded;
+    upload.error = error;
+    upload.queue = api->clCreateCommandQueue(device->cl, device->found.id, 0, &code);
+    if (code != GMEM__CL_SUCCESS) return gmem__cl_fail(error, "clCreateCommandQueue", code);
+    gmem_status status = gmem__upload_matrices(&upload);
+    if (status == GMEM_OK) status = gmem__upload_vectors(&upload);
+    (void)api->clReleaseCommandQueue(upload.queue);
+    if (status == GMEM_OK) status = gmem__upload_check(store->uploaded, error);
+    if (status == GMEM_OK) gmem__upload_log(store->uploaded);
+    return status;
+}
+
+#undef GMEM__FIRST_ADDRESS
+#undef GMEM__LAST_ADDRESS
+#undef GMEM__ADDRESS_ALIGN
+#undef GMEM__UPLOAD_CHUNK
+#undef GMEM__WRAP_ALIGN
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/stream.c ---- */
+/* A stream: one engine's queue of operations on a device, in order, with its kernels and its memory. The first failure
+ * stays; everything after it is skipped, and closing releases all the same. */
+
+#ifndef GMEM_NO_OPENCL
+
+#define GMEM__LAUNCHES_A_FLUSH 16 /* some drivers start nothing before they are asked to */
+
+static const gmem__cl_api *gmem__stream_api(const struct gmem__stream *stream) { return &stream->device->library.api; }
+
+/* failures -------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN int gmem__stream_check(struct gmem__stream *stream, const char *call, int code) {
+    if (code == GMEM__CL_SUCCESS) return 1;
+    if (gmem__stream_ok(stream)) (void)gmem__cl_fail(&stream->failed, call, code);
+    return 0;
+}
+
+GMEM__FN void gmem__stream_fail(struct gmem__stream *stream, gmem_status code, const char *message) {
+    if (gmem__stream_ok(stream)) (void)gmem__fail(&stream->failed, code, "%s", message);
+}
+
+GMEM__FN void gmem__stream_finish(struct gmem__stream *stream) {
+    if (!gmem__stream_ok(stream)) return;
+    (void)gmem__stream_check(stream, "clFinish", gmem__stream_api(stream)->clFinish(stream->queue));
+    stream->launches = 0;
+}
+
+/* open and close -------------------------------------------------------------------------------------------------- */
+
+static void gmem__stream_start(struct gmem__stream *stream) {
+    const int none = 0;
+    int32_t status = GMEM__CL_SUCCESS;
+    gmem__cl_queue queue =
+        gmem__stream_api(stream)->clCreateCommandQueue(stream->device->cl, stream->device->found.id, 0, &status);
+    if (!gmem__stream_check(stream, "clCreateCommandQueue", status)) return;
+    stream->queue = queue;
+    if (gmem__device_buffer(stream->device, sizeof none, NULL, &stream->notes, &stream->failed) == GMEM_OK)
+        gmem__stream_write(stream, NULL, &none, sizeof none);
+}
+
+GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct gmem__device_memory *shared,
+                                       struct gmem__stream **out, gmem_error *error) {
+    struct gmem__stream *stream = (struct gmem__stream *)gmem__alloc(device->context, 1, sizeof *stream);
+    if (!stream) return gmem__fail(error, GMEM_E_MEMORY, "no memory for an engine on %s", device->found.limits.name);
+    stream->device = stream->own.device = device;
+    stream->shared = shared;
+    stream->reads_host = shared && shared->wraps;
+    gmem__stream_start(stream);
+    if (!gmem__stream_ok(stream)) {
+        const gmem_status status = stream->failed.code;
+        if (error) *error = stream->failed;
+        gmem__stream_close(stream);
+        return status;
+    }
+    *out = stream;
+    return GMEM_OK;
+}
+
+/* What the host may let go of after this, commands must not read any more. Other commands are not waited for after a
+ * failure, for the device may be gone: their memory is the driver's until they are done. */
+static void gmem__stream_part(struct gmem__stream *stream) {
+    if (stream->queue && (gmem__stream_ok(stream) || stream->reads_host))
+        (void)gmem__stream_api(stream)->clFinish(stream->queue);
+}
+
+GMEM__FN void gmem__stream_close(struct gmem__stream *stream) {
+    if (!stream) return;
+    struct gmem__device *device = stream->device;
+    const gmem__cl_api *api = gmem__stream_api(stream);
+    gmem__stream_part(stream);
+    for (int i = 0; i < GMEM__CL_KERNEL_COUNT; i++)
+        if (stream->kernels[i]) (void)api->clReleaseKernel(stream->kernels[i]);
+    for (int i = 0; i < GMEM__CL_SCRATCHES; i++)
+        gmem__device_buffer_release(device, stream->scratch[i].memory, stream->scratch[i].bytes);
+    for (int i = 0; i < GMEM__CL_POOL; i++)
+        gmem__device_buffer_release(device, stream->pool[i].memory, stream->pool[i].bytes);
+    gmem__device_buffer_release(device, stream->notes, sizeof(int));
+    gmem__device_memory_clear(device->context, &stream->own);
+    if (stream->queue) (void)api->clReleaseCommandQueue(stream->queue);
+    gmem__free(device->context, stream, 1, sizeof *stream);
+}
+
+/* streamed weights ------------------------------------------------------------------------------------------------ */
+
+/* The slot that holds the address, else a new one, else where there is no more memory for that the one used longest
+ * ago; -1 and a failed stream where there is none at all. */
+static int gmem__pool_slot(struct gmem__stream *stream, uint64_t address) {
+    const int64_t bytes = stream->shared->largest_streamed;
+    gmem_error error;
+    int slot = -1, empty = -1;
+    for (int i = 0; i < GMEM__CL_POOL; i++) {
+        if (!stream->pool[i].memory) {
+            empty = i;
+            continue;
+        }
+        if (stream->pool[i].address == address) return i;
+        if (slot < 0 || stream->pool[i].used < stream->pool[slot].used) slot = i;
+    }
+    if (empty < 0) return slot;
+    if (gmem__device_buffer(stream->device, bytes, NULL, &stream->pool[empty].memory, &error) == GMEM_OK) {
+        stream->pool[empty].bytes = bytes;
+        return empty;
+    }
+    if (slot < 0) stream->failed = error;
+    return slot;
+}
+
+/* Commands run in order, so what still reads a slot has done so before it is overwritten. */
+static gmem__cl_mem gmem__stream_weight(struct gmem__stream *stream, const gmem__cl_buffer *buffer) {
+    const int slot = gmem__pool_slot(stream, buffer->address);
+    if (slot < 0) return NULL;
+    gmem__cl_mem memory = stream->pool[slot].memory;
+    stream->pool[slot].used = ++stream->clock;
+    if (stream->pool[slot].address == buffer->address) return memory;
+    stream->pool[slot].address = buffer->address;
+    stream->reads_host = 1;
+    const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
+        stream->queue, memory, 0, 0, (size_t)buffer->bytes, buffer->host, 0, NULL, NULL);
+    return gmem__stream_check(stream, "clEnqueueWriteBuffer", status) ? memory : NULL;
+}
+
+/* places ---------------------------------------------------------------------------------------------------------- */
+
+static const gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *stream, uint64_t address) {
+    const gmem__cl_buffer *buffer = gmem__device_memory_find(&stream->own, address);
+    return buffer || !stream->shared ? buffer : gmem__device_memory_find(stream->shared, address);
+}
+
+GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address_) {
+    const uint64_t address = (uint64_t)(uintptr_t)address_;
+    gmem__cl_place place = {NULL, 0};
+    if (!gmem__stream_ok(stream)) return place;
+    if (!address_) {
+        place.memory = stream->notes;
+        return place;
+    }
+    const gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
+    if (!buffer) {
+        gmem__stream_fail(stream, GMEM_E_ARGUMENT, "an operation was given memory that is not the device's");
+        return place;
+    }
+    place.memory = buffer->memory ? buffer->memory : gmem__stream_weight(stream, buffer);
+    place.offset = (int64_t)(address - buffer->address);
+    return place;
+}
+
+GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes) {
+    if (!gmem__stream_ok(stream)) return NULL;
+    if (stream->scratch[which].memory && stream->scratch[which].bytes >= bytes) return stream->scratch[which].memory;
+    gmem__device_buffer_release(stream->device, stream->scratch[which].memory, stream->scratch[which].bytes);
+    stream->scratch[which].memory = NULL;
+    stream->scratch[which].bytes = gmem__max(bytes, 1);
+    (void)gmem__device_buffer(stream->device, stream->scratch[which].bytes, NULL, &stream->scratch[which].memory,
+                              &stream->failed);
+    return stream->scratch[which].memory;
+}
+
+GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes) {
+    const gmem__cl_place place = gmem__stream_find(stream, address);
+    if (!gmem__stream_ok(stream) || bytes == 0) return;
+    const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
+        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, from, 0, NULL, NULL);
+    (void)gmem__stream_check(stream, "clEnqueueWriteBuffer", status);
+}
+
+GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes) {
+    const gmem__cl_place place = gmem__stream_find(stream, address);
+    if (!gmem__stream_ok(stream) || bytes == 0) return;
+    const int32_t status = gmem__stream_api(stream)->clEnqueueReadBuffer(
+        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, to, 0, NULL, NULL);
+    (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
+}
+
+/* The widest activations are about half of a pass's memory, and a pass is seldom alone. */
+GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
+    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 4);
+}
+
+/* arenas ---------------------------------------------------------------------------------------------------------- */
+
+/* The memory of take i: from where the one before ends, aligned as gmem__take does, to its own end; the last one's
+ * reaches to the end of all. Returns 0 without memory. */
+static int gmem__stream_reserve_take(struct gmem__stream *stream, const gmem_context *context, const gmem__arena *arena,
+                                     uint64_t first, int i) {
+    const int64_t start = i > 0 ? gmem__round_up(arena->cut[i - 1], 64) : 0;
+    const int64_t end = i + 1 < arena->cuts ? arena->cut[i] : arena->bytes;
+    gmem__cl_buffer buffer;
+    memset(&buffer, 0, sizeof buffer);
+    buffer.address = first + (uint64_t)start;
+    buffer.bytes = end - start;
+    if (buffer.bytes <= 0) return 1; /* a take of nothing */
+    if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK) return 0;
+    if (gmem__device_memory_add(context, &stream->own, &buffer)) return 1;
+    gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
+    gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
+    return 0;
+}
+
+GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
+    arena->bytes = arena->used;
+    arena->used = 0;
+    if (!gmem__stream_ok(stream)) return 0;
+    const uint64_t first = gmem__device_addresses(stream->device, arena->bytes);
+    if (!first) {
+        gmem__stream_fail(stream, GMEM_E_MEMORY, "activations are larger than what a device can address");
+        return 0;
+    }
+    for (int i = 0; i < arena->cuts; i++) {
+        if (gmem__stream_reserve_take(stream, context, arena, first, i)) continue;
+        gmem__device_memory_drop(&stream->own, first, arena->bytes);
+        return 0;
+    }
+    arena->memory = (char *)(uintptr_t)first;
+    return 1;
+}
+
+GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
+    (void)context;
+    if (!arena->memory) return;
+    gmem__device_memory_drop(&stream->own, (uint64_t)(uintptr_t)arena->memory, arena->bytes);
+    arena->memory = NULL;
+}
+
+/* launches -------------------------------------------------------------------------------------------------------- */
+
+static void gmem__stream_make_kernel(struct gmem__stream *stream, gmem__cl_kernel_id id) {
+    static const char *const names[] = {
+#define GMEM__CL_KERNEL_NAME(name) #name,
+        GMEM__CL_KERNELS(GMEM__CL_KERNEL_NAME)
+#undef GMEM__CL_KERNEL_NAME
+    };
+    const struct gmem__device *device = stream->device;
+    const gmem__cl_api *api = gmem__stream_api(stream);
+    size_t most = 0;
+    int32_t status = GMEM__CL_SUCCESS;
+    gmem__cl_kernel kernel = api->clCreateKernel(device->program, names[id], &status);
+    if (!gmem__stream_check(stream, "clCreateKernel", status)) return;
+    stream->kernels[id] = kernel;
+    status = api->clGetKernelWorkGroupInfo(kernel, device->found.id, GMEM__CL_KERNEL_WORK_GROUP_SIZE, sizeof most,
+                                           &most, NULL);
+    if (!gmem__stream_check(stream, "clGetKernelWorkGroupInfo", status)) return;
+    stream->work_group[id] = gmem__max(1, gmem__min((int64_t)most, device->found.limits.work_group));
+}
+
+GMEM__FN gmem__cl_launch gmem__launch(struct gmem__stream *stream, gmem__cl_kernel_id kernel) {
+    gmem__cl_launch launch;
+    launch.stream = stream;
+    launch.kernel = kernel;
+    launch.count = 0;
+    if (gmem__stream_ok(stream) && !stream->kernels[kernel]) gmem__stream_make_kernel(stream, kernel);
+    return launch;
+}
+
+static void gmem__launch_argument(gmem__cl_launch *launch, size_t bytes, const void *value) {
+    struct gmem__stream *stream = launch->stream;
+    if (!gmem__stream_ok(stream)) return;
+    const int32_t status =
+        gmem__stream_api(stream)->clSetKernelArg(stream->kernels[launch->kernel], launch->count++, bytes, value);
+    (void)gmem__stream_check(stream, "clSetKernelArg", status);
+}
+
+GMEM__FN void gmem__launch_buffer(gmem__cl_launch *launch, gmem__cl_mem memory, int64_t elements) {
+    const uint64_t at = (uint64_t)elements;
+    gmem__launch_argument(launch, sizeof memory, &memory);
+    gmem__launch_argument(launch, sizeof at, &at);
+}
+
+GMEM__FN void gmem__launch_pointer(gmem__cl_launch *launch, const void *address, size_t element) {
+    const gmem__cl_place place = gmem__stream_find(launch->stream, address);
+    if (place.offset % (int64_t)element != 0)
+        gmem__stream_fail(launch->stream, GMEM_E_ARGUMENT, "an operation was given an address between two elements");
+    gmem__launch_buffer(launch, place.memory, place.offset / (int64_t)element);
+}
+
+GMEM__FN void gmem__launch_int(gmem__cl_launch *launch, int64_t value) {
+    const int32_t number = (int32_t)value;
+    if (number != value)
+        gmem__stream_fail(launch->stream, GMEM_E_ARGUMENT, "an operation has a size beyond what a kernel counts");
+    gmem__launch_argument(launch, sizeof number, &number);
+}
+
+GMEM__FN void gmem__launch_float(gmem__cl_launch *launch, float value) {
+    gmem__launch_argument(launch, sizeof value, &value);
+}
+
+GMEM__FN void gmem__launch_local(gmem__cl_launch *launch, size_t bytes) { gmem__launch_argument(launch, bytes, NULL); }
+
+/* A work-group as asked for, or the largest below it that device and kernel can do. */
+static void gmem__launch_fit(const gmem__cl_launch *launch, int dimensions, int64_t *local) {
+    const int64_t *most = launch->stream->device->found.limits.work_items;
+    int64_t total = 1;
+    for (int i = 0; i < dimensions; i++) {
+        while (local[i] > 1 && local[i] > most[i])
+            local[i] /= 2;
+        total *= local[i];
+    }
+    while (total > launch->stream->work_group[launch->kernel]) {
+        int longest = 0;
+        for (int i = 1; i < dimensions; i++)
+            if (local[i] > local[longest]) longest = i;
+        total /= local[longest];
+        local[longest] /= 2;
+        total *= local[longest];
+    }
+}
+
+GMEM__FN void gmem__launch_run(gmem__cl_launch *launch, int dimensions, const int64_t *global, const int64_t *local) {
+    struct gmem__stream *stream = launch->stream;
+    const gmem__cl_api *api = gmem__stream_api(stream);
+    int64_t fitting[3] = {1, 1, 1};
+    size_t global_size[3], local_size[3];
+    if (!gmem__stream_ok(stream)) return;
+    if (local) memcpy(fitting, local, (size_t)dimensions * sizeof *local);
+    if (local) gmem__launch_fit(launch, dimensions, fitting);
+    for (int i = 0; i < dimensions; i++) {
+        if (global[i] <= 0) return; /* nothing to do */
+        local_size[i] = (size_t)fitting[i];
+        global_size[i] = (size_t)gmem__round_up(global[i], fitting[i]);
+    }
+    const int32_t status =
+        api->clEnqueueNDRangeKernel(stream->queue, stream->kernels[launch->kernel], (uint32_t)dimensions, NULL,
+                                    global_size, local ? local_size : NULL, 0, NULL, NULL);
+    if (!gmem__stream_check(stream, "clEnqueueNDRangeKernel", status)) return;
+    if (++stream->launches < GMEM__LAUNCHES_A_FLUSH) return;
+    stream->launches = 0;
+    (void)gmem__stream_check(stream, "clFlush", api->clFlush(stream->queue));
+}
+
+#undef GMEM__LAUNCHES_A_FLUSH
+
+#endif /* GMEM_NO_OPENCL */
+/* ---- backends/opencl/product.c ---- */
+/* Matrix products and convolutions on a stream: which way each goes (own kernels for GPUs or for processors, or
+ * CLBlast), and the launches of product.cl that it takes. What is packed on the way is cut into parts, so that scratch
+ * stays small whatever the product. */
+
+#ifndef GMEM_NO_OPENCL
+
+#include <math.h>
+#include <stdio.h>
+
+#define GMEM__PRODUCT_SCRATCH  ((int64_t)64 << 20) /* bytes of one scratch buffer, at most */
+#define GMEM__PANELS_OF_UNIT   ((int64_t)2 << 20)  /* what a processor's core should find in its caches */
+#define GMEM__PACK_DEPTH       72                  /* of a work-item of pack_panels: PACK_DEPTH of product.cl */
+#define GMEM__CLBLAST_PRODUCTS ((int64_t)1 << 24)  /* from so many on CLBlast is worth its launches */
+
+/* tiles ----------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN gmem__cl_tiles gmem__product_tiles(const gmem__cl_limits *limits) {
+    static const gmem__cl_tiles wide = {8, 4, 8, 16, 16, 12, 2, 16, 256, 384}; /* for 32 vector registers */
+    static const gmem__cl_tiles narrow = {8, 4, 8, 16, 16, 6, 2, 8, 256, 384};
+    static const gmem__cl_tiles small = {8, 4, 8, 16, 16, 4, 1, 4, 64, 64}; /* product_tile is of no use */
+    gmem__cl_tiles tiles = !limits->is_cpu ? small : limits->vector_width >= 16 ? wide : narrow;
+    if (limits->is_cpu && limits->vector_width < 8) tiles.tile_width = 4;
+    while (tiles.group_columns > 1 && !gmem__product_tiles_fit(&tiles, limits))
+        tiles.group_columns /= 2;
+    return tiles;
+}
+
+GMEM__FN int gmem__product_tiles_fit(const gmem__cl_tiles *tiles, const gmem__cl_limits *limits) {
+    const int64_t rows = (int64_t)tiles->group_rows * tiles->item_rows;
+    const int64_t columns = (int64_t)tiles->group_columns * tiles->item_columns;
+    const int panel = tiles->tile_vectors * tiles->tile_width;
+    const int good_group = tiles->item_rows >= 2 && tiles->item_rows <= 16 && tiles->item_rows % 2 == 0 &&
+                           tiles->item_columns >= 1 && tiles->item_columns <= 16 && tiles->group_rows >= 1 &&
+                           tiles->group_columns >= 1 && tiles->group_depth >= 1 && tiles->group_depth <= 64 &&
+                           (int64_t)tiles->group_rows * tiles->group_columns <= limits->work_group &&
+                           tiles->group_depth * (rows + 1 + columns) * 4 <= limits->local_memory;
+    const int good_rows =
+        tiles->tile_rows == 4 || tiles->tile_rows == 6 || tiles->tile_rows == 8 || tiles->tile_rows == 12;
+    const int good_panel = (tiles->tile_vectors == 1 || tiles->tile_vectors == 2 || tiles->tile_vectors == 4) &&
+                           (tiles->tile_width == 4 || tiles->tile_width == 8 || tiles->tile_width == 16);
+    return good_group && good_rows && good_panel && tiles->tile_columns >= panel && tiles->tile_columns <= 1024 &&
+           tiles->tile_columns % panel == 0 && tiles->tile_depth >= 16 && tiles->tile_depth <= 2048;
+}
+
+GMEM__FN const char *gmem__product_options(const gmem__cl_tiles *tiles, char *out, size_t capacity) {
+    snprintf(out, capacity,
+             "-DITEM_ROWS=%d -DITEM_COLUMNS=%d -DGROUP_ROWS=%d -DGROUP_COLUMNS=%d -DGROUP_DEPTH=%d "
+             "-DTILE_ROWS=%d -DTILE_VECTORS=%d -DTILE_WIDTH=%d -DTILE_COLUMNS=%d -DTILE_DEPTH=%d",
+             tiles->item_rows, tiles->item_columns, tiles->group_rows, tiles->group_columns, tiles->group_depth,
+             tiles->tile_rows, tiles->tile_vectors, tiles->tile_width, tiles->tile_columns, tiles->tile_depth);
+    return out;
+}
+
+/* the choice ------------------------------------------------------------------------------------------------------ */
+
+/* How far apart two shapes are: the factors between their sizes, as logarithms. */
+static double gmem__product_distance(const gmem__cl_product *product, int64_t rows, int64_t depth, int64_t columns) {
+    return fabs(log((double)product->rows / (double)rows)) + fabs(log((double)product->depth / (double)depth)) +
+           fabs(log((double)product->columns / (double)columns));
+}
+
+static gmem__cl_way gmem__product_default(const struct gmem__device *device, const gmem__cl_product *product) {
+    const int plain = product->a_type == GMEM_F32 && product->compute == GMEM_COMPUTE_F32 && !product->conv;
+    const double products = (double)product->rows * (double)product->depth * (double)product->columns;
+    if (device->found.limits.is_cpu) return GMEM__CL_WAY_TILE;
+    return plain && device->library.has_clblast && products >= (double)GMEM__CLBLAST_PRODUCTS ? GMEM__CL_WAY_CLBLAST
+                                                                                              : GMEM__CL_WAY_OWN;
+}
+
+GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product) {
+    const gmem__cl_tuning *tuning = &device->tuning;
+    gmem__cl_way way = tuning->way;
+    double nearest = HUGE_VAL;
+    for (int i = 0; i < tuning->shape_count; i++) {
+        const double distance =
+            gmem__product_distance(product, tuning->shapes[i].rows, tuning->shapes[i].depth, tuning->shapes[i].columns);
+        if (distance < nearest) nearest = distance, way = tuning->shapes[i].way;
+    }
+    return way == GMEM__CL_WAY_AUTO ? gmem__product_default(device, product) : way;
+}
+
+/* parts and arguments --------------------------------------------------------------------------------------------- */
+
+/* A product with what all its launches need, and the part of it that they are about. */
+typedef struct gmem__cl_job {
+    struct gmem__stream *stream;
+    const gmem__cl_product *product;
+    const gmem__conv *conv; /* NULL where B is a matrix, as it is for filters of one pixel */
+    gmem_compute compute;
+    gmem__cl_mem largest; /* (batch, columns) of column_scales; NULL: none */
+    int64_t first_batch, batch, first_column, columns;
+} gmem__cl_job;
+
+static int64_t gmem__job_out_rows(const gmem__cl_job *job) {
+    return job->product->activation == GMEM__ACT_SWIGLU ? job->product->rows / 2 : job->product->rows;
+}
+
+static void gmem__launch_place(gmem__cl_launch *launch, gmem__cl_place place, int64_t size, int64_t elements) {
+    gmem__launch_buffer(launch, place.memory, place.offset / size + elements);
+}
+
+/* An address that may be NULL, or so many floats behind it. */
+static void gmem__launch_floats(gmem__cl_launch *launch, const float *address, int64_t floats) {
+    gmem__launch_pointer(launch, address ? address + floats : NULL, sizeof(float));
+}
+
+/* A buffer that may be missing, and a kernel that does not look at it then. */
+static void gmem__launch_optional(gmem__cl_launch *launch, gmem__cl_mem memory, int64_t elements) {
+    if (memory)
+        gmem__launch_buffer(launch, memory, elements);
+    else
+        gmem__launch_pointer(launch, NULL, sizeof(float));
+}
+
+/* WEIGHT_PARAMETERS */
+static void gmem__launch_weight(gmem__cl_launch *launch, const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    gmem__launch_place(launch, p->a, (int64_t)gmem_type_bytes(p->a_type), job->first_batch * p->a_stride);
+    gmem__launch_int(launch, p->a_type);
+    gmem__launch_int(launch, p->a_transposed);
+    gmem__launch_int(launch, p->a_ld);
+    gmem__launch_int(launch, p->a_stride);
+    gmem__launch_pointer(launch, p->a_scale, sizeof(float));
+    gmem__launch_int(launch, job->compute);
+    gmem__launch_int(launch, p->rows);
+    gmem__launch_int(launch, p->depth);
+}
+
+/* COLUMN_PARAMETERS */
+static void gmem__launch_columns(gmem__cl_launch *launch, const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    const gmem__conv *conv = job->conv;
+    gmem__launch_place(launch, p->b, sizeof(float), job->first_batch * p->b_stride);
+    gmem__launch_int(launch, p->b_ld);
+    gmem__launch_int(launch, p->b_stride);
+    gmem__launch_int(launch, conv ? conv->kernel : 0);
+    gmem__launch_int(launch, conv ? conv->stride : 0);
+    gmem__launch_int(launch, conv ? conv->upsample : 0);
+    gmem__launch_int(launch, conv ? conv->height : 0);
+    gmem__launch_int(launch, conv ? conv->width : 0);
+    gmem__launch_int(launch, conv ? (conv->width << conv->upsample) / conv->stride : 0);
+    gmem__launch_optional(launch, job->largest, job->first_batch * p->columns);
+    gmem__launch_int(launch, p->columns);
+}
+
+/* EPILOGUE_PARAMETERS */
+static void gmem__launch_epilogue(gmem__cl_launch *launch, const gmem__cl_job *job) {
+    enum { HAS_BIAS = 1, HAS_GATE = 2, HAS_RESIDUAL = 4 };
+    const gmem__cl_product *p = job->product;
+    const int64_t first = job->first_batch * p->c_stride + job->first_column;
+    gmem__launch_int(launch, (p->bias ? HAS_BIAS : 0) | (p->gate ? HAS_GATE : 0) | (p->residual ? HAS_RESIDUAL : 0));
+    gmem__launch_int(launch, p->activation);
+    gmem__launch_float(launch, p->alpha);
+    gmem__launch_floats(launch, p->bias, 0);
+    gmem__launch_floats(launch, p->gate, 0);
+    gmem__launch_int(launch, p->gate_stride);
+    gmem__launch_int(launch, p->tokens);
+    gmem__launch_int(launch, job->first_column);
+    gmem__launch_floats(launch, p->residual, first);
+    gmem__launch_int(launch, p->residual_ld);
+    gmem__launch_place(launch, p->c, sizeof(float), first);
+    gmem__launch_int(launch, p->c_ld);
+    gmem__launch_int(launch, p->c_stride);
+}
+
+static void gmem__launch_run3(gmem__cl_launch *launch, int64_t x, int64_t y, int64_t z, int64_t local_x,
+                              int64_t local_y) {
+    const int64_t global[3] = {x, y, z}, local[3] = {local_x, local_y, 1};
+    gmem__launch_run(launch, 3, global, local);
+}
+
+/* Int8 alone: what each column of B is divided by. */
+static gmem__cl_mem gmem__job_largest(const gmem__cl_job *job) {
+    enum { WIDTH = 16, HEIGHT = 8 };
+    const gmem__cl_product *p = job->product;
+    gmem__cl_mem memory = gmem__stream_scratch(job->stream, GMEM__CL_SCRATCH_SCALES, p->batch * p->columns * 4);
+    if (!memory) return NULL;
+    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_column_scales);
+    gmem__launch_place(&launch, p->b, sizeof(float), 0);
+    gmem__launch_int(&launch, p->b_ld);
+    gmem__launch_int(&launch, p->b_stride);
+    gmem__launch_int(&launch, p->depth);
+    gmem__launch_int(&launch, p->columns);
+    gmem__launch_buffer(&launch, memory, 0);
+    gmem__launch_local(&launch, WIDTH * HEIGHT * sizeof(float));
+    gmem__launch_run3(&launch, p->columns, HEIGHT, p->batch, WIDTH, HEIGHT);
+    return memory;
+}
+
+/* Runs `part` on as many columns of all the batch, or of as many of it with all columns, as have `bytes` bytes for
+ * each; whole multiples of `step` columns where there are more. */
+static void gmem__job_parts(gmem__cl_job *job, int64_t column_bytes, int64_t bytes, int64_t step,
+                            void (*part)(const gmem__cl_job *job)) {
+    const gmem__cl_product *p = job->product;
+    const int64_t fitting = gmem__max(1, bytes / column_bytes);
+    const int64_t columns = fitting >= p->columns ? p->columns : gmem__max(step, fitting / step * step);
+    const int64_t batch = gmem__max(1, fitting / gmem__round_up(columns, step));
+    for (job->first_batch = 0; job->first_batch < p->batch; job->first_batch += batch)
+        for (job->first_column = 0; job->first_column < p->columns; job->first_column += columns) {
+            job->batch = gmem__min(batch, p->batch - job->first_batch);
+            job->columns = gmem__min(columns, p->columns - job->first_column);
+            part(job);
+        }
+}
+
+static int64_t gmem__job_scratch(const gmem__cl_job *job) {
+    return gmem__min(GMEM__PRODUCT_SCRATCH, job->stream->device->found.limits.largest);
+}
+
+/* the `product` kernel -------------------------------------------------------------------------------------------- */
+
+static void gmem__product_own(const gmem__cl_job *job) {
+    const gmem__cl_tiles *tiles = &job->stream->device->tuning.tiles;
+    const int64_t item_rows = job->product->activation == GMEM__ACT_SWIGLU ? tiles->item_rows / 2 : tiles->item_rows;
+    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_product);
+    gmem__launch_weight(&launch, job);
+    gmem__launch_columns(&launch, job);
+    gmem__launch_epilogue(&launch, job);
+    gmem__launch_run3(&launch, gmem__ceil_div(job->columns, tiles->item_columns),
+                      gmem__ceil_div(gmem__job_out_rows(job), item_rows), job->batch, tiles->group_columns,
+                      tiles->group_rows);
+}
+
+/* the `product_tile` kernel --------------------------------------------------------------------------------------- */
+
+/* Columns of a work-item: as many as its caches like, fewer where that leaves cores without work. */
+static int64_t gmem__tile_item_columns(const gmem__cl_job *job, int64_t row_items, int64_t panel) {
+    const struct gmem__device *device = job->stream->device;
+    int64_t columns = device->tuning.tiles.tile_columns;
+    while (columns >= 4 * panel && columns % (2 * panel) == 0 &&
+           row_items * gmem__ceil_div(job->columns, columns) * job->batch < 8 * device->found.limits.units)
+        columns /= 2;
+    return columns;
+}
+
+static void gmem__product_tile(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    const gmem__cl_tiles *tiles = &job->stream->device->tuning.tiles;
+    const int64_t panel = tiles->tile_vectors * tiles->tile_width, panels = gmem__ceil_div(job->columns, panel);
+    const int64_t rows = p->activation == GMEM__ACT_SWIGLU ? tiles->tile_rows / 2 : tiles->tile_rows;
+    const int64_t row_items = gmem__ceil_div(gmem__job_out_rows(job), rows);
+    const int64_t item_columns = gmem__tile_item_columns(job, row_items, panel);
+    gmem__cl_mem packed = gmem__stream_scratch(job->stream, GMEM__CL_SCRATCH_COLUMNS,
+                                               job->batch * panels * panel * p->depth * (int64_t)sizeof(float));
+    if (!packed) return;
+    gmem__cl_launch pack = gmem__launch(job->stream, GMEM__CL_pack_panels);
+    gmem__launch_columns(&pack, job);
+    gmem__launch_int(&pack, job->compute);
+    gmem__launch_int(&pack, p->depth);
+    gmem__launch_int(&pack, job->first_column);
+    gmem__launch_int(&pack, job->columns);
+    gmem__launch_buffer(&pack, packed, 0);
+    gmem__launch_run3(&pack, panels, gmem__ceil_div(p->depth, GMEM__PACK_DEPTH), job->batch, 1, 1);
+    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_product_tile);
+    gmem__launch_weight(&launch, job);
+    gmem__launch_buffer(&launch, packed, 0);
+    gmem__launch_int(&launch, job->columns);
+    gmem__launch_int(&launch, item_columns);
+    gmem__launch_epilogue(&launch, job);
+    gmem__launch_run3(&launch, row_items, gmem__ceil_div(job->columns, item_columns), job->batch, 1, 1);
+}
+
+/* CLBlast --------------------------------------------------------------------------------------------------------- */
+
+/* An operand as CLBlast wants it. */
+typedef struct gmem__blas_matrix {
+    gmem__cl_mem memory;
+    size_t at, ld, stride; /* floats */
+} gmem__blas_matrix;
+
+static gmem__blas_matrix gmem__blas_of(gmem__cl_mem memory, int64_t at, int64_t ld, int64_t stride) {
+    gmem__blas_matrix matrix;
+    matrix.memory = memory;
+    matrix.at = (size_t)at;
+    matrix.ld = (size_t)ld;
+    matrix.stride = (size_t)stride;
+    return matrix;
+}
+
+static int gmem__blas_keeps_rows(const gmem__cl_job *job) {
+    return job->product->a_type == GMEM_F32 && job->compute == GMEM_COMPUTE_F32;
+}
+
+static int gmem__blas_keeps_columns(const gmem__cl_job *job) { return !job->conv && job->compute == GMEM_COMPUTE_F32; }
+
+/* The result needs nothing more. */
+static int gmem__blas_keeps_result(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    return !p->bias && !p->gate && !p->residual && p->activation == GMEM__ACT_NONE;
+}
+
+static gmem__blas_matrix gmem__blas_rows(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    if (gmem__blas_keeps_rows(job))
+        return gmem__blas_of(p->a.memory, p->a.offset / 4 + job->first_batch * p->a_stride, p->a_ld, p->a_stride);
+    gmem__cl_mem memory = gmem__stream_scratch(job->stream, GMEM__CL_SCRATCH_ROWS, job->batch * p->rows * p->depth * 4);
+    if (memory) {
+        gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_pack_rows);
+        gmem__launch_weight(&launch, job);
+        gmem__launch_buffer(&launch, memory, 0);
+        gmem__launch_run3(&launch, p->depth, p->rows, job->batch, 16, 4);
+    }
+    return gmem__blas_of(memory, 0, p->depth, p->rows * p->depth);
+}
+
+static gmem__blas_matrix gmem__blas_columns(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    if (gmem__blas_keeps_columns(job))
+        return gmem__blas_of(p->b.memory, p->b.offset / 4 + job->first_batch * p->b_stride + job->first_column, p->b_ld,
+                             p->b_stride);
+    gmem__cl_mem memory =
+        gmem__stream_scratch(job->stream, GMEM__CL_SCRATCH_COLUMNS, job->batch * p->depth * job->columns * 4);
+    if (memory) {
+        gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_pack_columns);
+        gmem__launch_columns(&launch, job);
+        gmem__launch_int(&launch, job->compute);
+        gmem__launch_int(&launch, p->depth);
+        gmem__launch_int(&launch, job->first_column);
+        gmem__launch_int(&launch, job->columns);
+        gmem__launch_buffer(&launch, memory, 0);
+        gmem__launch_run3(&launch, job->columns, p->depth, job->batch, 16, 4);
+    }
+    return gmem__blas_of(memory, 0, job->columns, p->depth * job->columns);
+}
+
+static gmem__blas_matrix gmem__blas_result(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    if (gmem__blas_keeps_result(job))
+        return gmem__blas_of(p->c.memory, p->c.offset / 4 + job->first_batch * p->c_stride + job->first_column, p->c_ld,
+                             p->c_stride);
+    gmem__cl_mem memory =
+        gmem__stream_scratch(job->stream, GMEM__CL_SCRATCH_PRODUCT, job->batch * p->rows * job->columns * 4);
+    return gmem__blas_of(memory, 0, job->columns, p->rows * job->columns);
+}
+
+static void gmem__blas_multiply(const gmem__cl_job *job, const gmem__blas_matrix *a, const gmem__blas_matrix *b,
+                                const gmem__blas_matrix *c) {
+    const gmem__cl_product *p = job->product;
+    const gmem__cl_api *api = &job->stream->device->library.api;
+    const int turned = p->a_transposed && gmem__blas_keeps_rows(job);
+    const int a_turn = turned ? GMEM__CLBLAST_TRANSPOSE : GMEM__CLBLAST_NO_TRANSPOSE;
+    const float alpha = gmem__blas_keeps_result(job) ? p->alpha : 1;
+    const size_t rows = (size_t)p->rows, columns = (size_t)job->columns, depth = (size_t)p->depth;
+    gmem__cl_queue *queue = &job->stream->queue;
+    if (job->batch == 1)
+        gmem__stream_check(job->stream, "CLBlastSgemm",
+                           api->CLBlastSgemm(GMEM__CLBLAST_ROW_MAJOR, a_turn, GMEM__CLBLAST_NO_TRANSPOSE, rows, columns,
+                                             depth, alpha, a->memory, a->at, a->ld, b->memory, b->at, b->ld, 0,
+                                             c->memory, c->at, c->ld, queue, NULL));
+    else
+        gmem__stream_check(job->stream, "CLBlastSgemmStridedBatched",
+                           api->CLBlastSgemmStridedBatched(GMEM__CLBLAST_ROW_MAJOR, a_turn, GMEM__CLBLAST_NO_TRANSPOSE,
+                                                           rows, columns, depth, alpha, a->memory, a->at, a->ld,
+                                                           a->stride, b->memory, b->at, b->ld, b->stride, 0, c->memory,
+                                                           c->at, c->ld, c->stride, (size_t)job->batch, queue, NULL));
+}
+
+static void gmem__product_blas(const gmem__cl_job *job) {
+    const gmem__blas_matrix a = gmem__blas_rows(job), b = gmem__blas_columns(job), c = gmem__blas_result(job);
+    if (!gmem__stream_ok(job->stream)) return;
+    gmem__blas_multiply(job, &a, &b, &c);
+    if (gmem__blas_keeps_result(job) || !gmem__stream_ok(job->stream)) return;
+    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_finish_product);
+    gmem__launch_buffer(&launch, c.memory, 0);
+    gmem__launch_int(&launch, (int64_t)c.stride);
+    gmem__launch_int(&launch, job->product->rows);
+    gmem__launch_int(&launch, job->columns);
+    gmem__launch_epilogue(&launch, job);
+    gmem__launch_run3(&launch, job->columns, gmem__job_out_rows(job), job->batch, 16, 4);
+}
+
+/* CLBlast is there, and what it needs converted fits in scratch. */
+static int gmem__blas_can(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    return job->stream->device->library.has_clblast &&
+           (gmem__blas_keeps_rows(job) ||
+            (double)p->batch * (double)p->rows * (double)p->depth * 4 <= (double)gmem__job_scratch(job));
+}
+
+/* Bytes of scratch for each column, the larger of its two buffers' shares. */
+static int64_t gmem__blas_column_bytes(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    const int64_t before = gmem__blas_keeps_columns(job) ? 0 : p->depth;
+    const int64_t after = gmem__blas_keeps_result(job) ? 0 : p->rows;
+    return gmem__max(1, 4 * gmem__max(before, after));
+}
+
+/* ----------------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product) {
+    const struct gmem__device *device = stream->device;
+    const gmem__cl_limits *limits = &device->found.limits;
+    gmem__cl_way way = product->way == GMEM__CL_WAY_AUTO ? gmem__product_way(device, product) : product->way;
+    gmem__cl_job job;
+    if (!gmem__stream_ok(stream) || product->columns == 0 || product->batch == 0) return;
+    memset(&job, 0, sizeof job);
+    job.stream = stream;
+    job.product = product;
+    job.conv = product->conv && (product->conv->kernel > 1 || product->conv->upsample) ? product->conv : NULL;
+    job.batch = product->batch;
+    job.columns = product->columns;
+    /* int8 has weights on levels and columns of one token each; else it counts as bf16 */
+    job.compute = product->compute == GMEM_COMPUTE_INT8 && (product->a_type != GMEM_I8 || job.conv) ? GMEM_COMPUTE_BF16
+                                                                                                    : product->compute;
+    if (job.compute == GMEM_COMPUTE_INT8) job.largest = gmem__job_largest(&job);
+    if (!gmem__stream_ok(stream)) return;
+    if (way == GMEM__CL_WAY_CLBLAST && !gmem__blas_can(&job))
+        way = limits->is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
+    if (way == GMEM__CL_WAY_TILE)
+        gmem__job_parts(&job, product->depth * 4,
+                        gmem__min(GMEM__PANELS_OF_UNIT * limits->units, gmem__job_scratch(&job)),
+                        device->tuning.tiles.tile_columns, gmem__product_tile);
+    else if (way == GMEM__CL_WAY_CLBLAST)
+        gmem__job_parts(&job, gmem__blas_column_bytes(&job), gmem__job_scratch(&job), 32, gmem__product_blas);
+    else
+        gmem__product_own(&job);
+}
+
+#endif
+/* ---- backends/opencl/ops.c ---- */
+/* The operations on a stream: each becomes kernels' arguments, or a product. Nothing waits but what returns a number,
+ * downloads, and settle. */
+
+#ifndef GMEM_NO_OPENCL
+
+/* launching ------------------------------------------------------------------------------------------------------- */
+
+/* Work-groups are of one size whatever the operation's, since some compilers make a kernel anew for each. */
+
+#define GMEM__CL_ITEMS 256 /* in a group */
+
+/* Adds the last argument, local memory for pairs, and runs (columns, slices, batch): work-groups share their columns
+ * among slices (kernels.cl), of which a GPU needs many, whereas a processor is best at long rows of columns. */
+static void gmem__cl_run_columns(gmem__cl_launch *launch, int64_t columns, int64_t batch) {
+    const int is_cpu = launch->stream->device->found.limits.is_cpu;
+    const int64_t local[3] = {is_cpu ? 64 : 32, is_cpu ? 1 : GMEM__CL_ITEMS / 32, 1};
+    const int64_t global[3] = {columns, 1, batch}; /* one group, of as many slices as the device can do */
+    gmem__launch_local(launch, (size_t)(local[0] * local[1]) * 2 * sizeof(float));
+    gmem__launch_run(launch, 3, global, local);
+}
+
+/* One item for each of `count`. */
+static void gmem__cl_run_flat(gmem__cl_launch *launch, int64_t count) {
+    const int64_t local = GMEM__CL_ITEMS;
+    gmem__launch_run(launch, 1, &count, &local);
+}
+
+/* One item for each of (width, rows, planes). */
+static void gmem__cl_run_grid(gmem__cl_launch *launch, int64_t width, int64_t rows, int64_t planes) {
+    const int64_t global[3] = {width, rows, planes}, local[3] = {GMEM__CL_ITEMS / 4, 4, 1};
+    gmem__launch_run(launch, 3, global, local);
+}
+
+/* Adds the last argument, local memory for pairs, and runs one work-group for each of `parts` of `batch`. */
+static void gmem__cl_run_parts(gmem__cl_launch *launch, int64_t parts, int64_t batch) {
+    const int64_t global[3] = {1, parts, batch}, local[3] = {GMEM__CL_ITEMS, 1, 1};
+    gmem__launch_local(launch, GMEM__CL_ITEMS * 2 * sizeof(float));
+    gmem__launch_run(launch, 3, global, local);
+}
+
+/* Parts of `count` values, several for each item: enough to keep any device busy. */
+static int64_t gmem__cl_parts(int64_t count) {
+    const int64_t each = 8 * GMEM__CL_ITEMS, most = 256;
+    return gmem__max(1, gmem__min(most, gmem__ceil_div(count, each)));
+}
+
+static void gmem__launch_f32(gmem__cl_launch *launch, const float *address) {
+    gmem__launch_pointer(launch, address, sizeof(float));
+}
+
+/* A double as two floats. */
+static void gmem__launch_pair(gmem__cl_launch *launch, double value) {
+    const float high = (float)value;
+    gmem__launch_float(launch, high);
+    gmem__launch_float(launch, (float)(value - (double)high));
+}
+
+/* All bits of a uint of the kernel. */
+static void gmem__launch_bits(gmem__cl_launch *launch, uint64_t bits) {
+    int32_t value;
+    const uint32_t low = (uint32_t)bits;
+    memcpy(&value, &low, sizeof value);
+    gmem__launch_int(launch, value);
+}
+
+/* norms ----------------------------------------------------------------------------------------------------------- */
+
+/* kernels.cl: which of the optional arguments are given. */
+enum { GMEM__GIVEN_WEIGHT = 1, GMEM__GIVEN_BIAS = 2, GMEM__GIVEN_SHIFT = 4, GMEM__GIVEN_SCALE = 8 };
+
+static int64_t gmem__norm_stride(const gmem__norm *op) { return op->y_stride ? op->y_stride : op->columns; }
+
+static void gmem__cl_norm(const gmem__engine *engine, const gmem__norm *op) {
+    const int modulated = op->shift || op->scale;
+    if (!gmem__stream_ok(engine->stream) || op->columns <= op->y_column || op->channels <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_norm);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_f32(&launch, op->weight);
+    gmem__launch_f32(&launch, op->bias);
+    gmem__launch_f32(&launch, op->shift);
+    gmem__launch_f32(&launch, op->scale);
+    gmem__launch_int(&launch, (op->weight ? GMEM__GIVEN_WEIGHT : 0) | (op->bias ? GMEM__GIVEN_BIAS : 0) |
+                                  (op->shift ? GMEM__GIVEN_SHIFT : 0) | (op->scale ? GMEM__GIVEN_SCALE : 0));
+    gmem__launch_int(&launch, op->rms != 0);
+    gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->channels);
+    gmem__launch_int(&launch, op->columns);
+    gmem__launch_int(&launch, op->y_column);
+    gmem__launch_int(&launch, gmem__norm_stride(op));
+    gmem__launch_int(&launch, modulated ? op->tokens : op->columns);
+    gmem__launch_int(&launch, modulated ? op->modulation_stride : 0);
+    gmem__cl_run_columns(&launch, op->columns - op->y_column, 1);
+}
+
+static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) {
+    if (!gmem__stream_ok(engine->stream) || op->columns <= 0 || op->heads <= 0 || op->head_dim <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_rotate_heads);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->weight);
+    gmem__launch_f32(&launch, op->bias);
+    gmem__launch_f32(&launch, op->cosine);
+    gmem__launch_f32(&launch, op->sine);
+    gmem__launch_int(&launch, (op->weight ? GMEM__GIVEN_WEIGHT : 0) | (op->bias ? GMEM__GIVEN_BIAS : 0));
+    gmem__launch_int(&launch, op->norm != 0);
+    gmem__launch_int(&launch, op->rms != 0);
+    gmem__launch_int(&launch, op->cosine != NULL);
+    gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->head_dim);
+    gmem__launch_int(&launch, op->columns);
+    gmem__launch_int(&launch, op->cosine ? op->tokens : op->columns);
+    gmem__cl_run_columns(&launch, op->columns, op->heads);
+}
+
+/* What one work-group sums up of a group, in parts of four floats. */
+#define GMEM__CL_CHUNK  4096
+#define GMEM__CL_CHUNKS 64 /* at most */
+
+static void gmem__cl_group_moments(struct gmem__stream *stream, const gmem__group_norm *op, gmem__cl_mem parts,
+                                   int64_t chunk) {
+    const int64_t count = op->channels / op->groups * op->area;
+    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_moments);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_buffer(&launch, parts, 0);
+    gmem__launch_int(&launch, count);
+    gmem__launch_int(&launch, chunk);
+    gmem__cl_run_parts(&launch, gmem__ceil_div(count, chunk), op->groups);
+}
+
+static void gmem__cl_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
+    struct gmem__stream *stream = engine->stream;
+    if (!gmem__stream_ok(stream) || op->channels <= 0 || op->area <= 0) return;
+    const int64_t channels = op->channels / op->groups, count = channels * op->area;
+    const int64_t chunk = gmem__max(GMEM__CL_CHUNK, gmem__ceil_div(count, GMEM__CL_CHUNKS));
+    const int64_t bytes = op->groups * gmem__ceil_div(count, chunk) * 4 * (int64_t)sizeof(float);
+    gmem__cl_mem parts = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SUMS, bytes);
+    gmem__cl_group_moments(stream, op, parts, chunk);
+    const int64_t global[2] = {gmem__ceil_div(op->area, 16), op->channels}, local[2] = {GMEM__CL_ITEMS, 1};
+    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_norm);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_f32(&launch, op->weight);
+    gmem__launch_f32(&launch, op->bias);
+    gmem__launch_buffer(&launch, parts, 0);
+    gmem__launch_int(&launch, channels);
+    gmem__launch_int(&launch, op->area);
+    gmem__launch_int(&launch, chunk);
+    gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->silu);
+    gmem__launch_local(&launch, 4 * sizeof(float));
+    gmem__launch_run(&launch, 2, global, local);
+}
+
+/* products -------------------------------------------------------------------------------------------------------- */
+
+static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem__weight *weight) {
+    gmem__cl_product product;
+    memset(&product, 0, sizeof product);
+    product.a = gmem__stream_find(stream, weight->data);
+    product.a_type = weight->type;
+    product.a_scale = weight->scale;
+    product.a_ld = weight->row_stride;
+    product.compute = weight->compute;
+    product.rows = weight->rows;
+    product.depth = weight->cols;
+    product.batch = 1;
+    product.alpha = 1;
+    return product;
+}
+
+static void gmem__cl_linear(const gmem__engine *engine, const gmem__linear *op) {
+    struct gmem__stream *stream = engine->stream;
+    if (op->norm) gmem__cl_norm(engine, op->norm);
+    if (!gmem__stream_ok(stream) || op->columns <= 0) return;
+    gmem__cl_product product = gmem__product_of(stream, op->weight);
+    product.b = gmem__stream_find(stream, op->norm ? op->norm->y : op->x);
+    product.b_ld = op->norm ? gmem__norm_stride(op->norm) : op->x_stride;
+    product.c = gmem__stream_find(stream, op->y);
+    product.c_ld = op->y_stride;
+    product.columns = op->columns;
+    product.bias = op->bias;
+    product.activation = op->activation;
+    product.gate = op->gate;
+    product.gate_stride = op->gate_stride;
+    product.tokens = op->gate ? op->tokens : op->columns;
+    product.residual = op->residual || op->gate ? op->y : NULL;
+    product.residual_ld = op->y_stride;
+    gmem__stream_product(stream, &product);
+}
+
+static void gmem__cl_conv(const gmem__engine *engine, const gmem__conv *op) {
+    struct gmem__stream *stream = engine->stream;
+    const int64_t area = (op->height << op->upsample) / op->stride * ((op->width << op->upsample) / op->stride);
+    if (!gmem__stream_ok(stream) || area <= 0) return;
+    gmem__cl_product product = gmem__product_of(stream, op->weight);
+    product.conv = op;
+    product.b = gmem__stream_find(stream, op->x);
+    product.b_ld = area;
+    product.c = gmem__stream_find(stream, op->y);
+    product.c_ld = area;
+    product.columns = area;
+    product.bias = op->bias;
+    product.tokens = area;
+    product.residual = op->residual;
+    product.residual_ld = area;
+    gmem__stream_product(stream, &product);
+}
+
+/* attention ------------------------------------------------------------------------------------------------------- */
+
+/* Some heads and queries of one sample, as many as the scores' memory has room for. */
+typedef struct gmem__cl_attend {
+    struct gmem__stream *stream;
+    const gmem__attention *op;
+    gmem__cl_mem scores; /* (heads, keys, queries) */
+    int64_t sample, head, heads, query, queries;
+} gmem__cl_attend;
+
+/* The first of the sample's tokens in the block's first head. */
+static gmem__cl_place gmem__attend_place(const gmem__cl_attend *block, const float *x, int64_t stride) {
+    const int64_t row = block->head * block->op->head_dim;
+    return gmem__stream_find(block->stream, x + row * stride + block->sample * block->op->tokens);
+}
+
+static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block) {
+    gmem__cl_product product;
+    memset(&product, 0, sizeof product);
+    product.a_type = GMEM_F32;
+    product.a_ld = block->op->stride;
+    product.a_stride = block->op->head_dim * block->op->stride;
+    product.columns = product.tokens = block->queries;
+    product.batch = block->heads;
+    product.alpha = 1;
+    return product;
+}
+
+/* scores = k^T q */
+static void gmem__attend_scores(const gmem__cl_attend *block) {
+    gmem__cl_product product = gmem__attend_product(block);
+    product.a = gmem__attend_place(block, block->op->k, block->op->stride);
+    product.a_transposed = 1;
+    product.b = gmem__attend_place(block, block->op->q + block->query, block->op->stride);
+    product.b_ld = block->op->stride;
+    product.b_stride = product.a_stride;
+    product.c.memory = block->scores;
+    product.c_ld = block->queries;
+    product.c_stride = block->op->tokens * block->queries;
+    product.rows = block->op->tokens;
+    product.depth = block->op->head_dim;
+    gmem__stream_product(block->stream, &product);
+}
+
+static void gmem__attend_softmax(const gmem__cl_attend *block) {
+    gmem__cl_launch launch = gmem__launch(block->stream, GMEM__CL_softmax);
+    gmem__launch_buffer(&launch, block->scores, 0);
+    gmem__launch_float(&launch, block->op->scale);
+    gmem__launch_int(&launch, block->op->tokens);
+    gmem__launch_int(&launch, block->queries);
+    gmem__cl_run_columns(&launch, block->queries, block->heads);
+}
+
+/* y = v scores */
+static void gmem__attend_values(const gmem__cl_attend *block) {
+    gmem__cl_product product = gmem__attend_product(block);
+    product.a = gmem__attend_place(block, block->op->v, block->op->stride);
+    product.b.memory = block->scores;
+    product.b_ld = block->queries;
+    product.b_stride = block->op->tokens * block->queries;
+    product.c = gmem__attend_place(block, block->op->y + block->query, block->op->y_stride);
+    product.c_ld = block->op->y_stride;
+    product.c_stride = block->op->head_dim * block->op->y_stride;
+    product.rows = block->op->head_dim;
+    product.depth = block->op->tokens;
+    gmem__stream_product(block->stream, &product);
+}
+
+#define GMEM__CL_SCORES (64 * 1024 * 1024) /* bytes at most, if the device has so many in one buffer */
+
+/* As many queries as there is room for, with as many heads as make the products large. */
+static void gmem__attend_size(gmem__cl_attend *block) {
+    const int64_t largest = gmem__min(block->stream->device->found.limits.largest, GMEM__CL_SCORES);
+    const int64_t columns = gmem__max(1, largest / (block->op->tokens * (int64_t)sizeof(float)));
+    const int64_t few = gmem__min(block->op->tokens, 64); /* queries that still make a product worth its launch */
+    block->heads = gmem__max(1, gmem__min(block->op->heads, columns / few));
+    block->queries = gmem__max(1, gmem__min(block->op->tokens, columns / block->heads));
+    block->scores = gmem__stream_scratch(block->stream, GMEM__CL_SCRATCH_SCORES,
+                                         block->heads * block->queries * block->op->tokens * (int64_t)sizeof(float));
+}
+
+static void gmem__cl_attention(const gmem__engine *engine, const gmem__attention *op) {
+    gmem__cl_attend block;
+    if (!gmem__stream_ok(engine->stream) || op->tokens <= 0) return;
+    block.stream = engine->stream;
+    block.op = op;
+    gmem__attend_size(&block);
+    const int64_t heads = block.heads, queries = block.queries;
+    for (block.sample = 0; block.sample < op->samples; block.sample++)
+        for (block.head = 0; block.head < op->heads; block.head += heads)
+            for (block.query = 0; block.query < op->tokens; block.query += queries) {
+                if (!gmem__stream_ok(engine->stream)) return;
+                block.heads = gmem__min(heads, op->heads - block.head);
+                block.queries = gmem__min(queries, op->tokens - block.query);
+                gmem__attend_scores(&block);
+                gmem__attend_softmax(&block);
+                gmem__attend_values(&block);
+            }
+}
+
+/* shapes ---------------------------------------------------------------------------------------------------------- */
+
+/* Rows in a buffer, `stride` apart. */
+typedef struct gmem__cl_rows {
+    gmem__cl_place place;
+    int64_t stride;
+} gmem__cl_rows;
+
+static gmem__cl_rows gmem__cl_rows_at(struct gmem__stream *stream, const float *address, int64_t stride) {
+    gmem__cl_rows rows;
+    rows.place = gmem__stream_find(stream, address);
+    rows.stride = stride;
+    return rows;
+}
+
+static void gmem__launch_rows(gmem__cl_launch *launch, const gmem__cl_rows *rows) {
+    gmem__launch_buffer(launch, rows->place.memory, rows->place.offset / (int64_t)sizeof(float));
+}
+
+static void gmem__cl_copy_rows(struct gmem__stream *stream, const gmem__cl_rows *to, const gmem__cl_rows *from,
+                               int64_t rows, int64_t width) {
+    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_copy);
+    gmem__launch_rows(&launch, to);
+    gmem__launch_rows(&launch, from);
+    gmem__launch_int(&launch, rows);
+    gmem__launch_int(&launch, width);
+    gmem__launch_int(&launch, to->stride);
+    gmem__launch_int(&launch, from->stride);
+    gmem__cl_run_grid(&launch, width, rows, 1);
+}
+
+/* Whether some of what is written is also read. Addresses of one buffer are in order, others' do not meet. */
+static int gmem__cl_overlap(const gmem__copy *op) {
+    const uintptr_t row = (uintptr_t)op->width * sizeof(float), last = (uintptr_t)(op->rows - 1) * sizeof(float);
+    const uintptr_t to = (uintptr_t)op->to, from = (uintptr_t)op->from;
+    return to < from + last * (uintptr_t)op->from_stride + row && from < to + last * (uintptr_t)op->to_stride + row;
+}
+
+/* Items run in any order, so what overlaps goes by way of scratch, some rows at a time: nothing that they overwrite is
+ * read by those that come after, since `to` lies below. */
+static void gmem__cl_copy_overlapping(struct gmem__stream *stream, const gmem__copy *op) {
+    const int64_t bytes = op->width * (int64_t)sizeof(float), most = GMEM__CL_SCORES;
+    const int64_t block = gmem__min(op->rows, gmem__max(1, most / bytes));
+    gmem__cl_rows between;
+    between.place.memory = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SCORES, block * bytes);
+    between.place.offset = 0;
+    between.stride = op->width;
+    for (int64_t row = 0; row < op->rows && gmem__stream_ok(stream); row += block) {
+        const int64_t rows = gmem__min(block, op->rows - row);
+        const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from + row * op->from_stride, op->from_stride);
+        const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to + row * op->to_stride, op->to_stride);
+        gmem__cl_copy_rows(stream, &between, &from, rows, op->width);
+        gmem__cl_copy_rows(stream, &to, &between, rows, op->width);
+    }
+}
+
+static void gmem__cl_copy(const gmem__engine *engine, const gmem__copy *op) {
+    struct gmem__stream *stream = engine->stream;
+    if (!gmem__stream_ok(stream) || op->rows <= 0 || op->width <= 0) return;
+    if (gmem__cl_overlap(op)) {
+        gmem__cl_copy_overlapping(stream, op);
+        return;
+    }
+    const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from, op->from_stride);
+    const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to, op->to_stride);
+    gmem__cl_copy_rows(stream, &to, &from, op->rows, op->width);
+}
+
+static void gmem__cl_patches(const gmem__engine *engine, const gmem__patches *op) {
+    const int64_t columns = op->samples * (op->height / op->patch) * (op->width / op->patch);
+    if (!gmem__stream_ok(engine->stream) || columns <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, op->to_latents ? GMEM__CL_to_latents : GMEM__CL_to_patches);
+    gmem__launch_f32(&launch, op->latents);
+    gmem__launch_f32(&launch, op->patches);
+    gmem__launch_int(&launch, op->samples);
+    gmem__launch_int(&launch, op->channels);
+    gmem__launch_int(&launch, op->height);
+    gmem__launch_int(&launch, op->width);
+    gmem__launch_int(&launch, op->patch);
+    if (op->to_latents) {
+        gmem__launch_int(&launch, op->patch_channels);
+        gmem__cl_run_grid(&launch, op->width, op->height, op->samples * op->channels);
+    } else {
+        gmem__cl_run_grid(&launch, columns, op->channels * op->patch * op->patch, 1);
+    }
+}
+
+#define GMEM__CL_TILE 16 /* columns and rows that a work-group turns */
+
+static void gmem__cl_transpose(const gmem__engine *engine, const gmem__transpose *op) {
+    const int64_t global[2] = {op->columns, op->rows}, local[2] = {GMEM__CL_TILE, GMEM__CL_TILE};
+    if (!gmem__stream_ok(engine->stream) || op->rows <= 0 || op->columns <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_transpose);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_int(&launch, op->rows);
+    gmem__launch_int(&launch, op->columns);
+    gmem__launch_int(&launch, op->y_stride);
+    gmem__launch_local(&launch, GMEM__CL_TILE * (GMEM__CL_TILE + 1) * sizeof(float));
+    gmem__launch_run(&launch, 2, global, local);
+}
+
+/* values ---------------------------------------------------------------------------------------------------------- */
+
+static void gmem__cl_silu(const gmem__engine *engine, float *x, int64_t count) {
+    if (!gmem__stream_ok(engine->stream) || count <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_silu);
+    gmem__launch_f32(&launch, x);
+    gmem__launch_int(&launch, count);
+    gmem__cl_run_flat(&launch, count);
+}
+
+/* All GMEM__MAX_TERMS, those beyond `terms` with nothing in them. */
+static void gmem__launch_terms(gmem__cl_launch *launch, int terms, const float *const *k, const double *weight) {
+    gmem__launch_int(launch, terms);
+    for (int j = 0; j < GMEM__MAX_TERMS; j++) {
+        gmem__launch_f32(launch, j < terms ? k[j] : NULL);
+        gmem__launch_pair(launch, j < terms ? weight[j] : 0);
+    }
+}
+
+static void gmem__cl_combine(const gmem__engine *engine, const gmem__combine *op) {
+    if (!gmem__stream_ok(engine->stream) || op->rows <= 0 || op->width <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_combine);
+    gmem__launch_f32(&launch, op->out);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_pair(&launch, op->x_weight);
+    gmem__launch_terms(&launch, op->terms, op->k, op->weight);
+    gmem__launch_int(&launch, op->rows);
+    gmem__launch_int(&launch, op->width);
+    gmem__launch_int(&launch, op->stride);
+    gmem__cl_run_grid(&launch, op->width, op->rows, 1);
+}
+
+static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) {
+    const uint64_t picture = (uint64_t)op->picture;
+    if (!gmem__stream_ok(engine->stream) || op->count <= 0 || op->per_picture <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_normal);
+    gmem__launch_f32(&launch, op->out);
+    gmem__launch_bits(&launch, op->seed);
+    gmem__launch_bits(&launch, op->seed >> 32);
+    gmem__launch_bits(&launch, (uint64_t)op->index);
+    gmem__launch_bits(&launch, picture);
+    gmem__launch_bits(&launch, picture >> 32);
+    gmem__launch_bits(&launch, (uint64_t)op->draw);
+    gmem__launch_int(&launch, op->count);
+    gmem__launch_int(&launch, op->per_picture);
+    gmem__cl_run_grid(&launch, gmem__ceil_div(op->per_picture, 4), op->count, 1);
+}
+
+static void gmem__cl_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op) {
+    if (!gmem__stream_ok(engine->stream) || op->channels <= 0 || op->area <= 0) return;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_scale_shift);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_f32(&launch, op->scale);
+    gmem__launch_f32(&launch, op->shift);
+    gmem__launch_int(&launch, op->channels);
+    gmem__launch_int(&launch, op->area);
+    gmem__cl_run_grid(&launch, op->area, op->channels, 1);
+}
+
+static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
+    if (!gmem__stream_ok(engine->stream) || count <= 0) return 1;
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
+    gmem__launch_f32(&launch, x);
+    gmem__launch_int(&launch, count);
+    gmem__launch_int(&launch, note);
+    gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
+    gmem__cl_run_flat(&launch, gmem__cl_parts(count) * GMEM__CL_ITEMS);
+    return 1;
+}
+
+/* results --------------------------------------------------------------------------------------------------------- */
+
+/* Waits. Returns whether `to` was filled. */
+static int gmem__cl_read_scratch(struct gmem__stream *stream, gmem__cl_mem from, void *to, int64_t bytes) {
+    if (!gmem__stream_ok(stream)) return 0;
+    const int code =
+        stream->device->library.api.clEnqueueReadBuffer(stream->queue, from, 1, 0, (size_t)bytes, to, 0, NULL, NULL);
+    return gmem__stream_check(stream, "clEnqueueReadBuffer", code);
+}
+
+/* `width` numbers of each part, added up in double. */
+#define GMEM__CL_MAX_SUMS 512
+
+static void gmem__cl_add_sums(struct gmem__stream *stream, gmem__cl_mem sums, int64_t parts, int width, double *out) {
+    float values[GMEM__CL_MAX_SUMS];
+    if (!gmem__cl_read_scratch(stream, sums, values, parts * width * (int64_t)sizeof *values)) return;
+    for (int64_t i = 0; i < parts * width; i++)
+        out[i % width] += (double)values[i];
+}
+
+static double gmem__cl_error_norm(const gmem__engine *engine, const gmem__error_norm *op) {
+    const int64_t parts = gmem__cl_parts(op->count);
+    double sum = 0;
+    if (!gmem__stream_ok(engine->stream) || op->count <= 0) return sum;
+    gmem__cl_mem sums = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, parts * (int64_t)sizeof(float));
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_error_norm);
+    gmem__launch_f32(&launch, op->x);
+    gmem__launch_f32(&launch, op->y);
+    gmem__launch_int(&launch, op->y != NULL);
+    gmem__launch_terms(&launch, op->terms, op->k, op->weight);
+    gmem__launch_float(&launch, (float)op->atol);
+    gmem__launch_float(&launch, (float)op->rtol);
+    gmem__launch_int(&launch, op->count);
+    gmem__launch_buffer(&launch, sums, 0);
+    gmem__cl_run_parts(&launch, parts, 1);
+    gmem__cl_add_sums(engine->stream, sums, parts, 1, &sum);
+    return sum;
+}
+
+static void gmem__cl_change(const gmem__engine *engine, const gmem__change *op, double *change, double *size) {
+    const int64_t parts = gmem__min(op->rows, GMEM__CL_MAX_SUMS / 2);
+    double both[2] = {0, 0};
+    *change = *size = 0;
+    if (!gmem__stream_ok(engine->stream) || op->rows <= 0 || op->width <= 0) return;
+    gmem__cl_mem sums = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SUMS, 2 * parts * (int64_t)sizeof(float));
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_change);
+    gmem__launch_f32(&launch, op->after);
+    gmem__launch_f32(&launch, op->before);
+    gmem__launch_f32(&launch, op->residual);
+    gmem__launch_int(&launch, op->rows);
+    gmem__launch_int(&launch, op->width);
+    gmem__launch_int(&launch, op->after_stride);
+    gmem__launch_buffer(&launch, sums, 0);
+    gmem__cl_run_parts(&launch, parts, 1);
+    gmem__cl_add_sums(engine->stream, sums, parts, 2, both);
+    *change = both[0];
+    *size = both[1];
+}
+
+static void gmem__cl_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area, float offset) {
+    if (!gmem__stream_ok(engine->stream) || area <= 0) return;
+    gmem__cl_mem out = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SCORES, 3 * area);
+    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_pixels);
+    gmem__launch_f32(&launch, x);
+    gmem__launch_buffer(&launch, out, 0);
+    gmem__launch_float(&launch, offset);
+    gmem__launch_int(&launch, area);
+    gmem__cl_run_flat(&launch, area);
+    (void)gmem__cl_read_scratch(engine->stream, out, pixels, 3 * area);
+}
+
+/* memory ---------------------------------------------------------------------------------------------------------- */
+
+static int64_t gmem__cl_scratch_bytes(int threads) {
+    (void)threads;
+    return 0;
+}
+
+static void gmem__cl_download(const gmem__engine *engine, float *to, const float *from, int64_t count) {
+    if (count > 0) gmem__stream_read(engine->stream, from, to, count * (int64_t)sizeof(float));
+}
+
+static void gmem__cl_upload(const gmem__engine *engine, float *to, const float *from, int64_t count) {
+    if (count > 0) gmem__stream_write(engine->stream, to, from, count * (int64_t)sizeof(float));
+}
+
+/* By the stream that receives, whose queue knows nothing of the other: each must be done before the other goes on. */
+static void gmem__cl_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                               int64_t count) {
+    gmem__stream_finish(engine->stream);
+    if (!gmem__stream_ok(engine->stream) || !gmem__stream_ok(with->stream) || count <= 0) return;
+    const gmem__cl_rows source = gmem__cl_rows_at(engine->stream, from, count);
+    const gmem__cl_rows target = gmem__cl_rows_at(with->stream, to, count);
+    gmem__cl_copy_rows(with->stream, &target, &source, 1, count);
+    gmem__stream_finish(with->stream);
+}
+
+static int gmem__cl_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
+    return gmem__stream_reserve(engine->stream, context, arena);
+}
+
+static void gmem__cl_release(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena) {
+    gmem__stream_release(engine->stream, context, arena);
+}
+
+static gmem_status gmem__cl_settle(const gmem__engine *engine, int *notes, gmem_error *error) {
+    struct gmem__stream *stream = engine->stream;
+    int32_t found = 0;
+    const int32_t none = 0;
+    if (notes) {
+        gmem__stream_read(stream, NULL, &found, sizeof found);
+        if (found) gmem__stream_write(stream, NULL, &none, sizeof none);
+        gmem__stream_finish(stream);
+        *notes = gmem__stream_ok(stream) ? (int)found : 0;
+    }
+    if (!gmem__stream_ok(stream) && error) *error = stream->failed;
+    return stream->failed.code;
+}
+
+GMEM__FN const gmem__ops *gmem__opencl_ops(void) {
+    static const gmem__ops ops = {
+        "opencl",           gmem__cl_scratch_bytes, gmem__cl_linear,     gmem__cl_norm,     gmem__cl_rotate,
+        gmem__cl_attention, gmem__cl_conv,          gmem__cl_group_norm, gmem__cl_copy,     gmem__cl_patches,
+        gmem__cl_combine,   gmem__cl_transpose,     gmem__cl_silu,       gmem__cl_normal,   gmem__cl_scale_shift,
+        gmem__cl_finite,    gmem__cl_error_norm,    gmem__cl_change,     gmem__cl_download, gmem__cl_pixels,
+        gmem__cl_hand_over, gmem__cl_upload,        gmem__cl_reserve,    gmem__cl_release,  gmem__cl_settle};
+    return &ops;
+}
+
+#undef GMEM__CL_ITEMS
+#undef GMEM__CL_CHUNK
+#undef GMEM__CL_CHUNKS
+#undef GMEM__CL_SCORES
+#undef GMEM__CL_TILE
+#undef GMEM__CL_MAX_SUMS
+
+#endif /* GMEM_NO_OPENCL */
 /* ---- src/context.c ---- */
 /* The context: what the caller chose (instruction set, threads, memory, files, log), resolved once. */
 
@@ -11534,12 +18108,30 @@ static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io 
            !io->map == !io->unmap && (io->map || !io->discard);
 }
 
+/* The device, where the description wants one. AUTO goes on without and says why. */
+static gmem_status gmem__context_device(const gmem_context_desc *desc, gmem_context *context, gmem_error *error) {
+    gmem_error why;
+    context->asked = desc->backend;
+    if (desc->backend != GMEM_BACKEND_CPU) {
+        const gmem_status status = gmem__device_open(desc, context, &context->device, &why);
+        if (status != GMEM_OK && desc->backend == GMEM_BACKEND_OPENCL) {
+            if (error) *error = why;
+            return status;
+        }
+        if (status != GMEM_OK) gmem__log(context, "the CPU, for %s", why.message);
+    }
+    if (desc->compute == GMEM_COMPUTE_F16 && !context->device)
+        return gmem__fail(error, GMEM_E_UNSUPPORTED, "no CPU kernel computes in f16: bf16 is as fast");
+    return GMEM_OK;
+}
+
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error) {
     gmem_context_desc defaults;
     memset(&defaults, 0, sizeof defaults);
     if (!desc) desc = &defaults;
     if (!out || (int)desc->isa < 0 || desc->isa > GMEM_ISA_AMX || (int)desc->compute < 0 ||
-        desc->compute > GMEM_COMPUTE_INT8 || desc->threads < 0 || desc->threads > 4096)
+        desc->compute > GMEM_COMPUTE_F16 || (int)desc->backend < 0 || desc->backend > GMEM_BACKEND_OPENCL ||
+        desc->device_memory < 0 || desc->threads < 0 || desc->threads > 4096)
         return gmem__fail(error, GMEM_E_ARGUMENT, "the context's description is out of range");
     if (!gmem__hooks_are_whole(&desc->allocator, &desc->io))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a function of the allocator or of the files is missing");
@@ -11562,13 +18154,20 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->isa = isa;
     context->ops = ops;
     context->compute = desc->compute;
-    if (desc->compute != GMEM_COMPUTE_F32) context->bf16 = gmem__cpu_narrow(isa, GMEM_BF16);
+    if (desc->compute == GMEM_COMPUTE_BF16 || desc->compute == GMEM_COMPUTE_INT8)
+        context->bf16 = gmem__cpu_narrow(isa, GMEM_BF16);
     if (desc->compute == GMEM_COMPUTE_INT8) context->int8 = gmem__cpu_narrow(isa, GMEM_I8);
     context->threads = desc->threads ? desc->threads : gmem__cpu_count();
 #ifndef _OPENMP
     context->threads = 1;
 #endif
-    snprintf(context->backend, sizeof context->backend, "%s", ops->name);
+    const gmem_status status = gmem__context_device(desc, context, error);
+    if (status != GMEM_OK) {
+        gmem_context_destroy(context);
+        return status;
+    }
+    snprintf(context->backend, sizeof context->backend, "%s",
+             context->device ? gmem__device_backend(context->device) : ops->name);
     gmem__log(context, "%s, products in %s, %d threads", context->backend, gmem_context_kernels(context),
               context->threads);
     *out = context;
@@ -11576,7 +18175,9 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
 }
 
 GMEM_API void gmem_context_destroy(gmem_context *context) {
-    if (context) context->allocator.release(context->allocator.user, context, sizeof *context);
+    if (!context) return;
+    if (context->device) gmem__device_close(context->device);
+    context->allocator.release(context->allocator.user, context, sizeof *context);
 }
 
 GMEM_API const char *gmem_context_backend(const gmem_context *context) { return context->backend; }
@@ -11585,12 +18186,15 @@ GMEM_API int gmem_context_threads(const gmem_context *context) { return context-
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
 
 GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
+    if (context->device) return "opencl";
     if (context->int8) return gmem__cpu_narrow_name(context->int8);
     if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
     return gmem__isa_name(context->isa);
 }
+/* ---- src/engine.c ---- */
+/* Engines: where a model's operations run, decided by where its weights are. */
 
-GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context) {
+GMEM__FN gmem__engine gmem__cpu_engine(const gmem_context *context) {
     gmem__engine engine;
     memset(&engine, 0, sizeof engine);
     engine.ops = context->ops;
@@ -11598,6 +18202,37 @@ GMEM__FN gmem__engine gmem__engine_of(const gmem_context *context) {
     engine.bf16 = context->bf16;
     engine.int8 = context->int8;
     return engine;
+}
+
+GMEM__FN gmem_status gmem__engine_open(const gmem__store *store, gmem__engine *engine, gmem_error *error) {
+    *engine = gmem__cpu_engine(store->context);
+    if (!store->device) return GMEM_OK;
+    GMEM__TRY(gmem__stream_open(store->device, store->uploaded, &engine->stream, error));
+    engine->ops = gmem__opencl_ops();
+    return GMEM_OK;
+}
+
+GMEM__FN void gmem__engine_close(gmem__engine *engine) {
+    if (engine->stream) gmem__stream_close(engine->stream);
+    engine->stream = NULL;
+}
+
+GMEM__FN gmem_status gmem__engine_reserve(const gmem__engine *engine, const gmem_context *context, gmem__arena *arena,
+                                          const char *what, gmem_error *error) {
+    int notes;
+    const int64_t bytes = arena->used;
+    if (engine->ops->reserve(engine, context, arena)) return GMEM_OK;
+    GMEM__TRY(engine->ops->settle(engine, &notes, error)); /* a device says why */
+    return gmem__fail(error, GMEM_E_MEMORY, "no memory for %s: %lld bytes", what, (long long)bytes);
+}
+
+GMEM__FN gmem_status gmem__choose_device(const gmem_context *context, gmem_backend backend, struct gmem__device **out,
+                                         gmem_error *error) {
+    if ((int)backend < 0 || backend > GMEM_BACKEND_OPENCL) return gmem__fail(error, GMEM_E_ARGUMENT, "no such backend");
+    if (backend == GMEM_BACKEND_OPENCL && !context->device)
+        return gmem__fail(error, GMEM_E_COMBINATION, "the context has no OpenCL device");
+    *out = backend == GMEM_BACKEND_CPU ? NULL : context->device;
+    return GMEM_OK;
 }
 /* ---- src/linear.c ---- */
 /* A matrix product on the caller's memory: one linear layer, by the kernels that a network's layers run on. */
@@ -11607,6 +18242,9 @@ struct gmem_linear {
     gmem__weight weight;
     gmem__engine engine;
     int64_t scratch_bytes;
+    gmem__arena memory; /* of a device, for x and y of so many columns */
+    float *x, *y;
+    int64_t columns;
 };
 
 static gmem_status gmem__linear_check(const gmem_tensor *weight, const float *scale, gmem_error *error) {
@@ -11629,13 +18267,17 @@ static gmem_status gmem__linear_fill(gmem_linear *linear, const gmem_context *co
     linear->weight.rows = weight->shape[0];
     linear->weight.cols = weight->shape[1];
     linear->weight.row_stride = weight->stride[0];
-    linear->engine = gmem__engine_of(context);
-    linear->scratch_bytes = context->ops->scratch_bytes(context->threads);
+    linear->store.device = context->device;
+    if (context->device) GMEM__TRY(gmem__device_place_weight(&linear->store, &linear->weight, error));
+    GMEM__TRY(gmem__store_narrow(&linear->store, &linear->weight, context->compute, 0, error));
+    GMEM__TRY(gmem__store_upload(&linear->store, error));
+    GMEM__TRY(gmem__engine_open(&linear->store, &linear->engine, error));
+    linear->scratch_bytes = linear->engine.ops->scratch_bytes(linear->engine.threads);
     linear->engine.scratch = gmem__alloc_raw(context, linear->scratch_bytes, 1);
     if (!linear->engine.scratch)
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for a product: %lld bytes",
                           (long long)linear->scratch_bytes);
-    return gmem__store_narrow(&linear->store, &linear->weight, context->compute, 0, error);
+    return GMEM_OK;
 }
 
 GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor *weight, const float *scale,
@@ -11658,24 +18300,59 @@ GMEM_API gmem_status gmem_linear_create(gmem_context *context, const gmem_tensor
 GMEM_API void gmem_linear_destroy(gmem_linear *linear) {
     if (!linear) return;
     const gmem_context *context = linear->store.context;
+    if (linear->engine.ops) linear->engine.ops->release(&linear->engine, context, &linear->memory);
     gmem__free(context, linear->engine.scratch, linear->scratch_bytes, 1);
+    gmem__engine_close(&linear->engine);
     gmem__store_free(&linear->store);
     gmem__free(context, linear, 1, sizeof *linear);
 }
 
-GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y,
-                                     gmem_error *error) {
+static void gmem__linear_take(gmem_linear *linear) {
+    linear->x = GMEM__TAKE_F32(&linear->memory, linear->weight.cols * linear->columns);
+    linear->y = GMEM__TAKE_F32(&linear->memory, linear->weight.rows * linear->columns);
+}
+
+/* A device's x and y, kept as long as the number of columns is the same. */
+static gmem_status gmem__linear_reserve(gmem_linear *linear, int64_t columns, gmem_error *error) {
+    if (linear->columns == columns) return GMEM_OK;
+    linear->engine.ops->release(&linear->engine, linear->store.context, &linear->memory);
+    memset(&linear->memory, 0, sizeof linear->memory);
+    linear->columns = columns;
+    gmem__linear_take(linear);
+    GMEM__TRY(gmem__engine_reserve(&linear->engine, linear->store.context, &linear->memory, "a product", error));
+    gmem__linear_take(linear);
+    return GMEM_OK;
+}
+
+static gmem__linear gmem__linear_op(const gmem_linear *linear, int64_t columns, const float *x, float *y) {
     gmem__linear op;
-    if (!linear || !x || !y || columns < 1)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "a product needs a weight, columns and room for the result");
     memset(&op, 0, sizeof op);
     op.weight = &linear->weight;
     op.x = x;
     op.y = y;
     op.x_stride = op.y_stride = op.columns = columns;
     op.activation = GMEM__ACT_NONE;
-    linear->engine.ops->linear(&linear->engine, &op);
-    return GMEM_OK;
+    return op;
+}
+
+GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const float *x, float *y,
+                                     gmem_error *error) {
+    int notes;
+    if (!linear || !x || !y || columns < 1)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a product needs a weight, columns and room for the result");
+    const gmem__ops *ops = linear->engine.ops;
+    if (!linear->engine.stream) {
+        const gmem__linear op = gmem__linear_op(linear, columns, x, y);
+        ops->linear(&linear->engine, &op);
+        return GMEM_OK;
+    }
+    GMEM__TRY(gmem__linear_reserve(linear, columns, error));
+    const gmem__linear op = gmem__linear_op(linear, columns, linear->x, linear->y);
+    ops->upload(&linear->engine, linear->x, x, linear->weight.cols * columns);
+    ops->linear(&linear->engine, &op);
+    GMEM__TRY(ops->settle(&linear->engine, &notes, error));
+    ops->download(&linear->engine, y, linear->y, linear->weight.rows * columns);
+    return ops->settle(&linear->engine, NULL, error);
 }
 
 /* ... the models ... */
@@ -11759,16 +18436,31 @@ GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */
 GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_t bytes);
 
-/* pass.c: gmem_pass_create, with step caching (cache.h) where the threshold is positive; gmem_pass_run on samples whose
- * cached blocks are those of slot to slot + batch - 1, slot + batch at most max_batch; and what caching has done. */
+/* pass.c: gmem_pass_create, with step caching (cache.h) where the threshold is positive; and gmem_pass_run on memory of
+ * the pass's engine and on samples whose cached blocks are those of slot to slot + batch - 1, slot + batch at most
+ * max_batch. A device's run is over, and its notes are there, when the engine has settled. */
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
                                        gmem_pass **out, gmem_error *error);
-GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, float *x, const float *t,
                                     const float *snippets, const int64_t *labels, float *v, gmem_error *error);
+GMEM__FN const gmem__engine *gmem__pass_engine(const gmem_pass *pass);
+GMEM__FN gmem_status gmem__pass_nonfinite(const gmem_pass *pass, gmem_error *error); /* E_NONFINITE */
+/* What caching has done. */
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass);
 /* How many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
  * times as fit: limit / conditions, the null condition counted. */
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass);
+
+/* sample.c: the ends of a sampling, where they are not the host's memory: see gmem__integration. */
+typedef struct gmem__ends {
+    int draw_start;
+    gmem_status (*take)(void *user, const gmem__engine *engine, const float *x, gmem_error *error);
+    void *user;
+} gmem__ends;
+
+/* gmem_sample where the network is; x may be NULL with both ends. */
+GMEM__FN gmem_status gmem__sample(const gmem_network *network, const gmem_sample_desc *desc, const gmem__ends *ends,
+                                  float *x, gmem_error *error);
 
 #endif /* GMEM__NETWORK_H */
 
@@ -12072,6 +18764,21 @@ GMEM__FN gmem_status gmem__recognise(const gmem_file *file, const gmem_network_d
 /* ---- src/network.c ---- */
 /* Opening a transformer: one table says which tensors a network has, what shape each has and where it goes; loading and
  * the refusal of everything else both read it. */
+/* ---- src/fallback.h ---- */
+/* What a device fails to do the CPU does, where the caller left the choice of the backend open. */
+#ifndef GMEM__FALLBACK_H
+#define GMEM__FALLBACK_H
+
+
+/* Whether a failure is the device's and the CPU is to go on; says so in the log. */
+GMEM__FN int gmem__falls_back(const gmem_context *context, gmem_status status, const gmem_error *why);
+/* The same network on the CPU: its weights are still in the mapping, so it costs milliseconds. Closed by the caller. */
+GMEM__FN gmem_status gmem__network_on_cpu(const gmem_network *network, gmem_network **out, gmem_error *error);
+
+GMEM__FN gmem_status gmem__autoencoder_on_cpu(const gmem_autoencoder *autoencoder, gmem_autoencoder **out,
+                                              gmem_error *error);
+
+#endif /* GMEM__FALLBACK_H */
 
 #include <math.h>
 #include <stddef.h>
@@ -12242,6 +18949,8 @@ static gmem_status gmem__load_part(gmem_network *network, const gmem__part *part
     if (part->cols == GMEM__PATCH)
         return gmem__store_conv(&network->store, name, rows, network->info.channels, network->info.patch,
                                 (gmem__weight *)place, error);
+    if (part->rows == GMEM__LABELS) /* of which the host picks rows */
+        return gmem__store_table(&network->store, name, rows, cols, (gmem__weight *)place, error);
     return gmem__store_matrix(&network->store, name, rows, cols, (gmem__weight *)place, error);
 }
 
@@ -12345,7 +19054,7 @@ static gmem_status gmem__load_position(gmem_network *network, gmem_error *error)
                           (long long)info->hidden);
     }
     network->position = position;
-    return GMEM_OK;
+    return gmem__store_place(&network->store, &network->position, info->hidden * info->tokens, error);
 }
 
 /* Axial rotary embedding (EVA-02, Fang et al., 2303.11331): the first half of a head's pairs turns by the token's row,
@@ -12367,7 +19076,8 @@ static gmem_status gmem__compute_rope(gmem_network *network, gmem_error *error) 
     }
     network->rope_cosine = cosine;
     network->rope_sine = sine;
-    return GMEM_OK;
+    GMEM__TRY(gmem__store_place(&network->store, &network->rope_cosine, pairs * info->tokens, error));
+    return gmem__store_place(&network->store, &network->rope_sine, pairs * info->tokens, error);
 }
 
 /* opening ---------------------------------------------------------------------------------------------------------- */
@@ -12376,11 +19086,13 @@ static gmem_status gmem__load_network(gmem_network *network, const gmem_network_
     gmem_network_info *info = &network->info;
     network->store.context = network->context;
     network->store.file = network->file;
+    GMEM__TRY(gmem__choose_device(network->context, desc->backend, &network->store.device, error));
     GMEM__TRY(gmem__recognise(network->file, desc, info, &network->out_channels, error));
     GMEM__TRY(gmem__refuse_unexpected(network, error));
     GMEM__TRY(gmem__load_weights(network, error));
     GMEM__TRY(gmem__load_position(network, error));
     if (info->rope) GMEM__TRY(gmem__compute_rope(network, error));
+    GMEM__TRY(gmem__store_upload(&network->store, error));
     gmem__network_name(info, network->name, sizeof network->name);
     info->name = network->name;
     info->parameters = network->store.parameters;
@@ -12397,17 +19109,23 @@ GMEM_API gmem_status gmem_network_open(gmem_context *context, const gmem_network
     if (!network) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the network");
     network->context = context;
     network->file = desc->file;
+    gmem_error why;
     gmem_status status = GMEM_OK;
     if (!desc->file) {
-        status = gmem_file_open(context, desc->path, desc->key, &network->file, error);
+        status = gmem_file_open(context, desc->path, desc->key, &network->file, &why);
         network->owns_file = status == GMEM_OK;
     }
     if (status == GMEM_OK) {
-        status = gmem__load_network(network, desc, error);
-        gmem__fail_in(error, status, gmem_file_path(network->file));
+        status = gmem__load_network(network, desc, &why);
+        gmem__fail_in(&why, status, gmem_file_path(network->file));
     }
     if (status != GMEM_OK) {
+        const int again = network->store.device && gmem__falls_back(context, status, &why);
+        gmem_network_desc on_cpu = *desc;
         gmem_network_close(network);
+        on_cpu.backend = GMEM_BACKEND_CPU;
+        if (again) return gmem_network_open(context, &on_cpu, out, error);
+        if (error) *error = why;
         return status;
     }
     gmem__quoted path;
@@ -12433,6 +19151,107 @@ GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *netw
 #undef GMEM__VECTOR_PART
 #undef GMEM__BLOCK_PARTS
 #undef GMEM__OUTER_PARTS
+/* ---- src/fallback.c ---- */
+/* From a device that failed to the CPU. */
+
+/* ---- src/autoencoder.h ---- */
+/* The autoencoder's networks as the list of their layers: what loading makes and a run walks through. */
+#ifndef GMEM__AUTOENCODER_H
+#define GMEM__AUTOENCODER_H
+
+
+typedef struct gmem__ae_conv {
+    gmem__weight weight; /* (out, in * kernel * kernel) */
+    const float *bias;   /* (out) */
+    int kernel;
+} gmem__ae_conv;
+
+typedef struct gmem__ae_norm {
+    const float *weight, *bias; /* (channels) */
+} gmem__ae_norm;
+
+typedef enum gmem__ae_kind {
+    GMEM__AE_CONV,      /* conv[0] */
+    GMEM__AE_RESIDUAL,  /* x + conv[1](silu(norm[1](conv[0](silu(norm[0](x)))))), x through conv[2] where out != in */
+    GMEM__AE_ATTENTION, /* x + conv[3](attention(conv[0](n), conv[1](n), conv[2](n))) with n = norm[0](x); one head */
+    GMEM__AE_NORM_SILU  /* silu(norm[0](x)) */
+} gmem__ae_kind;
+
+typedef struct gmem__ae_layer {
+    gmem__ae_kind kind;
+    int64_t in, out;      /* channels */
+    int stride, upsample; /* of a CONV, as in gmem__conv */
+    gmem__ae_norm norm[2];
+    gmem__ae_conv conv[4];
+} gmem__ae_layer;
+
+/* The encoder or the decoder, quantisation convolutions included. */
+typedef struct gmem__ae_net {
+    gmem__ae_layer *layers; /* (count), in the store's memory */
+    int64_t count, capacity;
+} gmem__ae_net;
+
+struct gmem_autoencoder {
+    const gmem_context *context;
+    gmem_file *file;
+    int file_owned;
+    gmem__store store;
+    gmem_autoencoder_info info;
+    gmem__ae_net encoder, decoder;
+};
+
+/* 32 groups, eps 1e-6: `Normalize` of CompVis's latent-diffusion, ldm/modules/diffusionmodules/model.py. */
+#define GMEM__AE_GROUPS 32
+#define GMEM__AE_EPS    1e-6f
+
+/* The published rounding: 127.5 y + 128 truncated. GMem's first version added 127.5. */
+#define GMEM__PIXEL_OFFSET 128.0f
+
+/* Latents (count, channels, height, width) of an engine, as the transformer made them. */
+typedef struct gmem__latents {
+    const gmem__engine *engine;
+    const float *x;
+    int64_t count, height, width;
+    const float *mean, *std; /* (channels) of the host, or NULL */
+    double multiplier;
+} gmem__latents;
+
+/* autoencoder_run.c: gmem_denormalize, gmem_decode and gmem_pixels without the host between: pixels (count, height *
+ * factor, width * factor, 3). */
+GMEM__FN gmem_status gmem__decode_pixels(const gmem_autoencoder *autoencoder, const gmem__latents *latents,
+                                         float offset, uint8_t *pixels, gmem_error *error);
+
+#endif /* GMEM__AUTOENCODER_H */
+
+GMEM__FN int gmem__falls_back(const gmem_context *context, gmem_status status, const gmem_error *why) {
+    if (context->asked != GMEM_BACKEND_AUTO || !context->device) return 0;
+    if (status != GMEM_E_DEVICE && status != GMEM_E_MEMORY) return 0;
+    gmem__log(context, "%s failed (%s): the CPU goes on", context->backend, why->message);
+    return 1;
+}
+
+GMEM__FN gmem_status gmem__network_on_cpu(const gmem_network *network, gmem_network **out, gmem_error *error) {
+    const gmem_network_info *info = &network->info;
+    gmem_network_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.file = network->file;
+    desc.heads = (int)info->heads;
+    desc.backend = GMEM_BACKEND_CPU;
+    if (!gmem_file_find(network->file, "pos_embed")) {
+        desc.latent_height = info->height;
+        desc.latent_width = info->width;
+    }
+    return gmem_network_open((gmem_context *)(uintptr_t)network->context, &desc, out, error);
+}
+
+GMEM__FN gmem_status gmem__autoencoder_on_cpu(const gmem_autoencoder *autoencoder, gmem_autoencoder **out,
+                                              gmem_error *error) {
+    gmem_autoencoder_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.file = autoencoder->file;
+    desc.backend = GMEM_BACKEND_CPU;
+    return gmem_autoencoder_open((gmem_context *)(uintptr_t)autoencoder->context, &desc, out, error);
+}
 /* ---- src/cache.c ---- */
 /* Step caching. Blocks' outputs change slowly from one step to the next (TeaCache, Liu et al., 2411.19108; DeepCache,
  * Ma et al., 2312.00858). The first block, which costs 1 / depth of a pass, tells how much: the change is measured
@@ -12449,9 +19268,11 @@ GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *netw
 typedef struct gmem__cache {
     double threshold; /* relative change of the first block's residual, L1; 0: off */
     int64_t slots, hidden, tokens;
+    /* of the engine */
     float *first; /* (slots, hidden, tokens) what the first block added in the slot's last computed pass */
     float *rest;  /* (slots, hidden, tokens) what the blocks after it added then */
     float *start; /* (slots, hidden, tokens) this pass's residual stream before the first block, then after it */
+    /* of the host */
     unsigned char *filled; /* (slots) whether there was such a pass */
     int64_t *computed;     /* (slots) the samples of this pass that are computed to the end, ascending */
     int64_t computed_count;
@@ -12459,31 +19280,34 @@ typedef struct gmem__cache {
 } gmem__cache;
 
 /* Takes the memory where there is a threshold. */
-GMEM__FN void gmem__cache_layout(gmem__cache *cache, gmem__arena *arena);
+GMEM__FN void gmem__cache_layout_host(gmem__cache *cache, gmem__arena *arena);
+GMEM__FN void gmem__cache_layout_engine(gmem__cache *cache, gmem__arena *arena);
 /* Forgets everything: a sampling starts. */
 GMEM__FN void gmem__cache_reset(gmem__cache *cache);
 
 /* Around the blocks of a pass over samples slot to slot + batch - 1, x (hidden, batch * tokens):
  * before the first, ... */
-GMEM__FN void gmem__cache_enter(gmem__cache *cache, int64_t batch, const float *x);
+GMEM__FN void gmem__cache_enter(gmem__cache *cache, const gmem__engine *engine, int64_t batch, const float *x);
 /* ... after it: leaves in x (hidden, computed_count * tokens) the samples that the other blocks are to see, ... */
-GMEM__FN void gmem__cache_split(gmem__cache *cache, int64_t slot, int64_t batch, float *x);
+GMEM__FN void gmem__cache_split(gmem__cache *cache, const gmem__engine *engine, int64_t slot, int64_t batch, float *x);
 /* ... and after the last: x (hidden, batch * tokens) again, with the others' sum from memory. */
-GMEM__FN void gmem__cache_join(gmem__cache *cache, int64_t slot, int64_t batch, float *x);
+GMEM__FN void gmem__cache_join(gmem__cache *cache, const gmem__engine *engine, int64_t slot, int64_t batch, float *x);
 
 #endif /* GMEM__CACHE_H */
 
-#include <math.h>
+GMEM__FN void gmem__cache_layout_host(gmem__cache *cache, gmem__arena *arena) {
+    if (!(cache->threshold > 0)) return;
+    cache->filled = (unsigned char *)gmem__take(arena, cache->slots, 1);
+    cache->computed = (int64_t *)gmem__take(arena, cache->slots, sizeof *cache->computed);
+}
 
-GMEM__FN void gmem__cache_layout(gmem__cache *cache, gmem__arena *arena) {
+GMEM__FN void gmem__cache_layout_engine(gmem__cache *cache, gmem__arena *arena) {
     int64_t size = INT64_MAX; /* that overfills the arena */
     if (!(cache->threshold > 0)) return;
     if (!gmem__mul(cache->hidden, cache->tokens, &size) || !gmem__mul(size, cache->slots, &size)) size = INT64_MAX;
     cache->first = GMEM__TAKE_F32(arena, size);
     cache->rest = GMEM__TAKE_F32(arena, size);
     cache->start = GMEM__TAKE_F32(arena, size);
-    cache->filled = (unsigned char *)gmem__take(arena, cache->slots, 1);
-    cache->computed = (int64_t *)gmem__take(arena, cache->slots, sizeof *cache->computed);
 }
 
 GMEM__FN void gmem__cache_reset(gmem__cache *cache) {
@@ -12491,100 +19315,110 @@ GMEM__FN void gmem__cache_reset(gmem__cache *cache) {
     if (cache->threshold > 0) memset(cache->filled, 0, (size_t)cache->slots);
 }
 
-/* Sample i's tokens of one channel in a stream of `samples`. */
-static float *gmem__cache_row(const gmem__cache *cache, float *x, int64_t samples, int64_t channel, int64_t i) {
-    return x + (channel * samples + i) * cache->tokens;
+/* Sample i in the cache's own order, one sample after the other: (hidden, tokens). */
+static float *gmem__cache_held(const gmem__cache *cache, float *held, int64_t i) {
+    return held + i * cache->hidden * cache->tokens;
 }
 
-/* The same in the cache's own order, one sample after the other. */
-static float *gmem__cache_held(const gmem__cache *cache, float *held, int64_t channel, int64_t i) {
-    return held + (i * cache->hidden + channel) * cache->tokens;
+/* Sample i of a stream x (hidden, samples * tokens) into `held`, ... */
+static void gmem__cache_take(const gmem__cache *cache, const gmem__engine *engine, const float *x, int64_t samples,
+                             int64_t i, float *held) {
+    gmem__copy copy;
+    copy.to = held;
+    copy.from = x + i * cache->tokens;
+    copy.rows = cache->hidden;
+    copy.width = copy.to_stride = cache->tokens;
+    copy.from_stride = samples * cache->tokens;
+    engine->ops->copy(engine, &copy);
 }
 
-static void gmem__cache_subtract(float *out, const float *a, const float *b, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        out[i] = a[i] - b[i];
+/* ... and back. */
+static void gmem__cache_give(const gmem__cache *cache, const gmem__engine *engine, const float *held, float *x,
+                             int64_t samples, int64_t i) {
+    gmem__copy copy;
+    copy.to = x + i * cache->tokens;
+    copy.from = held;
+    copy.rows = cache->hidden;
+    copy.width = copy.from_stride = cache->tokens;
+    copy.to_stride = samples * cache->tokens;
+    engine->ops->copy(engine, &copy);
 }
 
-static void gmem__cache_hold(gmem__cache *cache, int64_t batch, const float *x) {
-    for (int64_t channel = 0; channel < cache->hidden; channel++) {
-        for (int64_t i = 0; i < batch; i++)
-            memcpy(gmem__cache_held(cache, cache->start, channel, i), x + (channel * batch + i) * cache->tokens,
-                   (size_t)cache->tokens * sizeof(float));
-    }
+/* held = a + weight * b, (hidden, tokens) each. */
+static void gmem__cache_add(const gmem__cache *cache, const gmem__engine *engine, float *held, const float *a,
+                            double weight, const float *b) {
+    gmem__combine sum;
+    memset(&sum, 0, sizeof sum);
+    sum.out = held;
+    sum.x = a;
+    sum.x_weight = 1;
+    sum.terms = 1;
+    sum.weight[0] = weight;
+    sum.k[0] = b;
+    sum.rows = 1;
+    sum.width = sum.stride = cache->hidden * cache->tokens;
+    engine->ops->combine(engine, &sum);
 }
 
-GMEM__FN void gmem__cache_enter(gmem__cache *cache, int64_t batch, const float *x) {
-    gmem__cache_hold(cache, batch, x);
+GMEM__FN void gmem__cache_enter(gmem__cache *cache, const gmem__engine *engine, int64_t batch, const float *x) {
+    for (int64_t i = 0; i < batch; i++)
+        gmem__cache_take(cache, engine, x, batch, i, gmem__cache_held(cache, cache->start, i));
 }
 
 /* Whether the first block adds to sample i what it added in the slot's last computed pass, or nearly. What is not
  * finite never does. */
-static int gmem__cache_is_near(const gmem__cache *cache, int64_t slot, int64_t batch, float *x, int64_t i) {
+static int gmem__cache_is_near(const gmem__cache *cache, const gmem__engine *engine, int64_t slot, int64_t batch,
+                               const float *x, int64_t i) {
     double change = 0, size = 0;
+    gmem__change op;
     if (!cache->filled[slot]) return 0;
-    for (int64_t channel = 0; channel < cache->hidden; channel++) {
-        const float *after = gmem__cache_row(cache, x, batch, channel, i);
-        const float *before = gmem__cache_held(cache, cache->start, channel, i);
-        const float *then = gmem__cache_held(cache, cache->first, channel, slot);
-        for (int64_t token = 0; token < cache->tokens; token++) {
-            change += fabs((double)after[token] - (double)before[token] - (double)then[token]);
-            size += fabs((double)then[token]);
-        }
-    }
+    op.after = x + i * cache->tokens;
+    op.before = gmem__cache_held(cache, cache->start, i);
+    op.residual = gmem__cache_held(cache, cache->first, slot);
+    op.rows = cache->hidden;
+    op.width = cache->tokens;
+    op.after_stride = batch * cache->tokens;
+    engine->ops->change(engine, &op, &change, &size);
     return change < cache->threshold * size;
 }
 
-/* first[slot] = what the first block added. */
-static void gmem__cache_remember_first(gmem__cache *cache, int64_t slot, int64_t batch, float *x, int64_t i) {
-    for (int64_t channel = 0; channel < cache->hidden; channel++)
-        gmem__cache_subtract(gmem__cache_held(cache, cache->first, channel, slot),
-                             gmem__cache_row(cache, x, batch, channel, i),
-                             gmem__cache_held(cache, cache->start, channel, i), cache->tokens);
-}
-
-GMEM__FN void gmem__cache_split(gmem__cache *cache, int64_t slot, int64_t batch, float *x) {
+GMEM__FN void gmem__cache_split(gmem__cache *cache, const gmem__engine *engine, int64_t slot, int64_t batch, float *x) {
     cache->computed_count = 0;
     for (int64_t i = 0; i < batch; i++) {
-        if (gmem__cache_is_near(cache, slot + i, batch, x, i)) continue;
-        gmem__cache_remember_first(cache, slot + i, batch, x, i);
-        cache->computed[cache->computed_count++] = i;
+        float *const first = gmem__cache_held(cache, cache->first, slot + i);
+        float *const start = gmem__cache_held(cache, cache->start, i);
+        const int near = gmem__cache_is_near(cache, engine, slot + i, batch, x, i);
+        if (!near) {
+            gmem__cache_take(cache, engine, x, batch, i, first);
+            gmem__cache_add(cache, engine, first, first, -1, start);
+            cache->computed[cache->computed_count++] = i;
+        }
+        gmem__cache_take(cache, engine, x, batch, i, start);
     }
     cache->counts.passes += batch;
     cache->counts.reused += batch - cache->computed_count;
-    gmem__cache_hold(cache, batch, x);
-    if (cache->computed_count == batch) return;
-    for (int64_t channel = 0; channel < cache->hidden; channel++) { /* to the front: nothing is overwritten too early */
-        for (int64_t i = 0; i < cache->computed_count; i++)
-            memmove(gmem__cache_row(cache, x, cache->computed_count, channel, i),
-                    gmem__cache_row(cache, x, batch, channel, cache->computed[i]),
-                    (size_t)cache->tokens * sizeof(float));
-    }
+    for (int64_t i = 0; i < cache->computed_count && cache->computed_count < batch; i++)
+        gmem__cache_give(cache, engine, gmem__cache_held(cache, cache->start, cache->computed[i]), x,
+                         cache->computed_count, i);
 }
 
-/* One channel of the reused samples from memory, between those that were computed. */
-static void gmem__cache_join_channel(gmem__cache *cache, int64_t slot, int64_t batch, int64_t channel, float *x) {
-    int64_t from = cache->computed_count - 1;
-    for (int64_t i = batch - 1; i >= 0; i--) { /* from the back, for the same reason */
-        float *const out = gmem__cache_row(cache, x, batch, channel, i);
-        float *const start = gmem__cache_held(cache, cache->start, channel, i);
-        float *const rest = gmem__cache_held(cache, cache->rest, channel, slot + i);
-        if (from >= 0 && cache->computed[from] == i) {
-            memmove(out, gmem__cache_row(cache, x, cache->computed_count, channel, from--),
-                    (size_t)cache->tokens * sizeof(float));
-            gmem__cache_subtract(rest, out, start, cache->tokens);
+GMEM__FN void gmem__cache_join(gmem__cache *cache, const gmem__engine *engine, int64_t slot, int64_t batch, float *x) {
+    const int64_t count = cache->computed_count;
+    for (int64_t i = 0; i < count; i++) /* all, before x is written to */
+        gmem__cache_take(cache, engine, x, count, i, gmem__cache_held(cache, cache->rest, slot + cache->computed[i]));
+    for (int64_t i = 0, from = 0; i < batch; i++) {
+        float *const start = gmem__cache_held(cache, cache->start, i);
+        float *const rest = gmem__cache_held(cache, cache->rest, slot + i);
+        if (from < count && cache->computed[from] == i) {
+            gmem__cache_give(cache, engine, rest, x, batch, i);
+            gmem__cache_add(cache, engine, rest, rest, -1, start);
+            cache->filled[slot + i] = 1;
+            from++;
         } else {
-            for (int64_t token = 0; token < cache->tokens; token++)
-                out[token] = start[token] + rest[token];
+            gmem__cache_add(cache, engine, start, start, 1, rest);
+            gmem__cache_give(cache, engine, start, x, batch, i);
         }
     }
-}
-
-GMEM__FN void gmem__cache_join(gmem__cache *cache, int64_t slot, int64_t batch, float *x) {
-    for (int64_t channel = cache->hidden - 1; channel >= 0; channel--)
-        gmem__cache_join_channel(cache, slot, batch, channel, x);
-    for (int64_t i = 0; i < cache->computed_count; i++)
-        cache->filled[slot + cache->computed[i]] = 1;
 }
 /* ---- src/profile.c ---- */
 /* Where a pass spends its time. The model's code knows nothing of it: its engine gets a table of operations that time
@@ -12597,6 +19431,7 @@ GMEM__FN void gmem__cache_join(gmem__cache *cache, int64_t slot, int64_t batch, 
 
 typedef struct gmem__profiler {
     gmem__engine inner;          /* what computes */
+    gmem__ops ops;               /* its operations, those of a pass timed */
     const gmem_network *network; /* whose weights tell one linear layer from another */
     gmem_profile *profile;       /* the caller's */
 } gmem__profiler;
@@ -12638,6 +19473,8 @@ static gmem_operation gmem__operation_of(const gmem_network *network, const gmem
 
 static void gmem__profile_add(const gmem__profiler *profiler, gmem_operation operation, double start, double flop) {
     gmem_profile *profile = profiler->profile;
+    int notes;
+    if (profiler->inner.stream) profiler->inner.ops->settle(&profiler->inner, &notes, NULL); /* it has only begun */
     profile->operations[operation].calls++;
     profile->operations[operation].seconds += profile->clock(profile->user) - start;
     profile->operations[operation].flop += flop;
@@ -12680,16 +19517,17 @@ static void gmem__profiled_attention(const gmem__engine *engine, const gmem__att
 
 GMEM__FN void gmem__profile_engine(gmem__engine *engine, gmem__profiler *profiler, const gmem_network *network,
                                    gmem_profile *profile) {
-    /* a transformer has no convolutions and no group norms */
-    static const gmem__ops profiled = {
-        "profile", NULL, gmem__profiled_linear, gmem__profiled_norm, gmem__profiled_rotate, gmem__profiled_attention,
-        NULL,      NULL};
     if (engine->profiler) *engine = profiler->inner;
     if (!profile) return;
     profiler->inner = *engine;
     profiler->network = network;
     profiler->profile = profile;
-    engine->ops = &profiled;
+    profiler->ops = *engine->ops;
+    profiler->ops.linear = gmem__profiled_linear;
+    profiler->ops.norm = gmem__profiled_norm;
+    profiler->ops.rotate = gmem__profiled_rotate;
+    profiler->ops.attention = gmem__profiled_attention; /* a transformer has no convolutions and no group norms */
+    engine->ops = &profiler->ops;
     engine->profiler = profiler;
 }
 /* ---- src/pass.c ---- */
@@ -12703,6 +19541,7 @@ GMEM__FN void gmem__profile_engine(gmem__engine *engine, gmem__profiler *profile
  * (DiT, Peebles and Xie, 2212.09748; LightningDiT, 2501.01423; GMem, 2412.08781) */
 
 #include <math.h>
+#include <stdio.h>
 
 /* Columns held prepared: enough for a matrix product to be worth its name, in bounded memory. */
 #define GMEM__PREPARED_COLUMNS 64
@@ -12713,10 +19552,11 @@ GMEM__FN void gmem__profile_engine(gmem__engine *engine, gmem__profiler *profile
 /* The modulations of distinct (time, condition) pairs. */
 typedef struct gmem__columns {
     int64_t capacity, count;
-    float *time;       /* (capacity) */
-    float *snippet;    /* (capacity, snippet_width) */
-    int64_t *label;    /* (capacity) */
-    float *modulation; /* (capacity, depth * gmem__modulation_rows + 2 hidden): block after block, the final layer */
+    float *time;    /* (capacity) */
+    float *snippet; /* (capacity, snippet_width) */
+    int64_t *label; /* (capacity) */
+    /* engine: (capacity, depth * gmem__modulation_rows + 2 hidden): block after block, the final layer */
+    float *modulation;
 } gmem__columns;
 
 /* Where a pass takes its conditions from; both NULL is the null condition for every sample. */
@@ -12729,26 +19569,35 @@ struct gmem_pass {
     const gmem_network *network;
     gmem__engine engine;
     gmem__profiler profiler;
-    gmem__arena arena;
+    gmem__arena arena;  /* of the host */
+    gmem__arena memory; /* of the engine */
     int64_t max_batch;
+    int64_t most; /* samples at once, where a device cannot hold max_batch in one buffer */
     gmem__cache cache;
+    gmem_pass *fallback; /* on the CPU, made when a device failed; or NULL */
+    gmem_network *own;   /* of such a pass: closed with it */
 
+    /* On the host. */
     gmem__columns prepared; /* by gmem_pass_prepare */
     gmem__columns missing;  /* what a pass had to compute itself, (max_batch) */
     const float **found;    /* (max_batch) the modulation of each sample */
     float *null_snippet;    /* (snippet_width) zeros */
+    float *inputs;          /* like embedding: what is to be embedded */
+    float *label_row;       /* (hidden) */
 
-    /* Work of computing modulations: (..., columns), columns the larger capacity. */
+    /* On the engine: the work of computing modulations, (..., columns), columns the larger capacity. */
     float *embedding;    /* (max(GMEM__TIME_WIDTH, snippet_width, hidden), columns) */
     float *conditioning; /* (hidden, columns) */
     float *projected;    /* (modulation rows, columns) */
-    float *label_row;    /* (hidden) */
 
-    /* Work of a pass, for max_batch * tokens columns. */
-    float *modulation; /* (max_batch, modulation rows) of one block */
-    float *x;          /* (hidden, columns) the residual stream */
-    float *y;          /* (hidden, columns) normed, or the attention's result */
-    float *wide;       /* (widest, columns) q k v, or the MLP's inside, or patches */
+    /* On the engine: the work of a pass, for `most` * tokens columns. */
+    float *gathered;         /* (most, modulation of all layers), where samples' modulations lie anywhere */
+    const float *modulation; /* where they are: modulation_stride apart */
+    int64_t modulation_stride;
+    float *x;        /* (hidden, columns) the residual stream */
+    float *y;        /* (hidden, columns) normed, or the attention's result */
+    float *wide;     /* (widest, columns) q k v, or the MLP's inside, or patches */
+    float *in, *out; /* (max_batch, channels, height, width) of gmem_pass_run, on a device */
 };
 
 static int64_t gmem__column_size(const gmem_network_info *info) {
@@ -12768,32 +19617,76 @@ static void gmem__layout_columns(gmem__arena *arena, const gmem_network_info *in
     columns->time = gmem__take_matrix(arena, columns->capacity, 1);
     columns->snippet = gmem__take_matrix(arena, columns->capacity, info->snippet_width);
     columns->label = (int64_t *)gmem__take(arena, columns->capacity, sizeof *columns->label);
-    columns->modulation = gmem__take_matrix(arena, columns->capacity, gmem__column_size(info));
 }
 
-/* All working memory, taken in the same order without memory first, to learn how much it is. */
-static void gmem__layout_pass(gmem_pass *pass, gmem__arena *arena) {
+static int64_t gmem__embedding_rows(const gmem_network_info *info) {
+    return gmem__max(gmem__max(GMEM__TIME_WIDTH, info->snippet_width), info->hidden);
+}
+
+static int64_t gmem__widest_rows(const gmem_network *network) {
+    const gmem_network_info *info = &network->info;
+    const int64_t ends = info->patch * info->patch * gmem__max(info->channels, network->out_channels);
+    return gmem__max(gmem__max(3 * info->hidden, info->mlp_hidden), ends);
+}
+
+/* All working memory, taken in the same order without memory first, to learn how much it is: the host's ... */
+static void gmem__layout_host(gmem_pass *pass) {
     const gmem_network_info *info = &pass->network->info;
-    int64_t rows = gmem__modulation_rows(info), hidden = info->hidden;
-    int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch), columns = INT64_MAX;
-    int64_t patch = info->patch * info->patch;
-    int64_t ends = patch * gmem__max(info->channels, pass->network->out_channels);
-    (void)gmem__mul(pass->max_batch, info->tokens, &columns);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    gmem__arena *arena = &pass->arena;
     gmem__layout_columns(arena, info, &pass->prepared);
     gmem__layout_columns(arena, info, &pass->missing);
     pass->found = (const float **)gmem__take(arena, pass->max_batch, sizeof *pass->found);
     pass->null_snippet = gmem__take_matrix(arena, info->snippet_width, 1);
-    pass->embedding =
-        gmem__take_matrix(arena, gmem__max(gmem__max(GMEM__TIME_WIDTH, info->snippet_width), hidden), held);
+    pass->inputs = gmem__take_matrix(arena, gmem__embedding_rows(info), held);
+    pass->label_row = gmem__take_matrix(arena, info->hidden, 1);
+    gmem__cache_layout_host(&pass->cache, arena);
+    pass->engine.scratch = gmem__take(arena, pass->engine.ops->scratch_bytes(pass->engine.threads), 1);
+}
+
+/* ... and the engine's. */
+static void gmem__layout_engine(gmem_pass *pass) {
+    const gmem_network_info *info = &pass->network->info;
+    const int64_t rows = gmem__modulation_rows(info), hidden = info->hidden, size = gmem__column_size(info);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    int64_t columns = INT64_MAX;
+    gmem__arena *arena = &pass->memory;
+    (void)gmem__mul(pass->most, info->tokens, &columns);
+    pass->prepared.modulation = gmem__take_matrix(arena, pass->prepared.capacity, size);
+    pass->missing.modulation = gmem__take_matrix(arena, pass->missing.capacity, size);
+    pass->embedding = gmem__take_matrix(arena, gmem__embedding_rows(info), held);
     pass->conditioning = gmem__take_matrix(arena, hidden, held);
     pass->projected = gmem__take_matrix(arena, gmem__max(rows, 2 * hidden), held);
-    pass->label_row = gmem__take_matrix(arena, hidden, 1);
-    pass->modulation = gmem__take_matrix(arena, pass->max_batch, gmem__max(rows, 2 * hidden));
+    pass->gathered = gmem__take_matrix(arena, pass->most > 1 ? pass->most : 0, size);
     pass->x = gmem__take_matrix(arena, hidden, columns);
     pass->y = gmem__take_matrix(arena, hidden, columns);
-    pass->wide = gmem__take_matrix(arena, gmem__max(gmem__max(3 * hidden, info->mlp_hidden), ends), columns);
-    gmem__cache_layout(&pass->cache, arena);
-    pass->engine.scratch = gmem__take(arena, pass->engine.ops->scratch_bytes(pass->engine.threads), 1);
+    pass->wide = gmem__take_matrix(arena, gmem__widest_rows(pass->network), columns);
+    gmem__cache_layout_engine(&pass->cache, arena);
+    if (!pass->engine.stream) return;
+    const int64_t latent = info->channels * info->height * info->width;
+    pass->in = gmem__take_matrix(arena, pass->max_batch, latent);
+    pass->out = gmem__take_matrix(arena, pass->max_batch, latent);
+}
+
+static gmem_status gmem__pass_reserve(gmem_pass *pass, gmem_error *error) {
+    const gmem_context *context = pass->network->context;
+    char what[64];
+    snprintf(what, sizeof what, "the activations of a batch of %lld", (long long)pass->max_batch);
+    gmem__layout_host(pass);
+    if (!gmem__arena_reserve(context, &pass->arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for %s: %lld bytes", what, (long long)pass->arena.bytes);
+    gmem__layout_host(pass);
+    gmem__layout_engine(pass);
+    GMEM__TRY(gmem__engine_reserve(&pass->engine, context, &pass->memory, what, error));
+    gmem__layout_engine(pass);
+    return GMEM_OK;
+}
+
+/* As many samples at once as the widest buffer that a device gives can hold. */
+static int64_t gmem__pass_most(const gmem_pass *pass) {
+    const int64_t sample = gmem__widest_rows(pass->network) * pass->network->info.tokens * (int64_t)sizeof(float);
+    if (!pass->engine.stream) return pass->max_batch;
+    return gmem__max(1, gmem__min(pass->max_batch, gmem__stream_largest(pass->engine.stream) / sample));
 }
 
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
@@ -12805,7 +19698,6 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
     int64_t column_bytes = gmem__column_size(&network->info) * (int64_t)sizeof(float);
     pass->network = network;
-    pass->engine = gmem__engine_of(context);
     pass->max_batch = max_batch;
     pass->missing.capacity = max_batch;
     pass->prepared.capacity =
@@ -12814,30 +19706,53 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     pass->cache.slots = max_batch;
     pass->cache.hidden = network->info.hidden;
     pass->cache.tokens = network->info.tokens;
-    gmem__layout_pass(pass, &pass->arena);
-    if (!gmem__arena_reserve(context, &pass->arena)) {
-        int64_t bytes = pass->arena.bytes;
+    gmem_status status = gmem__engine_open(&network->store, &pass->engine, error);
+    pass->most = gmem__pass_most(pass);
+    if (status == GMEM_OK) status = gmem__pass_reserve(pass, error);
+    if (status != GMEM_OK) {
         gmem_pass_destroy(pass);
-        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the activations of a batch of %lld: %lld bytes",
-                          (long long)max_batch, (long long)bytes);
+        return status;
     }
-    gmem__layout_pass(pass, &pass->arena);
     memset(pass->null_snippet, 0, (size_t)network->info.snippet_width * sizeof(float));
     gmem__cache_reset(&pass->cache);
     *out = pass;
     return GMEM_OK;
 }
 
+/* Where a device failed: its network's weights are still in the mapping. */
+static gmem_status gmem__pass_on_cpu(const gmem_network *network, int64_t max_batch, gmem_pass **out,
+                                     gmem_error *error) {
+    gmem_network *on_cpu = NULL;
+    GMEM__TRY(gmem__network_on_cpu(network, &on_cpu, error));
+    const gmem_status status = gmem__pass_create(on_cpu, max_batch, 0, out, error);
+    if (status == GMEM_OK)
+        (*out)->own = on_cpu;
+    else
+        gmem_network_close(on_cpu);
+    return status;
+}
+
 GMEM_API gmem_status gmem_pass_create(const gmem_network *network, int64_t max_batch, gmem_pass **out,
                                       gmem_error *error) {
-    return gmem__pass_create(network, max_batch, 0, out, error);
+    gmem_error why;
+    if (!network || !network->store.device) return gmem__pass_create(network, max_batch, 0, out, error);
+    const gmem_status status = gmem__pass_create(network, max_batch, 0, out, &why);
+    if (gmem__falls_back(network->context, status, &why)) return gmem__pass_on_cpu(network, max_batch, out, error);
+    if (status != GMEM_OK && error) *error = why;
+    return status;
 }
 
 GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     if (!pass) return;
     const gmem_context *context = pass->network->context;
+    gmem_network *own = pass->own;
+    gmem_pass_destroy(pass->fallback);
+    gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, NULL);
+    pass->engine.ops->release(&pass->engine, context, &pass->memory);
     gmem__arena_release(context, &pass->arena);
+    gmem__engine_close(&pass->engine);
     gmem__free(context, pass, 1, sizeof *pass);
+    gmem_network_close(own);
 }
 
 GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
@@ -12845,6 +19760,8 @@ GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
 }
 
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }
+
+GMEM__FN const gmem__engine *gmem__pass_engine(const gmem_pass *pass) { return &pass->engine; }
 
 GMEM__FN int64_t gmem__pass_prepare_limit(const gmem_pass *pass) { return pass->prepared.capacity; }
 
@@ -12892,37 +19809,55 @@ static void gmem__weight_row(const gmem__weight *weight, int64_t row, float *out
     }
 }
 
+/* conditioning (hidden, count) += the label's row. */
+static void gmem__add_labels(const gmem_pass *pass, const gmem__columns *columns) {
+    const int64_t hidden = pass->network->info.hidden, count = columns->count;
+    gmem__combine sum;
+    for (int64_t column = 0; column < count; column++) {
+        gmem__weight_row(&pass->network->labels, columns->label[column], pass->label_row);
+        for (int64_t i = 0; i < hidden; i++)
+            pass->inputs[i * count + column] = pass->label_row[i];
+    }
+    pass->engine.ops->upload(&pass->engine, pass->embedding, pass->inputs, hidden * count);
+    memset(&sum, 0, sizeof sum);
+    sum.out = pass->conditioning;
+    sum.x = pass->conditioning;
+    sum.x_weight = 1;
+    sum.terms = 1;
+    sum.weight[0] = 1;
+    sum.k[0] = pass->embedding;
+    sum.rows = 1;
+    sum.width = sum.stride = hidden * count;
+    pass->engine.ops->combine(&pass->engine, &sum);
+}
+
 /* conditioning (hidden, count) += the embedding of each column's condition. */
 static void gmem__add_conditions(const gmem_pass *pass, const gmem__columns *columns) {
     const gmem_network *network = pass->network;
     const int64_t width = network->info.snippet_width, count = columns->count;
-    for (int64_t column = 0; width == 0 && column < count; column++) {
-        gmem__weight_row(&network->labels, columns->label[column], pass->label_row);
-        for (int64_t i = 0; i < network->info.hidden; i++) {
-            pass->conditioning[i * count + column] += pass->label_row[i];
-        }
+    if (width == 0) {
+        gmem__add_labels(pass, columns);
+        return;
     }
-    if (width == 0) return;
     for (int64_t column = 0; column < count; column++) {
-        for (int64_t i = 0; i < width; i++) {
-            pass->embedding[i * count + column] = columns->snippet[column * width + i];
-        }
+        for (int64_t i = 0; i < width; i++)
+            pass->inputs[i * count + column] = columns->snippet[column * width + i];
     }
+    pass->engine.ops->upload(&pass->engine, pass->embedding, pass->inputs, width * count);
     gmem__apply(pass, &network->condition, pass->embedding, pass->conditioning, count, GMEM__ACT_NONE, 1);
 }
 
 /* One layer's modulation of every column, turned so that a column's rows lie together, `offset` into each. */
 static void gmem__project_columns(const gmem_pass *pass, const gmem__columns *columns, const gmem__layer *layer,
                                   int64_t offset) {
-    const int64_t rows = layer->weight.rows, count = columns->count;
-    const int64_t size = gmem__column_size(&pass->network->info);
-    gmem__apply(pass, layer, pass->conditioning, pass->projected, count, GMEM__ACT_NONE, 0);
-    for (int64_t column = 0; column < count; column++) {
-        float *out = columns->modulation + column * size + offset;
-        for (int64_t row = 0; row < rows; row++) {
-            out[row] = pass->projected[row * count + column];
-        }
-    }
+    gmem__transpose turn;
+    gmem__apply(pass, layer, pass->conditioning, pass->projected, columns->count, GMEM__ACT_NONE, 0);
+    turn.x = pass->projected;
+    turn.y = columns->modulation + offset;
+    turn.rows = layer->weight.rows;
+    turn.columns = columns->count;
+    turn.y_stride = gmem__column_size(&pass->network->info);
+    pass->engine.ops->transpose(&pass->engine, &turn);
 }
 
 /* modulation = adaLN(silu(time embedding + condition embedding)) for every block and the final layer. */
@@ -12930,14 +19865,12 @@ static void gmem__compute_columns(const gmem_pass *pass, const gmem__columns *co
     const gmem_network *network = pass->network;
     const int64_t count = columns->count, rows = gmem__modulation_rows(&network->info);
     if (count == 0) return;
-    gmem__embed_time(columns, pass->embedding);
+    gmem__embed_time(columns, pass->inputs);
+    pass->engine.ops->upload(&pass->engine, pass->embedding, pass->inputs, GMEM__TIME_WIDTH * count);
     gmem__apply(pass, &network->time1, pass->embedding, pass->projected, count, GMEM__ACT_SILU, 0);
     gmem__apply(pass, &network->time2, pass->projected, pass->conditioning, count, GMEM__ACT_NONE, 0);
     gmem__add_conditions(pass, columns);
-    for (int64_t i = 0; i < network->info.hidden * count; i++) {
-        float c = pass->conditioning[i];
-        pass->conditioning[i] = c / (1.0f + expf(-c));
-    }
+    pass->engine.ops->silu(&pass->engine, pass->conditioning, network->info.hidden * count);
     for (int64_t block = 0; block < network->info.depth; block++) {
         gmem__project_columns(pass, columns, &network->blocks[block].modulation, block * rows);
     }
@@ -13019,78 +19952,79 @@ GMEM_API gmem_status gmem_pass_prepare(gmem_pass *pass, int64_t times, const flo
     return GMEM_OK;
 }
 
-/* Points pass->found at each sample's modulation and computes those that were not prepared. */
-static void gmem__find_modulations(gmem_pass *pass, int64_t batch, const float *t, const gmem__conditions *conditions) {
+/* Points pass->found at each sample's modulation and computes those that were not prepared. Returns whether all lie in
+ * one place. */
+static int gmem__find_modulations(gmem_pass *pass, int64_t batch, const float *t, const gmem__conditions *conditions) {
+    int64_t prepared = 0;
     pass->missing.count = 0;
     for (int64_t sample = 0; sample < batch; sample++) {
         const float *snippet = gmem__snippet_of(pass, conditions, sample);
         int64_t label = gmem__label_of(pass, conditions, sample);
         pass->found[sample] = gmem__find_column(pass, &pass->prepared, t[sample], snippet, label);
+        prepared += pass->found[sample] != NULL;
         if (!pass->found[sample])
             pass->found[sample] = gmem__add_column(pass, &pass->missing, t[sample], snippet, label);
     }
     gmem__compute_columns(pass, &pass->missing);
+    return prepared == 0 || prepared == batch;
 }
 
-/* One layer's rows of every sample into pass->modulation (batch, rows). */
-static void gmem__gather_modulation(const gmem_pass *pass, int64_t batch, int64_t offset, int64_t rows) {
-    for (int64_t sample = 0; sample < batch; sample++) {
-        memcpy(pass->modulation + sample * rows, pass->found[sample] + offset, (size_t)rows * sizeof(float));
+/* What lies evenly spaced, as it does when a sampler prepared it, is used where it is; else it is gathered. */
+static void gmem__gather_modulations(gmem_pass *pass, int64_t batch, int in_one_place) {
+    const int64_t size = gmem__column_size(&pass->network->info);
+    const int64_t stride = in_one_place && batch > 1 ? pass->found[1] - pass->found[0] : 0;
+    int even = (in_one_place || batch == 1) && stride >= 0;
+    for (int64_t sample = 1; even && sample < batch; sample++)
+        even = pass->found[sample] - pass->found[sample - 1] == stride;
+    pass->modulation = even ? pass->found[0] : pass->gathered;
+    pass->modulation_stride = even ? stride : size;
+    for (int64_t sample = 0; !even && sample < batch; sample++) {
+        gmem__copy copy;
+        copy.to = pass->gathered + sample * size;
+        copy.from = pass->found[sample];
+        copy.rows = 1;
+        copy.width = copy.to_stride = copy.from_stride = size;
+        pass->engine.ops->copy(&pass->engine, &copy);
     }
 }
 
 /* the pass -------------------------------------------------------------------------------------------------------- */
 
-/* x (batch, channels, height, width) -> patches (channels * patch * patch, batch * tokens). */
-static void gmem__patchify(const gmem_network_info *info, int64_t batch, const float *x, float *patches) {
-    const int64_t p = info->patch, columns = info->width / p, total = batch * info->tokens;
-    for (int64_t sample = 0; sample < batch; sample++) {
-        for (int64_t row = 0; row < info->channels * p * p; row++) {
-            const float *plane = x + (sample * info->channels + row / (p * p)) * info->height * info->width +
-                                 row / p % p * info->width + row % p;
-            float *out = patches + row * total + sample * info->tokens;
-            for (int64_t token = 0; token < info->tokens; token++) {
-                out[token] = plane[token / columns * p * info->width + token % columns * p];
-            }
-        }
-    }
-}
-
-/* patches (patch, patch, out_channels, batch * tokens) -> v (batch, channels, height, width); a sigma is dropped. */
-static void gmem__unpatchify(const gmem_network *network, int64_t batch, const float *patches, float *v) {
-    const gmem_network_info *info = &network->info;
-    const int64_t p = info->patch, columns = info->width / p, total = batch * info->tokens;
-    for (int64_t sample = 0; sample < batch; sample++) {
-        for (int64_t row = 0; row < p * p * network->out_channels; row++) {
-            const int64_t channel = row % network->out_channels, place = row / network->out_channels;
-            if (channel >= info->channels) continue;
-            const float *from = patches + row * total + sample * info->tokens;
-            float *plane = v + (sample * info->channels + channel) * info->height * info->width +
-                           place / p * info->width + place % p;
-            for (int64_t token = 0; token < info->tokens; token++) {
-                plane[token / columns * p * info->width + token % columns * p] = from[token];
-            }
-        }
-    }
+static gmem__patches gmem__patches_of(const gmem_network *network, int64_t batch, float *latents, float *patches) {
+    gmem__patches op;
+    memset(&op, 0, sizeof op);
+    op.latents = latents;
+    op.patches = patches;
+    op.samples = batch;
+    op.channels = network->info.channels;
+    op.height = network->info.height;
+    op.width = network->info.width;
+    op.patch = network->info.patch;
+    op.patch_channels = network->out_channels;
+    return op;
 }
 
 /* pass->x (hidden, columns) = patches + position. */
-static void gmem__embed_patches(const gmem_pass *pass, int64_t batch, const float *x) {
+static void gmem__embed_patches(const gmem_pass *pass, int64_t batch, float *x) {
     const gmem_network *network = pass->network;
     const int64_t tokens = network->info.tokens, columns = batch * tokens;
-    for (int64_t channel = 0; channel < network->info.hidden; channel++) {
-        for (int64_t sample = 0; sample < batch; sample++) {
-            memcpy(pass->x + channel * columns + sample * tokens, network->position + channel * tokens,
-                   (size_t)tokens * sizeof(float));
-        }
+    const gmem__patches patches = gmem__patches_of(network, batch, x, pass->wide);
+    for (int64_t sample = 0; sample < batch; sample++) {
+        gmem__copy copy;
+        copy.to = pass->x + sample * tokens;
+        copy.from = network->position;
+        copy.rows = network->info.hidden;
+        copy.width = copy.from_stride = tokens;
+        copy.to_stride = columns;
+        pass->engine.ops->copy(&pass->engine, &copy);
     }
-    gmem__patchify(&network->info, batch, x, pass->wide);
+    pass->engine.ops->patches(&pass->engine, &patches);
     gmem__apply(pass, &network->patch, pass->wide, pass->x, columns, GMEM__ACT_NONE, 1);
 }
 
 /* norm(pass->x) * (1 + scale) + shift, with pass->y as memory; shift NULL: none. */
 static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, const gmem__affine *norm,
-                                       const float *shift, const float *scale, int64_t stride) {
+                                       const float *shift, const float *scale) {
     const gmem_network_info *info = &pass->network->info;
     gmem__norm op;
     memset(&op, 0, sizeof op);
@@ -13100,7 +20034,7 @@ static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, con
     op.bias = norm->bias;
     op.shift = shift;
     op.scale = scale;
-    op.modulation_stride = stride;
+    op.modulation_stride = pass->modulation_stride;
     op.x = pass->x;
     op.y = pass->y;
     op.channels = info->hidden;
@@ -13125,7 +20059,7 @@ static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, co
 
 /* pass->x += gate * layer(from). */
 static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__layer *layer, const float *from,
-                              const float *gate, int64_t stride) {
+                              const float *gate) {
     const gmem_network_info *info = &pass->network->info;
     gmem__linear op;
     memset(&op, 0, sizeof op);
@@ -13136,7 +20070,7 @@ static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__
     op.x_stride = op.y_stride = op.columns = batch * info->tokens;
     op.residual = 1;
     op.gate = gate;
-    op.gate_stride = stride;
+    op.gate_stride = pass->modulation_stride;
     op.tokens = info->tokens;
     pass->engine.ops->linear(&pass->engine, &op);
 }
@@ -13191,27 +20125,24 @@ static void gmem__run_block(const gmem_pass *pass, int64_t batch, int64_t index)
     const gmem__dit_block *block = &pass->network->blocks[index];
     const int64_t rows = gmem__modulation_rows(info), half = rows / 2, hidden = info->hidden;
     const int64_t scale = info->shift ? hidden : 0; /* the shift, where there is one, comes first */
-    gmem__gather_modulation(pass, batch, index * rows, rows);
-    const float *attention = pass->modulation, *mlp = pass->modulation + half;
+    const float *attention = pass->modulation + index * rows, *mlp = attention + half;
 
     gmem__norm norm =
-        gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale, rows);
+        gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale);
     gmem__attend(pass, batch, &norm, block);
-    gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden, rows);
+    gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden);
 
-    norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale, rows);
+    norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale);
     gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH);
-    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden, rows);
+    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden);
 }
 
 /* pass->wide = the final layer's patches. */
 static void gmem__run_final(const gmem_pass *pass, int64_t batch) {
     const gmem_network *network = pass->network;
     const gmem_network_info *info = &network->info;
-    const int64_t rows = 2 * info->hidden;
-    gmem__gather_modulation(pass, batch, info->depth * gmem__modulation_rows(info), rows);
-    const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, pass->modulation,
-                                                 pass->modulation + info->hidden, rows);
+    const float *shift = pass->modulation + info->depth * gmem__modulation_rows(info);
+    const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, shift, shift + info->hidden);
     gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE);
 }
 
@@ -13227,44 +20158,97 @@ static void gmem__exchange_found(gmem_pass *pass, int back) {
 }
 
 /* All blocks, in which the cache may stand for those after the first. */
-static void gmem__run_blocks(gmem_pass *pass, int64_t slot, int64_t batch) {
+static void gmem__run_blocks(gmem_pass *pass, int64_t slot, int64_t batch, int in_one_place) {
     const int64_t depth = pass->network->info.depth;
     const int caching = pass->cache.threshold > 0;
-    if (caching) gmem__cache_enter(&pass->cache, batch, pass->x);
+    if (caching) gmem__cache_enter(&pass->cache, &pass->engine, batch, pass->x);
+    gmem__gather_modulations(pass, batch, in_one_place);
     for (int64_t block = 0; block < (caching ? 1 : depth); block++)
         gmem__run_block(pass, batch, block);
     if (!caching) return;
-    gmem__cache_split(&pass->cache, slot, batch, pass->x);
+    gmem__cache_split(&pass->cache, &pass->engine, slot, batch, pass->x);
+    const int64_t computed = pass->cache.computed_count;
     gmem__exchange_found(pass, 0);
-    for (int64_t block = 1; block < depth && pass->cache.computed_count > 0; block++)
-        gmem__run_block(pass, pass->cache.computed_count, block);
+    if (computed > 0) gmem__gather_modulations(pass, computed, in_one_place);
+    for (int64_t block = 1; block < depth && computed > 0; block++)
+        gmem__run_block(pass, computed, block);
     gmem__exchange_found(pass, 1);
-    gmem__cache_join(&pass->cache, slot, batch, pass->x);
+    gmem__gather_modulations(pass, batch, in_one_place);
+    gmem__cache_join(&pass->cache, &pass->engine, slot, batch, pass->x);
 }
 
-GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, const float *x, const float *t,
+GMEM__FN gmem_status gmem__pass_nonfinite(const gmem_pass *pass, gmem_error *error) {
+    return gmem__fail_at(error, GMEM_E_NONFINITE, gmem_file_path(pass->network->file), -1,
+                         "the network's output is not finite: its weights or its input hold NaN or infinity");
+}
+
+/* At most pass->most samples. */
+static gmem_status gmem__run_samples(gmem_pass *pass, int64_t slot, int64_t batch, float *x, const float *t,
+                                     const gmem__conditions *conditions, float *v, gmem_error *error) {
+    const gmem_network *network = pass->network;
+    const int in_one_place = gmem__find_modulations(pass, batch, t, conditions);
+    gmem__embed_patches(pass, batch, x);
+    gmem__run_blocks(pass, slot, batch, in_one_place);
+    gmem__run_final(pass, batch);
+    if (!pass->engine.ops->finite(&pass->engine, pass->wide, network->output.weight.rows * batch * network->info.tokens,
+                                  GMEM__NOTE_NETWORK))
+        return gmem__pass_nonfinite(pass, error);
+    gmem__patches patches = gmem__patches_of(network, batch, v, pass->wide);
+    patches.to_latents = 1;
+    pass->engine.ops->patches(&pass->engine, &patches);
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch, float *x, const float *t,
                                     const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+    const gmem_network_info *info = &pass->network->info;
+    const int64_t latent = info->channels * info->height * info->width;
     gmem__conditions conditions;
     conditions.snippets = snippets;
     conditions.labels = labels;
-    if (!pass || !x || !t || !v || batch < 1)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "a pass needs a batch, latents, times and room for the velocity");
-    const gmem_network *network = pass->network;
     GMEM__TRY(gmem__check_conditions(pass, batch, batch, t, &conditions, error));
-    gmem__find_modulations(pass, batch, t, &conditions);
-    gmem__embed_patches(pass, batch, x);
-    gmem__run_blocks(pass, slot, batch);
-    gmem__run_final(pass, batch);
-    if (!gmem__all_finite(pass->wide, network->output.weight.rows * batch * network->info.tokens))
-        return gmem__fail_at(error, GMEM_E_NONFINITE, gmem_file_path(network->file), -1,
-                             "the network's output is not finite: its weights or its input hold NaN or infinity");
-    gmem__unpatchify(network, batch, pass->wide, v);
+    for (int64_t first = 0, count; first < batch; first += count) {
+        count = gmem__min(pass->most, batch - first);
+        conditions.snippets = snippets ? snippets + first * info->snippet_width : NULL;
+        conditions.labels = labels ? labels + first : NULL;
+        GMEM__TRY(gmem__run_samples(pass, slot + first, count, x + first * latent, t + first, &conditions,
+                                    v + first * latent, error));
+    }
     return GMEM_OK;
+}
+
+/* From the host's memory to the host's. */
+static gmem_status gmem__pass_run_device(gmem_pass *pass, int64_t batch, const float *x, const float *t,
+                                         const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
+    const gmem_network_info *info = &pass->network->info;
+    const gmem__engine *engine = &pass->engine;
+    const int64_t count = batch * info->channels * info->height * info->width;
+    int notes = 0;
+    engine->ops->upload(engine, pass->in, x, count);
+    GMEM__TRY(gmem__pass_run(pass, 0, batch, pass->in, t, snippets, labels, pass->out, error));
+    GMEM__TRY(engine->ops->settle(engine, &notes, error));
+    if (notes) return gmem__pass_nonfinite(pass, error);
+    engine->ops->download(engine, v, pass->out, count);
+    return engine->ops->settle(engine, NULL, error);
 }
 
 GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *x, const float *t,
                                    const float *snippets, const int64_t *labels, float *v, gmem_error *error) {
-    return gmem__pass_run(pass, 0, batch, x, t, snippets, labels, v, error);
+    gmem_error why;
+    if (!pass || !x || !t || !v || batch < 1 || batch > pass->max_batch)
+        return gmem__fail(error, GMEM_E_ARGUMENT,
+                          "a pass needs a batch that it was made for, latents, times and room for the velocity");
+    /* x is only read: the CPU's patches go both ways */
+    if (!pass->engine.stream) return gmem__pass_run(pass, 0, batch, (float *)x, t, snippets, labels, v, error);
+    if (!pass->fallback) {
+        const gmem_status status = gmem__pass_run_device(pass, batch, x, t, snippets, labels, v, &why);
+        if (!gmem__falls_back(pass->network->context, status, &why)) {
+            if (status != GMEM_OK && error) *error = why;
+            return status;
+        }
+        GMEM__TRY(gmem__pass_on_cpu(pass->network, pass->max_batch, &pass->fallback, error));
+    }
+    return gmem_pass_run(pass->fallback, batch, x, t, snippets, labels, v, error);
 }
 
 #undef GMEM__PREPARED_COLUMNS
@@ -13273,57 +20257,6 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
 /* ---- src/autoencoder.c ---- */
 /* Autoencoders from their files: names of the parts in each naming scheme, structure from the tensors, weights.
  * One architecture, CompVis's AutoencoderKL (latent-diffusion, ldm/models/autoencoder.py), serves VA-VAE and SD-VAE. */
-/* ---- src/autoencoder.h ---- */
-/* The autoencoder's networks as the list of their layers: what loading makes and a run walks through. */
-#ifndef GMEM__AUTOENCODER_H
-#define GMEM__AUTOENCODER_H
-
-
-typedef struct gmem__ae_conv {
-    gmem__weight weight; /* (out, in * kernel * kernel) */
-    const float *bias;   /* (out) */
-    int kernel;
-} gmem__ae_conv;
-
-typedef struct gmem__ae_norm {
-    const float *weight, *bias; /* (channels) */
-} gmem__ae_norm;
-
-typedef enum gmem__ae_kind {
-    GMEM__AE_CONV,      /* conv[0] */
-    GMEM__AE_RESIDUAL,  /* x + conv[1](silu(norm[1](conv[0](silu(norm[0](x)))))), x through conv[2] where out != in */
-    GMEM__AE_ATTENTION, /* x + conv[3](attention(conv[0](n), conv[1](n), conv[2](n))) with n = norm[0](x); one head */
-    GMEM__AE_NORM_SILU  /* silu(norm[0](x)) */
-} gmem__ae_kind;
-
-typedef struct gmem__ae_layer {
-    gmem__ae_kind kind;
-    int64_t in, out;      /* channels */
-    int stride, upsample; /* of a CONV, as in gmem__conv */
-    gmem__ae_norm norm[2];
-    gmem__ae_conv conv[4];
-} gmem__ae_layer;
-
-/* The encoder or the decoder, quantisation convolutions included. */
-typedef struct gmem__ae_net {
-    gmem__ae_layer *layers; /* (count), in the store's memory */
-    int64_t count, capacity;
-} gmem__ae_net;
-
-struct gmem_autoencoder {
-    const gmem_context *context;
-    gmem_file *file;
-    int file_owned;
-    gmem__store store;
-    gmem_autoencoder_info info;
-    gmem__ae_net encoder, decoder;
-};
-
-/* 32 groups, eps 1e-6: `Normalize` of CompVis's latent-diffusion, ldm/modules/diffusionmodules/model.py. */
-#define GMEM__AE_GROUPS 32
-#define GMEM__AE_EPS    1e-6f
-
-#endif /* GMEM__AUTOENCODER_H */
 
 #include <stdio.h>
 
@@ -13498,8 +20431,9 @@ static gmem_status gmem__ae_take_conv(gmem__ae_builder *b, gmem__ae_position at,
     gmem__ae_name weight = gmem__ae_key(b, at, leaf, ".weight"), bias = gmem__ae_key(b, at, leaf, ".bias");
     out->kernel = kernel;
     GMEM__TRY(gmem__ae_take_weight(b, weight.text, out_channels, in_channels, kernel, &out->weight));
-    if (b->store->context->compute != GMEM_COMPUTE_F32) /* int8 too: images suffer from it */
-        GMEM__TRY(gmem__store_narrow(b->store, &out->weight, GMEM_COMPUTE_BF16, 0, b->error));
+    gmem_compute compute = b->store->context->compute;
+    if (compute == GMEM_COMPUTE_INT8) compute = GMEM_COMPUTE_BF16; /* images suffer from int8 */
+    if (compute != GMEM_COMPUTE_F32) GMEM__TRY(gmem__store_narrow(b->store, &out->weight, compute, 0, b->error));
     return gmem__store_vector(b->store, bias.text, out_channels, &out->bias, b->error);
 }
 
@@ -13726,24 +20660,37 @@ static gmem_status gmem__ae_load(gmem_autoencoder *ae, gmem_error *error) {
     return gmem__ae_describe(ae, &b, decoder_levels, encoder_levels);
 }
 
+static gmem_status gmem__ae_open(gmem_autoencoder *ae, const gmem_autoencoder_desc *desc, gmem_error *error) {
+    gmem_context *context = (gmem_context *)(uintptr_t)ae->context;
+    ae->file = desc->file;
+    if (!desc->file) {
+        GMEM__TRY(gmem_file_open(context, desc->path, desc->key, &ae->file, error));
+        ae->file_owned = 1;
+    }
+    ae->store.context = context;
+    ae->store.file = ae->file;
+    gmem_status status = gmem__choose_device(context, desc->backend, &ae->store.device, error);
+    if (status == GMEM_OK) status = gmem__ae_load(ae, error);
+    if (status == GMEM_OK) status = gmem__store_upload(&ae->store, error);
+    return gmem__fail_in(error, status, gmem_file_path(ae->file));
+}
+
 GMEM_API gmem_status gmem_autoencoder_open(gmem_context *context, const gmem_autoencoder_desc *desc,
                                            gmem_autoencoder **out, gmem_error *error) {
+    gmem_error why;
     if (!context || !desc || !out || (!desc->path && !desc->file))
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_autoencoder_open needs a context, a file and an output");
     gmem_autoencoder *ae = (gmem_autoencoder *)gmem__alloc(context, 1, sizeof *ae);
     if (!ae) return gmem__fail(error, GMEM_E_MEMORY, "no memory for an autoencoder");
     ae->context = context;
-    ae->file = desc->file;
-    ae->file_owned = !desc->file;
-    gmem_status status = GMEM_OK;
-    if (ae->file_owned) status = gmem_file_open(context, desc->path, desc->key, &ae->file, error);
-    if (status == GMEM_OK) {
-        ae->store.context = context;
-        ae->store.file = ae->file;
-        status = gmem__fail_in(error, gmem__ae_load(ae, error), gmem_file_path(ae->file));
-    }
+    const gmem_status status = gmem__ae_open(ae, desc, &why);
     if (status != GMEM_OK) {
+        const int again = ae->store.device && gmem__falls_back(context, status, &why);
+        gmem_autoencoder_desc on_cpu = *desc;
         gmem_autoencoder_close(ae);
+        on_cpu.backend = GMEM_BACKEND_CPU;
+        if (again) return gmem_autoencoder_open(context, &on_cpu, out, error);
+        if (error) *error = why;
         return status;
     }
     gmem__quoted path;
@@ -13767,6 +20714,7 @@ GMEM_API const gmem_autoencoder_info *gmem_autoencoder_get_info(const gmem_autoe
 /* ---- src/autoencoder_run.c ---- */
 /* Autoencoders at work: the walk through a half's layers, decoding, encoding, and what lies between the transformer's
  * latents and pixels. */
+
 
 #include <math.h>
 
@@ -13937,27 +20885,43 @@ typedef struct gmem__ae_job {
     const gmem__ae_net *net;
     int64_t count, height, width;
     const float *input; /* (count, in, height, width) */
+    const gmem__store *store;
     gmem__ae_plan plan;
-    gmem__arena arena;
+    gmem__engine engine;
+    gmem__arena memory; /* of the engine, for the next five */
     float *a, *b, *work;
-    void *scratch;
-    float *results; /* (count, out_channels, out_height, out_width): the caller's outputs wait for the last image */
+    float *in;         /* (plan.input) where `input` does not do */
+    float *stats;      /* (2, in channels) to pixels: what latents are multiplied by, and what is added */
+    int to_pixels;     /* of latents elsewhere: there is no `input`, and there are no results */
+    gmem__arena arena; /* of the host */
+    float *scales;     /* like stats */
+    float *results;    /* (count, out_channels, out_height, out_width): the caller's outputs wait for the last image */
 } gmem__ae_job;
 
 static int64_t gmem__ae_result_size(const gmem__ae_plan *plan) {
     return plan->out_channels * plan->out_height * plan->out_width;
 }
 
-static void gmem__ae_take(gmem__ae_job *job) {
-    const gmem_context *context = job->context;
-    job->a = GMEM__TAKE_F32(&job->arena, job->plan.state);
-    job->b = GMEM__TAKE_F32(&job->arena, job->plan.state);
-    job->work = GMEM__TAKE_F32(&job->arena, job->plan.work);
-    job->scratch = gmem__take(&job->arena, context->ops->scratch_bytes(context->threads), 1);
+static void gmem__ae_take_engine(gmem__ae_job *job) {
+    job->a = GMEM__TAKE_F32(&job->memory, job->plan.state);
+    job->b = GMEM__TAKE_F32(&job->memory, job->plan.state);
+    job->work = GMEM__TAKE_F32(&job->memory, job->plan.work);
+    if (job->engine.stream || job->to_pixels) job->in = GMEM__TAKE_F32(&job->memory, job->plan.input);
+    if (job->to_pixels) job->stats = GMEM__TAKE_F32(&job->memory, 2 * job->net->layers[0].in);
+}
+
+static void gmem__ae_take_host(gmem__ae_job *job) {
+    job->engine.scratch = gmem__take(&job->arena, job->engine.ops->scratch_bytes(job->engine.threads), 1);
+    if (job->to_pixels) job->scales = GMEM__TAKE_F32(&job->arena, 2 * job->net->layers[0].in);
     job->results = GMEM__TAKE_F32(&job->arena, job->count * gmem__ae_result_size(&job->plan));
 }
 
-static void gmem__ae_job_end(gmem__ae_job *job) { gmem__arena_release(job->context, &job->arena); }
+static void gmem__ae_job_end(gmem__ae_job *job) {
+    if (!job->engine.ops) return;
+    job->engine.ops->release(&job->engine, job->context, &job->memory);
+    gmem__arena_release(job->context, &job->arena);
+    gmem__engine_close(&job->engine);
+}
 
 static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
     int64_t size = 0;
@@ -13965,35 +20929,69 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
         !gmem__mul(gmem__max(job->plan.state, job->plan.input), job->count, &size))
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld images of %lld x %lld are too large", (long long)job->count,
                           (long long)job->height, (long long)job->width);
-    gmem__ae_take(job);
+    GMEM__TRY(gmem__engine_open(job->store, &job->engine, error));
+    gmem__ae_take_host(job);
     if (!gmem__arena_reserve(job->context, &job->arena))
         return gmem__fail(error, GMEM_E_MEMORY, "no memory for the autoencoder: %lld bytes",
                           (long long)job->arena.bytes);
-    gmem__ae_take(job);
+    gmem__ae_take_host(job);
+    gmem__ae_take_engine(job);
+    GMEM__TRY(gmem__engine_reserve(&job->engine, job->context, &job->memory, "the autoencoder", error));
+    gmem__ae_take_engine(job);
+    return GMEM_OK;
+}
+
+static gmem_status gmem__ae_job_image(gmem__ae_job *job, int64_t i, gmem_error *error) {
+    const gmem__engine *engine = &job->engine;
+    const int64_t size = gmem__ae_result_size(&job->plan);
+    const float *input = job->input + i * job->plan.input;
+    int notes = 0;
+    if (engine->stream) {
+        engine->ops->upload(engine, job->in, input, job->plan.input);
+        input = job->in;
+    }
+    gmem__ae_walk walk = {*engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
+    gmem__ae_run(&walk, job->net, input);
+    const int finite = engine->ops->finite(engine, walk.x, size, GMEM__NOTE_IMAGE);
+    engine->ops->download(engine, job->results + i * size, walk.x, size);
+    GMEM__TRY(engine->ops->settle(engine, &notes, error));
+    if (!finite || notes)
+        return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
+                          (long long)i);
     return GMEM_OK;
 }
 
 static gmem_status gmem__ae_job_images(gmem__ae_job *job, gmem_error *error) {
-    int64_t size = gmem__ae_result_size(&job->plan);
-    for (int64_t i = 0; i < job->count; i++) {
-        gmem__engine engine = gmem__engine_of(job->context);
-        engine.scratch = job->scratch;
-        gmem__ae_walk walk = {engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
-        gmem__ae_run(&walk, job->net, job->input + i * job->plan.input);
-        if (!gmem__all_finite(walk.x, size))
-            return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
-                              (long long)i);
-        memcpy(job->results + i * size, walk.x, (size_t)size * sizeof(float));
-    }
+    GMEM__TRY(gmem__ae_job_begin(job, error));
+    for (int64_t i = 0; i < job->count; i++)
+        GMEM__TRY(gmem__ae_job_image(job, i, error));
     return GMEM_OK;
 }
 
 /* On success the results wait in the job until gmem__ae_job_end. */
-static gmem_status gmem__ae_job_run(gmem__ae_job *job, gmem_error *error) {
-    GMEM__TRY(gmem__ae_job_begin(job, error));
-    gmem_status status = gmem__ae_job_images(job, error);
+static gmem_status gmem__ae_job_try(gmem__ae_job *job, gmem_error *error) {
+    const gmem_status status = gmem__ae_job_images(job, error);
     if (status != GMEM_OK) gmem__ae_job_end(job);
     return status;
+}
+
+/* The same, on the CPU where a device fails: `on_cpu`, if not NULL, is to be closed after the job. */
+static gmem_status gmem__ae_job_run(const gmem_autoencoder *ae, gmem__ae_job *job, gmem_autoencoder **on_cpu,
+                                    gmem_error *error) {
+    const gmem__ae_job fresh = *job;
+    gmem_error why;
+    *on_cpu = NULL;
+    if (!ae->store.device) return gmem__ae_job_try(job, error);
+    const gmem_status status = gmem__ae_job_try(job, &why);
+    if (!gmem__falls_back(ae->context, status, &why)) {
+        if (status != GMEM_OK && error) *error = why;
+        return status;
+    }
+    GMEM__TRY(gmem__autoencoder_on_cpu(ae, on_cpu, error));
+    *job = fresh;
+    job->net = job->net == &ae->decoder ? &(*on_cpu)->decoder : &(*on_cpu)->encoder;
+    job->store = &(*on_cpu)->store;
+    return gmem__ae_job_try(job, error);
 }
 
 static gmem__ae_job gmem__ae_job_of(const gmem_autoencoder *ae, const gmem__ae_net *net, int64_t count, int64_t height,
@@ -14001,6 +20999,7 @@ static gmem__ae_job gmem__ae_job_of(const gmem_autoencoder *ae, const gmem__ae_n
     gmem__ae_job job;
     memset(&job, 0, sizeof job);
     job.context = ae->context;
+    job.store = &ae->store;
     job.net = net;
     job.count = count;
     job.height = height;
@@ -14014,10 +21013,65 @@ GMEM_API gmem_status gmem_decode(const gmem_autoencoder *autoencoder, int64_t co
     if (!autoencoder || !z || !out || count < 1 || height < 1 || width < 1)
         return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_decode needs latents (count, channels, height, width)");
     gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->decoder, count, height, width, z);
-    GMEM__TRY(gmem__ae_job_run(&job, error));
-    memcpy(out, job.results, (size_t)(count * gmem__ae_result_size(&job.plan)) * sizeof(float));
-    gmem__ae_job_end(&job);
+    gmem_autoencoder *on_cpu = NULL;
+    const gmem_status status = gmem__ae_job_run(autoencoder, &job, &on_cpu, error);
+    if (status == GMEM_OK) {
+        memcpy(out, job.results, (size_t)(count * gmem__ae_result_size(&job.plan)) * sizeof(float));
+        gmem__ae_job_end(&job);
+    }
+    gmem_autoencoder_close(on_cpu);
+    return status;
+}
+
+/* One picture of gmem__decode_pixels, the job having begun. scale, shift (channels) of the engine, behind job->in. */
+static gmem_status gmem__ae_job_pixels(gmem__ae_job *job, const gmem__latents *latents, int64_t i, float offset,
+                                       uint8_t *pixels, gmem_error *error) {
+    const gmem__engine *engine = &job->engine;
+    const int64_t size = gmem__ae_result_size(&job->plan), channels = job->net->layers[0].in;
+    gmem__scale_shift scale_shift;
+    int notes = 0;
+    latents->engine->ops->hand_over(latents->engine, latents->x + i * job->plan.input, engine, job->in,
+                                    job->plan.input);
+    GMEM__TRY(latents->engine->ops->settle(latents->engine, &notes, error));
+    scale_shift.x = scale_shift.y = job->in;
+    scale_shift.scale = job->stats;
+    scale_shift.shift = job->stats + channels;
+    scale_shift.channels = channels;
+    scale_shift.area = job->height * job->width;
+    engine->ops->scale_shift(engine, &scale_shift);
+    gmem__ae_walk walk = {*engine, job->a, job->b, job->work, job->height, job->width, job->context->compute};
+    gmem__ae_run(&walk, job->net, job->in);
+    const int finite = engine->ops->finite(engine, walk.x, size, GMEM__NOTE_IMAGE);
+    engine->ops->pixels(engine, pixels, walk.x, size / 3, offset);
+    GMEM__TRY(engine->ops->settle(engine, &notes, error));
+    if (!finite || notes)
+        return gmem__fail(error, GMEM_E_NONFINITE, "the autoencoder's output for image %lld is not finite",
+                          (long long)i);
     return GMEM_OK;
+}
+
+/* What gmem_denormalize multiplies by and adds: out (2, channels). */
+static void gmem__latent_scales(const gmem__latents *latents, int64_t channels, float *out) {
+    for (int64_t c = 0; c < channels; c++) {
+        out[c] = (float)((latents->std ? (double)latents->std[c] : 1) / latents->multiplier);
+        out[channels + c] = latents->mean ? latents->mean[c] : 0;
+    }
+}
+
+GMEM__FN gmem_status gmem__decode_pixels(const gmem_autoencoder *autoencoder, const gmem__latents *latents,
+                                         float offset, uint8_t *pixels, gmem_error *error) {
+    gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->decoder, 0, latents->height, latents->width, NULL);
+    const int64_t channels = autoencoder->decoder.layers[0].in;
+    job.to_pixels = 1;
+    gmem_status status = gmem__ae_job_begin(&job, error);
+    if (status == GMEM_OK) {
+        gmem__latent_scales(latents, channels, job.scales);
+        job.engine.ops->upload(&job.engine, job.stats, job.scales, 2 * channels);
+    }
+    for (int64_t i = 0; i < latents->count && status == GMEM_OK; i++)
+        status = gmem__ae_job_pixels(&job, latents, i, offset, pixels + i * gmem__ae_result_size(&job.plan), error);
+    gmem__ae_job_end(&job);
+    return status;
 }
 
 static double gmem__ae_conv_flop(const gmem__ae_conv *conv, double area) {
@@ -14058,13 +21112,14 @@ GMEM_API gmem_status gmem_encode(const gmem_autoencoder *autoencoder, int64_t co
         return gmem__fail(error, GMEM_E_ARGUMENT, "an image of %lld x %lld: both must be multiples of %lld",
                           (long long)height, (long long)width, (long long)autoencoder->info.factor);
     gmem__ae_job job = gmem__ae_job_of(autoencoder, &autoencoder->encoder, count, height, width, image);
-    GMEM__TRY(gmem__ae_job_run(&job, error));
-    int64_t size = gmem__ae_result_size(&job.plan) / 2;
-    for (int64_t i = 0; i < count; i++) {
+    gmem_autoencoder *on_cpu = NULL;
+    const gmem_status status = gmem__ae_job_run(autoencoder, &job, &on_cpu, error);
+    const int64_t size = gmem__ae_result_size(&job.plan) / 2;
+    for (int64_t i = 0; i < count && status == GMEM_OK; i++)
         gmem__ae_split(job.results + 2 * i * size, size, mean + i * size, logvar + i * size);
-    }
-    gmem__ae_job_end(&job);
-    return GMEM_OK;
+    if (status == GMEM_OK) gmem__ae_job_end(&job);
+    gmem_autoencoder_close(on_cpu);
+    return status;
 }
 
 /* latents and pixels ---------------------------------------------------------------------------------------------- */
@@ -14111,22 +21166,10 @@ GMEM_API gmem_status gmem_read_latent_stats(const gmem_file *file, int64_t chann
     return GMEM_OK;
 }
 
-/* The published rounding: 127.5 y + 128 truncated. NaN gives 0. */
-static uint8_t gmem__pixel(float y) {
-    float value = 127.5f * y + 128.0f;
-    return (uint8_t)(!(value > 0) ? 0 : value >= 255 ? 255 : value);
-}
-
 GMEM_API void gmem_pixels(const float *decoded, int64_t count, int64_t height, int64_t width, uint8_t *pixels) {
-    int64_t area = height * width;
-    for (int64_t i = 0; i < count; i++) {
-        const float *image = decoded + i * 3 * area;
-        for (int64_t at = 0; at < area; at++) {
-            for (int64_t c = 0; c < 3; c++) {
-                *pixels++ = gmem__pixel(image[c * area + at]);
-            }
-        }
-    }
+    const int64_t area = height * width;
+    for (int64_t i = 0; i < count; i++)
+        gmem__host_pixels(NULL, pixels + i * 3 * area, decoded + i * 3 * area, area, GMEM__PIXEL_OFFSET);
 }
 /* ---- src/bank.c ---- */
 /* The memory bank: opening its files without touching rows, and reading rows whole or from their decomposition. */
@@ -15406,9 +22449,23 @@ GMEM__FN int gmem__schedule_next(gmem__schedule *schedule, double *t);
 
 #define GMEM__MAX_STAGES 7
 
+/* Where a run's vectors are and what draws its noise. */
+typedef struct gmem__integration {
+    const gmem__engine *engine;
+    const gmem_rng *philox; /* the noise of a step comes from this generator, drawn on the engine; or NULL */
+    int64_t picture;        /* the first one's number, for it */
+    int draw_start;         /* the start noise too: `x` of gmem__integrate is neither read nor written */
+    /* Gets the result, of the engine, in place of the host's x; or NULL. */
+    gmem_status (*take)(void *user, const gmem__engine *engine, const float *x, gmem_error *error);
+    void *take_user;
+} gmem__integration;
+
 typedef struct gmem__run {
     const gmem__plan *plan;
     const gmem_integrate_desc *desc;
+    const gmem__engine *engine; /* of the vectors that follow */
+    const gmem__integration *how;
+    float *host;   /* (count) where a device's vectors meet the caller's functions, or NULL */
     int64_t count; /* batch * per_picture: the length of every buffer here */
     float *x;      /* the state */
     float *stage;  /* the state that a stage looks at */
@@ -15424,15 +22481,18 @@ GMEM__FN gmem_status gmem__run_model(gmem__run *run, double t, double guide_t, c
                                      gmem_error *error);
 /* A step is over and the state has reached t: checks that it is finite, reports, and asks whether to go on. */
 GMEM__FN gmem_status gmem__run_step_done(gmem__run *run, double t, gmem_error *error);
-/* out = x_weight * x + sum of weight[j] * k[j], summed in double, rounded once. `out` may be any of the inputs. */
+/* Of gmem__ops.combine over whole vectors. */
 GMEM__FN void gmem__run_combine(const gmem__run *run, float *out, double x_weight, const float *x, int terms,
                                 const double *weight, const float *const *k);
+/* out = the generator's noise for this purpose and index. */
+GMEM__FN void gmem__run_draw(const gmem__run *run, gmem_draw draw, int64_t index, float *out);
 /* drift = blend.x * x + blend.model * drift */
 GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const float *x, float *drift);
 
-/* gmem_integrate, with the context as the network holds it. */
-GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
-                                     gmem_error *error);
+/* gmem_integrate with vectors of an engine, of which only `x` is the host's: the velocity function gets addresses of
+ * the engine, the noise and the progress function memory of the host. */
+GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem__integration *how,
+                                     const gmem_integrate_desc *desc, float *x, gmem_error *error);
 
 /* ode.c, multistep.c, sde.c: from plan->start to the end; the state is in and out of run->x. */
 GMEM__FN gmem_status gmem__run_grid(gmem__run *run, gmem_error *error);
@@ -15639,30 +22699,36 @@ static const double gmem__dopri_middle[7] = {6025192743.0 / 30085553152.0 / 2,  
 #define GMEM__DOPRI_MAX_GROWTH 10.0
 #define GMEM__DOPRI_MAX_SHRINK 0.2
 
-static double gmem__rms(double sum_of_squares, int64_t count) { return sqrt(sum_of_squares / (double)count); }
+/* The RMS over the whole batch of a combination of k's, in units of the tolerance at x (and y, where that is not NULL).
+ */
+static double gmem__dopri_norm(const gmem__run *run, int terms, const double *weight, const float *const *k,
+                               const float *x, const float *y) {
+    gmem__error_norm op;
+    memset(&op, 0, sizeof op);
+    op.terms = terms;
+    for (int j = 0; j < terms; j++) {
+        op.weight[j] = weight[j];
+        op.k[j] = k[j];
+    }
+    op.x = x;
+    op.y = y;
+    op.atol = run->plan->desc.atol;
+    op.rtol = run->plan->desc.rtol;
+    op.count = run->count;
+    return sqrt(run->engine->ops->error_norm(run->engine, &op) / (double)run->count);
+}
 
 /* The first step's length (Hairer, Norsett, Wanner: "Solving Ordinary Differential Equations I", II.4); k[0] holds the
  * drift at the start. */
 static gmem_status gmem__dopri_first_step(gmem__run *run, double t, double *dt, gmem_error *error) {
-    const gmem_sampler_desc *desc = &run->plan->desc;
-    const float *x = run->x, *f0 = run->k[0], *f1 = run->k[1];
-    double d0 = 0, d1 = 0, d2 = 0;
-    for (int64_t i = 0; i < run->count; i++) {
-        double scale = desc->atol + desc->rtol * fabs((double)x[i]);
-        d0 += gmem__square((double)x[i] / scale);
-        d1 += gmem__square((double)f0[i] / scale);
-    }
-    d0 = gmem__rms(d0, run->count);
-    d1 = gmem__rms(d1, run->count);
+    static const double one = 1, difference[2] = {-1, 1};
+    const float *const x = run->x, *const *const k = (const float *const *)run->k;
+    const double d0 = gmem__dopri_norm(run, 1, &one, &x, x, NULL), d1 = gmem__dopri_norm(run, 1, &one, k, x, NULL);
     double h0 = d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1;
-    gmem__run_combine(run, run->stage, 1, x, 1, &h0, (const float *const *)run->k);
+    gmem__run_combine(run, run->stage, 1, x, 1, &h0, k);
     double next_t = (double)(float)(t + h0);
     GMEM__TRY(gmem__drift(run, next_t, next_t, run->stage, run->k[1], error));
-    for (int64_t i = 0; i < run->count; i++) {
-        double scale = desc->atol + desc->rtol * fabs((double)x[i]);
-        d2 += gmem__square(((double)f1[i] - (double)f0[i]) / scale);
-    }
-    d2 = gmem__rms(d2, run->count) / h0;
+    const double d2 = gmem__dopri_norm(run, 2, difference, k, x, NULL) / h0;
     double h1 = d1 <= 1e-15 && d2 <= 1e-15 ? fmax(1e-6, h0 * 1e-3) : pow(0.01 / fmax(d1, d2), 1.0 / GMEM__DOPRI_ORDER);
     *dt = fmin(100 * h0, h1);
     return GMEM_OK;
@@ -15684,18 +22750,12 @@ static gmem_status gmem__dopri_attempt(gmem__run *run, double t, double dt, gmem
     return GMEM_OK;
 }
 
-/* The estimated error in units of the tolerance, RMS over the whole batch. */
+/* The estimated error in units of the tolerance. */
 static double gmem__dopri_error_ratio(const gmem__run *run, double dt) {
-    const gmem_sampler_desc *desc = &run->plan->desc;
-    double sum = 0;
-    for (int64_t i = 0; i < run->count; i++) {
-        double estimate = 0;
-        for (int j = 0; j < 7; j++)
-            estimate += dt * gmem__dopri_error[j] * (double)run->k[j][i];
-        double size = fmax(fabs((double)run->x[i]), fabs((double)run->stage[i]));
-        sum += gmem__square(estimate / (desc->atol + desc->rtol * size));
-    }
-    return gmem__rms(sum, run->count);
+    double weight[7];
+    for (int j = 0; j < 7; j++)
+        weight[j] = dt * gmem__dopri_error[j];
+    return gmem__dopri_norm(run, 7, weight, (const float *const *)run->k, run->x, run->stage);
 }
 
 static double gmem__dopri_next_step(double dt, double ratio) {
@@ -15704,18 +22764,23 @@ static double gmem__dopri_next_step(double dt, double ratio) {
     return dt * fmin(GMEM__DOPRI_MAX_GROWTH, fmax(GMEM__DOPRI_SAFETY / pow(ratio, 1.0 / GMEM__DOPRI_ORDER), least));
 }
 
-/* The state a fraction `s` into the step just taken, by a quartic through both ends, their slopes and the middle. */
+/* The state a fraction `s` into the step just taken, by the quartic through both ends y0 and y1, their slopes f0 and f1
+ * and the middle m:
+ *     a s^4 + b s^3 + c s^2 + f0 s + y0,  a = 2 (f1 - f0) - 8 (y1 + y0) + 16 m,  b = 5 f0 - 3 f1 + 18 y0 + 14 y1 - 32
+ * m, c = f1 - 4 f0 - 11 y0 - 5 y1 + 16 m,  m = y0 + what gmem__dopri_middle makes of the slopes. */
 static void gmem__dopri_interpolate(gmem__run *run, double dt, double s) {
-    for (int64_t i = 0; i < run->count; i++) {
-        double y0 = (double)run->x[i], y1 = (double)run->stage[i], middle = y0;
-        double f0 = dt * (double)run->k[0][i], f1 = dt * (double)run->k[6][i];
-        for (int j = 0; j < 7; j++)
-            middle += dt * gmem__dopri_middle[j] * (double)run->k[j][i];
-        double a = 2 * (f1 - f0) - 8 * (y1 + y0) + 16 * middle;
-        double b = 5 * f0 - 3 * f1 + 18 * y0 + 14 * y1 - 32 * middle;
-        double c = f1 - 4 * f0 - 11 * y0 - 5 * y1 + 16 * middle;
-        run->x[i] = (float)((((a * s + b) * s + c) * s + f0) * s + y0);
+    const double s2 = s * s, s3 = s2 * s, s4 = s2 * s2, middle = 16 * s4 - 32 * s3 + 16 * s2;
+    const float *vector[8];
+    double weight[8];
+    for (int j = 0; j < 7; j++) {
+        vector[j] = run->k[j];
+        weight[j] = dt * gmem__dopri_middle[j] * middle;
     }
+    weight[0] += dt * (-2 * s4 + 5 * s3 - 4 * s2 + s);
+    weight[6] += dt * (2 * s4 - 3 * s3 + s2);
+    vector[7] = run->stage;
+    weight[7] = -8 * s4 + 14 * s3 - 5 * s2;
+    gmem__run_combine(run, run->x, 1 - 8 * s4 + 18 * s3 - 11 * s2 + middle, run->x, 8, weight, vector);
 }
 
 static void gmem__swap(float **a, float **b) {
@@ -15894,11 +22959,18 @@ static gmem_status gmem__sde_drift(gmem__run *run, const gmem__sde_terms *terms,
     return GMEM_OK;
 }
 
-/* run->noise = the caller's noise for interval i. */
+/* run->noise = the noise for interval i: the generator's, drawn on the engine, or the caller's. */
 static gmem_status gmem__sde_noise(gmem__run *run, int64_t i, gmem_error *error) {
     const gmem_integrate_desc *desc = run->desc;
+    const gmem__ops *ops = run->engine->ops;
+    if (run->how->philox) {
+        gmem__run_draw(run, GMEM_DRAW_STEP, i, run->noise);
+        return GMEM_OK;
+    }
+    float *const noise = run->engine->stream ? run->host : run->noise;
     gmem_error own = gmem__callback_error();
-    gmem_status status = desc->noise(desc->noise_user, i, desc->batch, desc->per_picture, run->noise, &own);
+    gmem_status status = desc->noise(desc->noise_user, i, desc->batch, desc->per_picture, noise, &own);
+    if (run->engine->stream) ops->upload(run->engine, run->noise, noise, run->count);
     return gmem__fail_callback(error, status, &own, "the noise function");
 }
 
@@ -16233,19 +23305,29 @@ static gmem__halves gmem__halves_at(const gmem__plan *plan, double t) {
 static void gmem__guide(const gmem__run *run, float *out) {
     const gmem_sampler_desc *desc = &run->plan->desc;
     const int64_t per_picture = run->desc->per_picture, channels = gmem__max(1, run->desc->channels);
-    const int64_t guided = desc->cfg_channels ? per_picture / channels * desc->cfg_channels : per_picture;
-    for (int64_t picture = 0; picture < run->desc->batch; picture++) {
-        float *c = out + picture * per_picture;
-        const float *u = run->unconditional + picture * per_picture;
-        for (int64_t i = 0; i < guided; i++)
-            c[i] = (float)((double)u[i] + desc->cfg_scale * ((double)c[i] - (double)u[i]));
-    }
+    gmem__combine op;
+    memset(&op, 0, sizeof op);
+    op.out = out;
+    op.x = run->unconditional;
+    op.x_weight = 1 - desc->cfg_scale;
+    op.terms = 1;
+    op.weight[0] = desc->cfg_scale;
+    op.k[0] = out;
+    op.rows = run->desc->batch;
+    op.width = desc->cfg_channels ? per_picture / channels * desc->cfg_channels : per_picture;
+    op.stride = per_picture;
+    run->engine->ops->combine(run->engine, &op);
 }
 
 static gmem_status gmem__nonfinite(const gmem__run *run, const char *what, double t, gmem_error *error) {
     gmem__quoted at;
     return gmem__fail(error, GMEM_E_NONFINITE, "%s is not finite at t = %s (pass %lld)", what,
                       gmem__format_double(&at, t), (long long)run->passes);
+}
+
+/* x may be NULL. */
+static int gmem__run_finite(const gmem__run *run, const float *x, int note) {
+    return !x || run->engine->ops->finite(run->engine, x, run->count, note);
 }
 
 GMEM__FN gmem_status gmem__run_model(gmem__run *run, double t, double guide_t, const float *x, float *out,
@@ -16264,16 +23346,32 @@ GMEM__FN gmem_status gmem__run_model(gmem__run *run, double t, double guide_t, c
     gmem_status status = run->desc->velocity(run->desc->velocity_user, &call, &own);
     if (status != GMEM_OK) return gmem__fail_callback(error, status, &own, "the velocity function");
     run->passes++;
-    if ((call.conditional && !gmem__all_finite(call.conditional, run->count)) ||
-        (call.unconditional && !gmem__all_finite(call.unconditional, run->count)))
+    if (!gmem__run_finite(run, call.conditional, GMEM__NOTE_MODEL) ||
+        !gmem__run_finite(run, call.unconditional, GMEM__NOTE_MODEL))
         return gmem__nonfinite(run, "what the network gave", t, error);
     if (halves == GMEM__HALF_BOTH) gmem__guide(run, out);
     return GMEM_OK;
 }
 
+/* Once a step a device is waited for, and what it noted comes to light. */
+static gmem_status gmem__run_settle(const gmem__run *run, double t, gmem_error *error) {
+    int notes = 0;
+    GMEM__TRY(run->engine->ops->settle(run->engine, &notes, error));
+    if (notes & (GMEM__NOTE_NETWORK | GMEM__NOTE_MODEL)) return gmem__nonfinite(run, "what the network gave", t, error);
+    return notes ? gmem__nonfinite(run, "the state", t, error) : GMEM_OK;
+}
+
+/* The state where the caller can read it. */
+static const float *gmem__run_visible(const gmem__run *run) {
+    if (!run->engine->stream) return run->x;
+    run->engine->ops->download(run->engine, run->host, run->x, run->count);
+    return run->host;
+}
+
 GMEM__FN gmem_status gmem__run_step_done(gmem__run *run, double t, gmem_error *error) {
     run->step++;
-    if (!gmem__all_finite(run->x, run->count)) return gmem__nonfinite(run, "the state", t, error);
+    if (!gmem__run_finite(run, run->x, GMEM__NOTE_STATE)) return gmem__nonfinite(run, "the state", t, error);
+    GMEM__TRY(gmem__run_settle(run, t, error));
     if (!run->desc->progress) return GMEM_OK;
     gmem_progress progress;
     progress.step = run->step;
@@ -16281,7 +23379,7 @@ GMEM__FN gmem_status gmem__run_step_done(gmem__run *run, double t, gmem_error *e
     progress.passes = run->passes;
     progress.total_passes = run->total_passes;
     progress.t = t;
-    progress.x = run->x;
+    progress.x = gmem__run_visible(run);
     if (run->desc->progress(run->desc->progress_user, &progress))
         return gmem__fail(error, GMEM_E_CANCELLED, "cancelled after step %lld", (long long)run->step);
     return GMEM_OK;
@@ -16289,12 +23387,19 @@ GMEM__FN gmem_status gmem__run_step_done(gmem__run *run, double t, gmem_error *e
 
 GMEM__FN void gmem__run_combine(const gmem__run *run, float *out, double x_weight, const float *x, int terms,
                                 const double *weight, const float *const *k) {
-    for (int64_t i = 0; i < run->count; i++) {
-        double sum = x_weight * (double)x[i];
-        for (int j = 0; j < terms; j++)
-            sum += weight[j] * (double)k[j][i];
-        out[i] = (float)sum;
+    gmem__combine op;
+    memset(&op, 0, sizeof op);
+    op.out = out;
+    op.x = x;
+    op.x_weight = x_weight;
+    op.terms = terms;
+    for (int j = 0; j < terms; j++) {
+        op.weight[j] = weight[j];
+        op.k[j] = k[j];
     }
+    op.rows = 1;
+    op.width = op.stride = run->count;
+    run->engine->ops->combine(run->engine, &op);
 }
 
 GMEM__FN void gmem__run_blend(const gmem__run *run, gmem__blend blend, const float *x, float *drift) {
@@ -16314,6 +23419,11 @@ static void gmem__run_layout(gmem__run *run, gmem__arena *arena) {
     if (gmem__is_sde(method)) run->noise = GMEM__TAKE_F32(arena, run->count);
 }
 
+/* Whether a device's vectors go through the host on their way to the caller's functions. */
+static int gmem__run_needs_host(const gmem__run *run) {
+    return run->engine->stream && (run->desc->progress || (gmem__is_sde(run->plan->method) && !run->how->philox));
+}
+
 static gmem_status gmem__run_solver(gmem__run *run, gmem_error *error) {
     switch (run->plan->method->solver) {
     case GMEM__SOLVER_DOPRI:
@@ -16330,9 +23440,10 @@ static gmem_status gmem__run_solver(gmem__run *run, gmem_error *error) {
     return gmem__run_grid(run, error);
 }
 
-static gmem_status gmem__check_integrate(const gmem_context *context, const gmem_integrate_desc *desc, const float *x,
-                                         const gmem__plan *plan, int64_t *count, gmem_error *error) {
-    if (!context || !x || !desc->velocity)
+static gmem_status gmem__check_integrate(const gmem_context *context, const gmem__integration *how,
+                                         const gmem_integrate_desc *desc, const float *x, const gmem__plan *plan,
+                                         int64_t *count, gmem_error *error) {
+    if (!context || (!x && !how->take) || !desc->velocity)
         return gmem__fail(error, GMEM_E_ARGUMENT, "integrating needs a context, a state and a velocity");
     if (desc->batch < 1 || desc->per_picture < 1 || !gmem__mul(desc->batch, desc->per_picture, count))
         return gmem__fail(error, GMEM_E_ARGUMENT, "the batch or the picture is empty or too large");
@@ -16342,13 +23453,39 @@ static gmem_status gmem__check_integrate(const gmem_context *context, const gmem
     if (plan->desc.cfg_channels > gmem__max(1, desc->channels))
         return gmem__fail(error, GMEM_E_ARGUMENT, "%d guided channels, where the latent has %lld",
                           plan->desc.cfg_channels, (long long)gmem__max(1, desc->channels));
-    if (gmem__is_sde(plan->method) && !desc->noise)
+    if (gmem__is_sde(plan->method) && !desc->noise && !how->philox)
         return gmem__fail(error, GMEM_E_ARGUMENT, "%s needs noise", plan->method->name);
     return GMEM_OK;
 }
 
-GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_integrate_desc *desc, float *x,
-                                     gmem_error *error) {
+GMEM__FN void gmem__run_draw(const gmem__run *run, gmem_draw draw, int64_t index, float *out) {
+    gmem__normal op;
+    op.seed = run->how->philox->seed;
+    op.draw = draw;
+    op.index = index;
+    op.picture = run->how->picture;
+    op.count = run->desc->batch;
+    op.per_picture = run->desc->per_picture;
+    op.out = out;
+    run->engine->ops->normal(run->engine, &op);
+}
+
+static gmem_status gmem__run_between(gmem__run *run, float *x, gmem_error *error) {
+    const gmem__engine *engine = run->engine;
+    int notes;
+    if (run->how->draw_start)
+        gmem__run_draw(run, GMEM_DRAW_LATENT, 0, run->x);
+    else
+        engine->ops->upload(engine, run->x, x, run->count);
+    GMEM__TRY(gmem__run_solver(run, error));
+    GMEM__TRY(engine->ops->settle(engine, &notes, error)); /* before the caller's memory is touched */
+    if (run->how->take) return run->how->take(run->how->take_user, engine, run->x, error);
+    engine->ops->download(engine, x, run->x, run->count);
+    return engine->ops->settle(engine, NULL, error);
+}
+
+GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem__integration *how,
+                                     const gmem_integrate_desc *desc, float *x, gmem_error *error) {
     gmem_sampler_desc resolved;
     gmem__run run;
     gmem__arena arena;
@@ -16356,33 +23493,38 @@ GMEM__FN gmem_status gmem__integrate(const gmem_context *context, const gmem_int
     memset(&arena, 0, sizeof arena);
     GMEM__TRY(gmem_sampler_check(&desc->sampler, 0, &resolved, error));
     const gmem__plan plan = gmem__plan_make(&resolved);
-    GMEM__TRY(gmem__check_integrate(context, desc, x, &plan, &run.count, error));
+    GMEM__TRY(gmem__check_integrate(context, how, desc, x, &plan, &run.count, error));
     run.plan = &plan;
     run.desc = desc;
+    run.how = how;
+    run.engine = how->engine;
     run.total_passes = gmem__plan_passes(&plan);
     run.steps = plan.intervals + plan.last_step;
 
     gmem__run_layout(&run, &arena);
-    if (!gmem__arena_reserve(context, &arena))
-        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler (%lld bytes)", (long long)arena.bytes);
+    GMEM__TRY(gmem__engine_reserve(run.engine, context, &arena, "the sampler", error));
     gmem__run_layout(&run, &arena);
-    memcpy(run.x, x, (size_t)run.count * sizeof(float));
-    gmem_status status = gmem__run_solver(&run, error);
-    if (status == GMEM_OK) {
-        memcpy(x, run.x, (size_t)run.count * sizeof(float));
-        if (desc->passes) *desc->passes = run.passes;
-    }
-    gmem__arena_release(context, &arena);
+    const int64_t host = gmem__run_needs_host(&run) ? run.count : 0;
+    if (host) run.host = (float *)gmem__alloc_raw(context, host, sizeof(float));
+    gmem_status status = host && !run.host ? gmem__fail(error, GMEM_E_MEMORY, "no memory for the sampler")
+                                           : gmem__run_between(&run, x, error);
+    if (status == GMEM_OK && desc->passes) *desc->passes = run.passes;
+    gmem__free(context, run.host, host, sizeof(float));
+    run.engine->ops->release(run.engine, context, &arena);
     return status;
 }
 
 GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_desc *desc, float *x,
                                     gmem_error *error) {
-    if (!desc) return gmem__fail(error, GMEM_E_ARGUMENT, "there is nothing to integrate");
+    gmem__integration how;
+    if (!context || !desc) return gmem__fail(error, GMEM_E_ARGUMENT, "there is nothing to integrate");
     if (desc->sampler.cache_threshold > 0)
         return gmem__fail(error, GMEM_E_COMBINATION,
                           "a cache threshold is for sampling with a network, not for a velocity function");
-    return gmem__integrate(context, desc, x, error);
+    const gmem__engine engine = gmem__cpu_engine(context);
+    memset(&how, 0, sizeof how);
+    how.engine = &engine;
+    return gmem__integrate(context, &how, desc, x, error);
 }
 /* ---- src/sample.c ---- */
 /* Sampling with a network: it becomes the velocity that is integrated, a generator the noise. */
@@ -16390,6 +23532,8 @@ GMEM_API gmem_status gmem_integrate(gmem_context *context, const gmem_integrate_
 /* Guided passes run a doubled batch: the conditional half first, then the null half. */
 typedef struct gmem__sampling {
     const gmem_sample_desc *desc;
+    const gmem__ends *ends;
+    const gmem_context *context;
     const gmem_network_info *info;
     const gmem__method *method;
     int guided;
@@ -16398,12 +23542,14 @@ typedef struct gmem__sampling {
     int doubled_draws; /* the published script draws noise for the doubled batch and uses the first half */
     int64_t batch, per_picture;
     gmem_pass *pass;
-    float *t;        /* (2 batch) */
-    float *snippets; /* (2 batch, snippet_width): the null half is zero */
-    int64_t *labels; /* (2 batch) */
-    float *x, *v;    /* (2 batch, per_picture), guided only */
-    float *draws;    /* (2 batch, per_picture), doubled_draws only */
-    float *times;    /* (time_count) the network's times to come, neighbours distinct */
+    const gmem__engine *engine; /* the pass's */
+    gmem__arena memory;         /* of the engine, for ... */
+    float *x, *v;               /* (2 batch, per_picture), guided only */
+    float *t;                   /* (2 batch), here and below on the host */
+    float *snippets;            /* (2 batch, snippet_width): the null half is zero */
+    int64_t *labels;            /* (2 batch) */
+    float *draws;               /* (2 batch, per_picture), doubled_draws only */
+    float *times;               /* (time_count) the network's times to come, neighbours distinct */
     int64_t time_count;
     int64_t prepared_first, prepared_end; /* of `times`: what the pass holds prepared */
 } gmem__sampling;
@@ -16428,20 +23574,37 @@ static gmem_status gmem__prepare_times(gmem__sampling *sampling, float t, gmem_e
                              sampling->desc->labels, sampling->guided, error);
 }
 
+static void gmem__copy_vector(const gmem__engine *engine, float *to, const float *from, int64_t count) {
+    gmem__copy copy;
+    copy.to = to;
+    copy.from = from;
+    copy.rows = 1;
+    copy.width = copy.to_stride = copy.from_stride = count;
+    engine->ops->copy(engine, &copy);
+}
+
 static gmem_status gmem__run_both(gmem__sampling *sampling, const gmem_velocity_call *call, gmem_error *error) {
-    const size_t half = (size_t)(sampling->batch * sampling->per_picture);
-    memcpy(sampling->x, call->x, half * sizeof(float));
-    memcpy(sampling->x + half, call->x, half * sizeof(float));
+    const int64_t half = sampling->batch * sampling->per_picture;
+    gmem__copy_vector(sampling->engine, sampling->x, call->x, half);
+    gmem__copy_vector(sampling->engine, sampling->x + half, call->x, half);
     GMEM__TRY(gmem__pass_run(sampling->pass, 0, 2 * sampling->batch, sampling->x, sampling->t, sampling->snippets,
                              sampling->labels, sampling->v, error));
-    memcpy(call->conditional, sampling->v, half * sizeof(float));
-    memcpy(call->unconditional, sampling->v + half, half * sizeof(float));
+    gmem__copy_vector(sampling->engine, call->conditional, sampling->v, half);
+    gmem__copy_vector(sampling->engine, call->unconditional, sampling->v + half, half);
     return GMEM_OK;
 }
 
-static void gmem__negate(float *v, int64_t count) {
-    for (int64_t i = 0; v && i < count; i++)
-        v[i] = -v[i];
+/* v may be NULL. */
+static void gmem__negate(const gmem__engine *engine, float *v, int64_t count) {
+    gmem__combine op;
+    if (!v) return;
+    memset(&op, 0, sizeof op);
+    op.out = v;
+    op.x = v;
+    op.x_weight = -1;
+    op.rows = 1;
+    op.width = op.stride = count;
+    engine->ops->combine(engine, &op);
 }
 
 static gmem_status gmem__network_velocity(void *user, const gmem_velocity_call *call, gmem_error *error) {
@@ -16454,14 +23617,14 @@ static gmem_status gmem__network_velocity(void *user, const gmem_velocity_call *
     if (call->conditional && call->unconditional)
         GMEM__TRY(gmem__run_both(sampling, call, error));
     else if (call->conditional)
-        GMEM__TRY(gmem__pass_run(sampling->pass, 0, sampling->batch, call->x, sampling->t, desc->snippets, desc->labels,
-                                 call->conditional, error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, 0, sampling->batch, (float *)call->x, sampling->t, desc->snippets,
+                                 desc->labels, call->conditional, error));
     else
-        GMEM__TRY(gmem__pass_run(sampling->pass, sampling->batch, sampling->batch, call->x, sampling->t, NULL, NULL,
-                                 call->unconditional, error));
+        GMEM__TRY(gmem__pass_run(sampling->pass, sampling->batch, sampling->batch, (float *)call->x, sampling->t, NULL,
+                                 NULL, call->unconditional, error));
     if (sampling->flip_sign) {
-        gmem__negate(call->conditional, sampling->batch * sampling->per_picture);
-        gmem__negate(call->unconditional, sampling->batch * sampling->per_picture);
+        gmem__negate(sampling->engine, call->conditional, sampling->batch * sampling->per_picture);
+        gmem__negate(sampling->engine, call->unconditional, sampling->batch * sampling->per_picture);
     }
     return GMEM_OK;
 }
@@ -16481,10 +23644,10 @@ static gmem_status gmem__generator_noise(void *user, int64_t index, int64_t batc
     return GMEM_OK;
 }
 
-static gmem_status gmem__check_sample(const gmem_network *network, const gmem_sample_desc *desc, const float *x,
+static gmem_status gmem__check_sample(const gmem_network *network, const gmem_sample_desc *desc, int has_x,
                                       int64_t per_picture, gmem_error *error) {
     int64_t elements;
-    if (!network || !desc || !x)
+    if (!network || !desc || !has_x)
         return gmem__fail(error, GMEM_E_ARGUMENT, "sampling needs a network, a description and a start");
     if (desc->batch < 1 || !gmem__mul(desc->batch, 4 * per_picture, &elements))
         return gmem__fail(error, GMEM_E_ARGUMENT, "the batch is empty or too large");
@@ -16502,8 +23665,6 @@ static void gmem__sampling_layout(gmem__sampling *sampling, gmem__arena *arena, 
     sampling->times = GMEM__TAKE_F32(arena, time_count);
     if (sampling->doubled_draws) sampling->draws = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
     if (!sampling->guided) return;
-    sampling->x = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
-    sampling->v = GMEM__TAKE_F32(arena, doubled * sampling->per_picture);
     if (info->snippet_width > 0) sampling->snippets = GMEM__TAKE_F32(arena, doubled * info->snippet_width);
     if (info->classes > 0) sampling->labels = (int64_t *)gmem__take(arena, doubled, sizeof(int64_t));
 }
@@ -16527,11 +23688,17 @@ static void gmem__sampling_fill(gmem__sampling *sampling, const gmem__plan *plan
     }
 }
 
-static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling *sampling, const gmem__plan *plan,
-                                    float *x, gmem_error *error) {
+static void gmem__sampling_layout_engine(gmem__sampling *sampling) {
+    if (!sampling->guided) return;
+    sampling->x = GMEM__TAKE_F32(&sampling->memory, 2 * sampling->batch * sampling->per_picture);
+    sampling->v = GMEM__TAKE_F32(&sampling->memory, 2 * sampling->batch * sampling->per_picture);
+}
+
+static gmem_status gmem__sample_integrate(gmem__sampling *sampling, const gmem__plan *plan, float *x,
+                                          gmem_error *error) {
     const gmem_sample_desc *desc = sampling->desc;
     gmem_integrate_desc integrate;
-    gmem__sampling_fill(sampling, plan);
+    gmem__integration how;
     memset(&integrate, 0, sizeof integrate);
     integrate.sampler = plan->desc;
     integrate.sampler.cache_threshold = 0; /* the pass sees to it */
@@ -16545,26 +23712,53 @@ static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling 
     integrate.progress = desc->progress;
     integrate.progress_user = desc->progress_user;
     integrate.passes = desc->passes;
+    memset(&how, 0, sizeof how);
+    how.engine = sampling->engine;
+    how.philox = !desc->noise && desc->rng && desc->rng->kind == GMEM_RNG_PHILOX ? desc->rng : NULL;
+    how.picture = desc->picture;
+    if (sampling->ends) {
+        how.draw_start = sampling->ends->draw_start;
+        how.take = sampling->ends->take;
+        how.take_user = sampling->ends->user;
+    }
+    return gmem__integrate(sampling->context, &how, &integrate, x, error);
+}
+
+static gmem_status gmem__sample_run(const gmem_network *network, gmem__sampling *sampling, const gmem__plan *plan,
+                                    float *x, gmem_error *error) {
+    const gmem_sample_desc *desc = sampling->desc;
+    gmem__sampling_fill(sampling, plan);
     GMEM__TRY(gmem__pass_create(network, sampling->batch * (1 + sampling->guided), plan->desc.cache_threshold,
                                 &sampling->pass, error));
-    gmem_status status = gmem__integrate(network->context, &integrate, x, error);
+    sampling->engine = gmem__pass_engine(sampling->pass);
+    gmem__sampling_layout_engine(sampling);
+    gmem_status status = GMEM_OK;
+    if (sampling->guided)
+        status = gmem__engine_reserve(sampling->engine, network->context, &sampling->memory, "the sampler", error);
+    if (status == GMEM_OK) {
+        gmem__sampling_layout_engine(sampling);
+        status = gmem__sample_integrate(sampling, plan, x, error);
+        sampling->engine->ops->release(sampling->engine, network->context, &sampling->memory);
+    }
     if (status == GMEM_OK && desc->reuse) *desc->reuse = gmem__pass_reuse(sampling->pass);
     gmem_pass_destroy(sampling->pass);
     return status;
 }
 
-GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
-                                 gmem_error *error) {
+GMEM__FN gmem_status gmem__sample(const gmem_network *network, const gmem_sample_desc *desc, const gmem__ends *ends,
+                                  float *x, gmem_error *error) {
     gmem_sampler_desc resolved;
     gmem__sampling sampling;
     gmem__arena arena;
     memset(&sampling, 0, sizeof sampling);
     memset(&arena, 0, sizeof arena);
     const int64_t per_picture = network ? network->info.channels * network->info.height * network->info.width : 0;
-    GMEM__TRY(gmem__check_sample(network, desc, x, per_picture, error));
+    GMEM__TRY(gmem__check_sample(network, desc, x || ends, per_picture, error));
     GMEM__TRY(gmem_sampler_check(&desc->sampler, network->info.time_reversed, &resolved, error));
     const gmem__plan plan = gmem__plan_make(&resolved);
     sampling.desc = desc;
+    sampling.ends = ends;
+    sampling.context = network->context;
     sampling.info = &network->info;
     sampling.method = plan.method;
     sampling.guided = resolved.cfg_scale > 1;
@@ -16583,6 +23777,113 @@ GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_
     gmem_status status = gmem__sample_run(network, &sampling, &plan, x, error);
     gmem__arena_release(network->context, &arena);
     return status;
+}
+
+GMEM_API gmem_status gmem_sample(const gmem_network *network, const gmem_sample_desc *desc, float *x,
+                                 gmem_error *error) {
+    gmem_error why;
+    gmem_network *on_cpu = NULL;
+    gmem_rng rng;
+    if (!network || !network->store.device) return gmem__sample(network, desc, NULL, x, error);
+    if (desc && desc->rng) rng = *desc->rng;
+    gmem_status status = gmem__sample(network, desc, NULL, x, &why);
+    if (!gmem__falls_back(network->context, status, &why)) {
+        if (status != GMEM_OK && error) *error = why;
+        return status;
+    }
+    if (desc->rng) *desc->rng = rng; /* x is as it was, and so must the noise be */
+    GMEM__TRY(gmem__network_on_cpu(network, &on_cpu, error));
+    status = gmem__sample(on_cpu, desc, NULL, x, error);
+    gmem_network_close(on_cpu);
+    return status;
+}
+/* ---- src/sample_pixels.c ---- */
+/* From the seed to the pixels: what a sampler made goes to the decoder where it is, and only pixels come back. */
+
+typedef struct gmem__pixels_job {
+    const gmem_autoencoder *autoencoder;
+    const gmem_network_info *info;
+    const gmem_sample_pixels_desc *desc;
+    uint8_t *pixels;
+} gmem__pixels_job;
+
+static gmem_status gmem__take_pixels(void *user, const gmem__engine *engine, const float *x, gmem_error *error) {
+    const gmem__pixels_job *job = (const gmem__pixels_job *)user;
+    const gmem_sample_pixels_desc *desc = job->desc;
+    gmem__latents latents;
+    latents.engine = engine;
+    latents.x = x;
+    latents.count = desc->sample.batch;
+    latents.height = job->info->height;
+    latents.width = job->info->width;
+    latents.mean = desc->mean;
+    latents.std = desc->std;
+    latents.multiplier = desc->multiplier != 0 ? desc->multiplier : job->autoencoder->info.multiplier;
+    const float offset = job->info->architecture == GMEM_ARCH_GMEM_SIT ? GMEM__PIXEL_OFFSET - 0.5f : GMEM__PIXEL_OFFSET;
+    return gmem__decode_pixels(job->autoencoder, &latents, offset, job->pixels, error);
+}
+
+static gmem_status gmem__sample_pixels(const gmem_network *network, const gmem_autoencoder *autoencoder,
+                                       const gmem_sample_pixels_desc *desc, uint8_t *pixels, gmem_error *error) {
+    gmem__pixels_job job;
+    gmem__ends ends;
+    job.autoencoder = autoencoder;
+    job.info = &network->info;
+    job.desc = desc;
+    job.pixels = pixels;
+    ends.draw_start = !desc->z;
+    ends.take = gmem__take_pixels;
+    ends.user = &job;
+    /* z is only read, as `take` gets what became of it */
+    return gmem__sample(network, &desc->sample, &ends, (float *)(uintptr_t)desc->z, error);
+}
+
+/* Both on the CPU. */
+static gmem_status gmem__sample_pixels_on_cpu(const gmem_network *network, const gmem_autoencoder *autoencoder,
+                                              const gmem_sample_pixels_desc *desc, uint8_t *pixels, gmem_error *error) {
+    gmem_network *network_on_cpu = NULL;
+    gmem_autoencoder *autoencoder_on_cpu = NULL;
+    gmem_status status = gmem__network_on_cpu(network, &network_on_cpu, error);
+    if (status == GMEM_OK) status = gmem__autoencoder_on_cpu(autoencoder, &autoencoder_on_cpu, error);
+    if (status == GMEM_OK) status = gmem__sample_pixels(network_on_cpu, autoencoder_on_cpu, desc, pixels, error);
+    gmem_autoencoder_close(autoencoder_on_cpu);
+    gmem_network_close(network_on_cpu);
+    return status;
+}
+
+static gmem_status gmem__sample_pixels_check(const gmem_network *network, const gmem_autoencoder *autoencoder,
+                                             const gmem_sample_pixels_desc *desc, const uint8_t *pixels,
+                                             gmem_error *error) {
+    if (!network || !autoencoder || !desc || !pixels)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "job needs a network, an autoencoder and room for the pixels");
+    if (!(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the multiplier is negative or not finite");
+    if (!desc->z && (!desc->sample.rng || desc->sample.rng->kind != GMEM_RNG_PHILOX))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the start noise is drawn by the Philox generator only");
+    if (network->info.channels != autoencoder->info.latent_channels)
+        return gmem__fail(error, GMEM_E_LATENT, "the autoencoder has %lld latent channels, the network %lld",
+                          (long long)autoencoder->info.latent_channels, (long long)network->info.channels);
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_sample_pixels(const gmem_network *network, const gmem_autoencoder *autoencoder,
+                                        const gmem_sample_pixels_desc *desc, uint8_t *pixels, gmem_error *error) {
+    gmem_error why;
+    gmem_rng rng;
+    GMEM__TRY(gmem__sample_pixels_check(network, autoencoder, desc, pixels, error));
+    if (!network->store.device && !autoencoder->store.device)
+        return gmem__sample_pixels(network, autoencoder, desc, pixels, error);
+    if (desc->sample.rng) rng = *desc->sample.rng;
+    const gmem_status status =
+        !network->store.device == !autoencoder->store.device
+            ? gmem__sample_pixels(network, autoencoder, desc, pixels, &why)
+            : gmem__fail(&why, GMEM_E_COMBINATION, "the network and the autoencoder are on different backends");
+    if (!gmem__falls_back(network->context, status, &why)) {
+        if (status != GMEM_OK && error) *error = why;
+        return status;
+    }
+    if (desc->sample.rng) *desc->sample.rng = rng; /* the noise must be the same again */
+    return gmem__sample_pixels_on_cpu(network, autoencoder, desc, pixels, error);
 }
 /* ---- src/generate.c ---- */
 /* One call from files to pixels, on the public objects alone. */
@@ -16606,12 +23907,12 @@ typedef struct gmem__generation {
     gmem_progress done; /* steps and passes of the batches before; what the present one has told last */
     gmem_progress told;
     int bank_in_network;
-    gmem__arena arena; /* of the five below */
-    float *z;          /* (batch, channels, height, width): noise, then latents */
+    int host_noise;    /* z is drawn here, not where the network is */
+    gmem__arena arena; /* of the four below */
+    float *z;          /* (batch, channels, height, width) noise, with host_noise */
     float *snippets;   /* (batch, snippet_width) */
     int64_t *chosen;   /* (count) rows or labels */
     float *stats;      /* (2, channels): mean and std */
-    float *decoded;    /* (3, height * factor, width * factor), of one picture */
     gmem_image image;
 } gmem__generation;
 
@@ -16620,11 +23921,10 @@ typedef struct gmem__generation {
 static int64_t gmem__image_bytes(const gmem_image *image) { return image->count * image->height * image->width * 3; }
 
 static void gmem__generation_take(gmem__generation *g) {
-    g->z = GMEM__TAKE_F32(&g->arena, g->batch * g->per_picture);
+    g->z = GMEM__TAKE_F32(&g->arena, g->host_noise ? g->batch * g->per_picture : 0);
     g->snippets = GMEM__TAKE_F32(&g->arena, g->batch * g->info->snippet_width);
     g->chosen = (int64_t *)gmem__take(&g->arena, g->count, sizeof *g->chosen);
     g->stats = GMEM__TAKE_F32(&g->arena, 2 * g->info->channels);
-    g->decoded = GMEM__TAKE_F32(&g->arena, 3 * g->image.height * g->image.width);
 }
 
 /* torch's generators have one stream, so the batch changes the pictures; the published script draws all at once. */
@@ -16783,9 +24083,16 @@ static gmem_status gmem__generation_choose_by_noise(gmem__generation *g, const g
     return status;
 }
 
+/* The rows' frequencies, where they and the noise choose the rows. */
+static const gmem_tensor *gmem__generation_frequencies(const gmem__generation *g) {
+    const gmem_generate_desc *desc = g->desc;
+    if (!g->bank_in_network || desc->memory_count > 0 || desc->label_count > 0) return NULL;
+    return gmem_file_find_any(g->network_file, "memoryfreq");
+}
+
 static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_error *error) {
-    const gmem_tensor *frequencies = gmem_file_find_any(g->network_file, "memoryfreq");
-    if (g->bank_in_network && frequencies) return gmem__generation_choose_by_noise(g, frequencies, error);
+    const gmem_tensor *frequencies = gmem__generation_frequencies(g);
+    if (frequencies) return gmem__generation_choose_by_noise(g, frequencies, error);
     int64_t high = g->bank ? gmem_bank_rows(g->bank) : g->info->classes;
     gmem_rng_integers(&g->rng, GMEM_DRAW_ROW, g->first, g->size, high, g->chosen + g->first);
     return GMEM_OK;
@@ -16793,7 +24100,7 @@ static gmem_status gmem__generation_choose_random(gmem__generation *g, gmem_erro
 
 /* The published script's order of draws: z, then rows; the steps' noise follows while sampling. */
 static gmem_status gmem__generation_condition(gmem__generation *g, gmem_error *error) {
-    gmem_rng_normal(&g->rng, GMEM_DRAW_LATENT, 0, g->first, g->size, g->per_picture, g->z);
+    if (g->host_noise) gmem_rng_normal(&g->rng, GMEM_DRAW_LATENT, 0, g->first, g->size, g->per_picture, g->z);
     if (g->desc->memory_count == 0 && g->desc->label_count == 0) GMEM__TRY(gmem__generation_choose_random(g, error));
     for (int64_t i = 0; i < g->size && g->bank; i++) {
         GMEM__TRY(gmem_bank_snippet(g->bank, g->chosen[g->first + i], g->snippets + i * g->info->snippet_width, error));
@@ -16816,35 +24123,25 @@ static int gmem__generation_progress(void *user, const gmem_progress *progress) 
     return g->desc->progress(g->desc->progress_user, &all);
 }
 
-static gmem_status gmem__generation_sample(gmem__generation *g, gmem_error *error) {
-    gmem_sample_desc desc;
+static gmem_status gmem__generation_batch_pixels(gmem__generation *g, gmem_error *error) {
+    gmem_sample_pixels_desc desc;
     memset(&desc, 0, sizeof desc);
-    desc.sampler = g->desc->sampler;
-    desc.batch = g->size;
-    desc.picture = g->first;
-    desc.snippets = g->bank ? g->snippets : NULL;
-    desc.labels = g->bank ? NULL : g->chosen + g->first;
-    desc.rng = &g->rng;
-    desc.progress = g->desc->progress ? gmem__generation_progress : NULL;
-    desc.progress_user = g;
-    GMEM__TRY(gmem_sample(g->network, &desc, g->z, error));
+    desc.sample.sampler = g->desc->sampler;
+    desc.sample.batch = g->size;
+    desc.sample.picture = g->first;
+    desc.sample.snippets = g->bank ? g->snippets : NULL;
+    desc.sample.labels = g->bank ? NULL : g->chosen + g->first;
+    desc.sample.rng = &g->rng;
+    desc.sample.progress = g->desc->progress ? gmem__generation_progress : NULL;
+    desc.sample.progress_user = g;
+    desc.z = g->host_noise ? g->z : NULL;
+    desc.mean = g->stats;
+    desc.std = g->stats + g->info->channels;
+    desc.multiplier = g->desc->multiplier;
+    uint8_t *pixels = g->image.pixels + g->first * g->image.height * g->image.width * 3;
+    GMEM__TRY(gmem_sample_pixels(g->network, g->autoencoder, &desc, pixels, error));
     g->done.step += g->told.step;
     g->done.passes += g->told.passes;
-    return GMEM_OK;
-}
-
-static gmem_status gmem__generation_decode(gmem__generation *g, gmem_error *error) {
-    const gmem_network_info *info = g->info;
-    const int64_t image_bytes = g->image.height * g->image.width * 3;
-    double multiplier = g->desc->multiplier;
-    if (multiplier == 0) multiplier = gmem_autoencoder_get_info(g->autoencoder)->multiplier;
-    gmem_denormalize(g->z, g->size, info->channels, info->height * info->width, g->stats, g->stats + info->channels,
-                     multiplier);
-    for (int64_t i = 0; i < g->size; i++) {
-        GMEM__TRY(
-            gmem_decode(g->autoencoder, 1, info->height, info->width, g->z + i * g->per_picture, g->decoded, error));
-        gmem_pixels(g->decoded, 1, g->image.height, g->image.width, g->image.pixels + (g->first + i) * image_bytes);
-    }
     return GMEM_OK;
 }
 
@@ -16854,8 +24151,7 @@ static gmem_status gmem__generation_draw(gmem__generation *g, gmem_error *error)
     for (g->first = 0; g->first < g->count; g->first += g->size) {
         g->size = gmem__min(g->batch, g->count - g->first);
         GMEM__TRY(gmem__generation_condition(g, error));
-        GMEM__TRY(gmem__generation_sample(g, error));
-        GMEM__TRY(gmem__generation_decode(g, error));
+        GMEM__TRY(gmem__generation_batch_pixels(g, error));
     }
     return GMEM_OK;
 }
@@ -16864,6 +24160,7 @@ static gmem_status gmem__generation_run(gmem__generation *g, gmem_error *error) 
     GMEM__TRY(gmem__generation_open_network(g, error));
     GMEM__TRY(gmem__generation_open_bank(g, error));
     GMEM__TRY(gmem__generation_open_autoencoder(g, error));
+    g->host_noise = g->desc->rng != GMEM_RNG_PHILOX || gmem__generation_frequencies(g) != NULL;
     GMEM__TRY(gmem__generation_alloc(g, error));
     GMEM__TRY(gmem__generation_read_stats(g, error));
     return gmem__generation_draw(g, error);
