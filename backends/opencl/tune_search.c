@@ -572,13 +572,21 @@ static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
     return gmem__tune_open_stream(tuner, error);
 }
 
-/* The kernel for this kind of device, or the other where that is faster at one shape. */
-static void gmem__tune_choose_own(gmem__tuner *tuner) {
+/* The own kernel for this kind of device, measured whatever the time; or the other one, where that is faster at one
+ * shape. */
+static gmem_status gmem__tune_measure_own(gmem__tuner *tuner, gmem_error *error) {
     const int is_cpu = tuner->trial.found.limits.is_cpu, shape = 1;
-    const gmem__cl_way usual = is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
     const gmem__cl_way other = is_cpu ? GMEM__CL_WAY_OWN : GMEM__CL_WAY_TILE;
-    const double seconds[2] = {gmem__tune_measure(tuner, shape, usual, 0), gmem__tune_measure(tuner, shape, other, 0)};
-    tuner->own_way = seconds[1] > 0 && (seconds[0] == 0 || seconds[1] < seconds[0]) ? other : usual;
+    const double limit = tuner->limit;
+    tuner->own_way = is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
+    tuner->limit = DBL_MAX;
+    gmem_status status = gmem__tune_measure_all(tuner, tuner->own_way, "the own kernels", tuner->own_first, error);
+    tuner->limit = limit;
+    if (status != GMEM_OK || gmem__tune_elapsed(tuner) > limit / 4) return status;
+    const double seconds = gmem__tune_measure(tuner, shape, other, 0);
+    if (seconds == 0 || (tuner->own_first[shape] > 0 && seconds >= tuner->own_first[shape])) return GMEM_OK;
+    tuner->own_way = other;
+    return gmem__tune_measure_all(tuner, other, "the own kernels", tuner->own_first, error);
 }
 
 /* Everything as it comes; then the search, and what came of it. */
@@ -586,8 +594,7 @@ static gmem_status gmem__tune_work(gmem__tuner *tuner, gmem__tune_found *found, 
     double clblast[GMEM_TUNE_SHAPES];
     memset(clblast, 0, sizeof clblast);
     GMEM__TRY(gmem__tune_prepare(tuner, error));
-    gmem__tune_choose_own(tuner);
-    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, "the own kernels", tuner->own_first, error));
+    GMEM__TRY(gmem__tune_measure_own(tuner, error));
     if (gmem__tune_sum(tuner->own_first) < DBL_MAX) gmem__tune_begin_own(tuner);
     if (tuner->trial.library.has_clblast && gmem__tune_elapsed(tuner) < tuner->limit) {
         const double start = gmem__tune_elapsed(tuner);
