@@ -21,11 +21,11 @@ typedef struct drawing {
     gmem_rng rng;
     int64_t count, batch;
     int64_t latent_size, height, width; /* of a latent; of a picture */
+    int host_noise;                     /* the start noise is drawn here and not where the network is */
+    int64_t *memoryfreq;                /* (rows) of GMem's first version, or NULL */
     /* for one batch */
-    float *z, *snippets; /* (batch, latent_size), (batch, snippet_width) */
-    int64_t *memoryfreq; /* (rows) of GMem's first version, or NULL */
-    float *decoded;      /* (3, height, width) */
-    uint8_t *picture;    /* (height, width, 3) */
+    float *z, *snippets; /* (batch, latent_size) with host_noise, (batch, snippet_width) */
+    uint8_t *pixels;     /* (batch, height, width, 3) */
     int64_t *items;      /* (count) rows or labels drawn; for mixtures unused */
     int64_t passes;      /* of all batches so far */
     gmem_reuse reuse;    /* likewise */
@@ -101,12 +101,13 @@ static outcome allocate(drawing *d, gmem_error *error) {
     d->latent_size = info->channels * info->height * info->width;
     d->height = info->height * factor;
     d->width = info->width * factor;
-    d->z = session_floats(&d->s, d->batch * d->latent_size);
+    /* Mixtures share theirs, some networks choose rows by it, and torch's generators have one stream for all. */
+    d->host_noise = d->chosen.kind == CHOICE_MIX || d->memoryfreq || d->rng.kind != GMEM_RNG_PHILOX;
+    d->z = session_floats(&d->s, d->host_noise ? d->batch * d->latent_size : 1);
     d->snippets = session_floats(&d->s, d->batch * info->snippet_width + 1);
-    d->decoded = session_floats(&d->s, 3 * d->height * d->width);
-    d->picture = (uint8_t *)session_alloc(&d->s, 3 * d->height * d->width, 1);
+    d->pixels = (uint8_t *)session_alloc(&d->s, d->batch * 3 * d->height * d->width, 1);
     d->items = (int64_t *)session_alloc(&d->s, d->count, sizeof *d->items);
-    if (!d->z || !d->snippets || !d->decoded || !d->picture || !d->items) return out_of_memory(error);
+    if (!d->z || !d->snippets || !d->pixels || !d->items) return out_of_memory(error);
     return OUTCOME_DONE;
 }
 
@@ -135,7 +136,7 @@ static outcome draw_noise(drawing *d, int64_t first, int64_t count, gmem_error *
         repeat_first(d->z, count, d->latent_size);
         return OUTCOME_DONE;
     }
-    gmem_rng_normal(&d->rng, GMEM_DRAW_LATENT, 0, first, count, d->latent_size, d->z);
+    if (d->host_noise) gmem_rng_normal(&d->rng, GMEM_DRAW_LATENT, 0, first, count, d->latent_size, d->z);
     if (d->chosen.kind != CHOICE_RANDOM) {
         for (int64_t i = 0; i < count; i++) {
             d->items[first + i] = d->chosen.items[(first + i) % d->chosen.count];
@@ -190,23 +191,27 @@ static int step_done(void *user, const gmem_progress *progress) {
 }
 
 static outcome sample_batch(drawing *d, int64_t first, int64_t count, gmem_error *error) {
-    gmem_sample_desc desc;
+    gmem_sample_pixels_desc desc;
     int64_t passes = 0;
     gmem_reuse reuse = {0, 0};
     memset(&desc, 0, sizeof desc);
-    desc.sampler = d->sampler;
-    desc.batch = count;
-    desc.snippets = d->s.bank ? d->snippets : NULL;
-    desc.labels = d->s.bank ? NULL : d->items + first;
-    desc.rng = &d->rng;
-    desc.picture = first;
-    desc.noise = d->chosen.kind == CHOICE_MIX ? shared_noise : NULL;
-    desc.noise_user = d;
-    desc.progress = step_done;
-    desc.progress_user = d;
-    desc.passes = &passes;
-    desc.reuse = &reuse;
-    gmem_status status = gmem_sample(d->s.network, &desc, d->z, error);
+    desc.sample.sampler = d->sampler;
+    desc.sample.batch = count;
+    desc.sample.snippets = d->s.bank ? d->snippets : NULL;
+    desc.sample.labels = d->s.bank ? NULL : d->items + first;
+    desc.sample.rng = &d->rng;
+    desc.sample.picture = first;
+    desc.sample.noise = d->chosen.kind == CHOICE_MIX ? shared_noise : NULL;
+    desc.sample.noise_user = d;
+    desc.sample.progress = step_done;
+    desc.sample.progress_user = d;
+    desc.sample.passes = &passes;
+    desc.sample.reuse = &reuse;
+    desc.z = d->host_noise ? d->z : NULL;
+    desc.mean = d->s.mean;
+    desc.std = d->s.std;
+    desc.multiplier = d->s.multiplier;
+    gmem_status status = gmem_sample_pixels(d->s.network, d->s.autoencoder, &desc, d->pixels, error);
     d->passes += passes;
     d->reuse.passes += reuse.passes;
     d->reuse.reused += reuse.reused;
@@ -214,19 +219,9 @@ static outcome sample_batch(drawing *d, int64_t first, int64_t count, gmem_error
     return in_network(&d->s, status, error);
 }
 
-/* GMem's first version rounded 127.5 y + 127.5, the others 127.5 y + 128. */
-static void round_pixels(drawing *d) {
-    if (d->s.network_info->architecture == GMEM_ARCH_GMEM_SIT) {
-        for (int64_t i = 0; i < 3 * d->height * d->width; i++) {
-            d->decoded[i] -= 0.5f / 127.5f;
-        }
-    }
-    gmem_pixels(d->decoded, 1, d->height, d->width, d->picture);
-}
-
 /* outputs --------------------------------------------------------------------------------------------------------- */
 
-static outcome put_picture(drawing *d, int64_t index, gmem_error *error) {
+static outcome put_picture(drawing *d, int64_t index, const uint8_t *pixels, gmem_error *error) {
     char item[64];
     caption c;
     int mixed = d->chosen.kind == CHOICE_MIX;
@@ -237,21 +232,14 @@ static outcome put_picture(drawing *d, int64_t index, gmem_error *error) {
     }
     c.item = item;
     c.name = d->s.bank && !mixed ? gmem_bank_name(d->s.bank, d->items[index]) : NULL;
-    return output_put(&d->out, index, d->picture, &c, error);
+    return output_put(&d->out, index, pixels, &c, error);
 }
 
-static outcome decode_batch(drawing *d, int64_t first, int64_t count, gmem_error *error) {
-    const gmem_network_info *info = d->s.network_info;
-    gmem_denormalize(d->z, count, info->channels, info->height * info->width, d->s.mean, d->s.std, d->s.multiplier);
+static outcome put_batch(drawing *d, int64_t first, int64_t count, gmem_error *error) {
     for (int64_t i = 0; i < count; i++) {
-        TRY(interrupt_check(error));
-        gmem_status status =
-            gmem_decode(d->s.autoencoder, 1, info->height, info->width, d->z + i * d->latent_size, d->decoded, error);
-        TRY(in_autoencoder(&d->s, status, error));
-        round_pixels(d);
-        TRY(put_picture(d, first + i, error));
+        TRY(put_picture(d, first + i, d->pixels + i * 3 * d->height * d->width, error));
     }
-    return OUTCOME_DONE;
+    return interrupt_check(error);
 }
 
 /* What made the pictures, as text of the session's. */
@@ -325,7 +313,7 @@ static outcome draw(drawing *d, facts *f, gmem_error *error) {
         TRY(draw_noise(d, first, count, error));
         TRY(fill_snippets(d, first, count, error));
         TRY(sample_batch(d, first, count, error));
-        TRY(decode_batch(d, first, count, error));
+        TRY(put_batch(d, first, count, error));
     }
     progress_end(&d->bar);
     return output_end(&d->out, error);
