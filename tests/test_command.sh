@@ -1,6 +1,6 @@
 #!/bin/bash
 # The gmem command from outside: every subcommand, usage, exit codes, streams, JSON, outputs after errors, Ctrl-C,
-# locales, installation. Usage: tests/test_command.sh [GMEM]
+# locales, installation. Usage: tests/test_command.sh [GMEM [PART...]], parts as in the last lines.
 set -u
 cd "$(dirname "$0")/.."
 export LC_ALL=C
@@ -8,6 +8,7 @@ gmem=$(realpath "${1:-build/gmem}")
 golden=$(realpath tests/golden)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir "$work/run"
 passed=0
 failed=0
 environment= # of the command alone
@@ -71,7 +72,7 @@ json() { jq -e "$1" "$work/out"; }
 
 # close_to FILE NAME FILE NAME TOLERANCE
 compare=$work/compare
-${CC:-cc} -O1 -o "$compare" tests/compare.c build/libgmem.a -lm -fopenmp || exit 1
+${CC:-cc} -O1 -o "$compare" tests/compare.c "$(dirname "$gmem")/libgmem.a" -lm -fopenmp || exit 1
 close_to() { (cd "$work/run" && "$compare" "$@"); }
 
 quick="--method euler --steps 3"
@@ -181,8 +182,8 @@ test_refusals() {
     refuses 1 'cut.pth: .*\(at byte [0-9]+\)' convert "$work/cut.pth" -o x.safetensors
     refuses 1 'no such key|nothing' convert "$golden/dit_base.pth" --key nothing -o x.safetensors
     refuses 1 '\\x0a' info $'new\nline.pth'
-    refuses 1 'opencl is not available' sample --backend opencl
     refuses 1 "no device '7'" sample --device 7
+    refuses 1 "no device '1'" sample --backend cpu --device 1
     refuses 1 'no CPU kernel computes in f16' sample --dtype f16
     refuses 1 'has no image encoder' sample --like picture.png
     refuses 1 'no row 1362: the bank' sample --memory 1362
@@ -472,6 +473,105 @@ interrupted() {
     check "Ctrl-C in $name: no file is left" equal "$(files)" "$before"
 }
 
+# pixels_of PICTURE ARGUMENT...: the numbers of the picture that the command draws, for a picture as wide as a terminal.
+pixels_of() {
+    local picture=$1
+    shift
+    run sample --steps 10 -s 5 -n 1 --show -o shown.png "$@"
+    check "gmem sample $*" equal $rc 0
+    grep -o '[34]8;2;[0-9;]*' "$work/out" | tr ';' '\n' >"$work/$picture.pixels"
+}
+
+# Whether two pictures differ by at most 1 of 255.
+nearly_the_same() {
+    [ -s "$work/$1.pixels" ] && paste "$work/$1.pixels" "$work/$2.pixels" |
+        awk 'NF != 2 || $1 - $2 > 1 || $2 - $1 > 1 { print; bad = 1 } END { exit bad }'
+}
+
+# What the flags say of a backend, whether there is an OpenCL device or not.
+test_backends() {
+    local none="OCL_ICD_VENDORS=$work/nowhere" # where the loader finds no driver
+    mkdir "$work/cache"
+    chmod 700 "$work/cache"
+    refuses 2 '--isa is for the processor' sample --backend opencl --isa avx2
+    refuses 1 "device '0' is the processor|driver|library" sample --backend opencl --device 0
+    refuses 1 'cache folder' sample --cache-dir "$work/nowhere"
+    refuses 1 'is not a folder' sample --cache-dir "$gmem"
+    mkdir -m 777 "$work/open"
+    refuses 1 'open: others may write' sample --cache-dir "$work/open"
+    good sample $quick --cache-dir "$work/cache" --backend cpu -o device.png
+    refuses 2 '--tune needs a folder' devices --tune
+    refuses 2 '--seconds needs --tune' devices --seconds 3
+    refuses 1 'is not a folder' devices --tune --cache-dir "$gmem"
+    environment=$none
+    refuses 1 'driver|library' sample --backend opencl
+    refuses 1 'driver|library' devices --tune --cache-dir "$work/cache"
+    refuses 1 'no CPU kernel computes in f16' sample --backend auto --dtype f16
+    good sample $quick -o device.png
+    check "without OpenCL the CPU computes" matches '^backend: cpu/' "$work/err"
+    good devices
+    check "without OpenCL: why" matches '^no OpenCL device: ' "$work/err"
+    environment=
+}
+
+test_opencl() {
+    local device flags file
+    run devices --json --cache-dir "$work/cache"
+    check "devices --json" json '.[0].device == 0 and (.[1:] | all(.backend == "opencl"))'
+    device=$(jq '[.[1:][] | select(.usable)][0].device // empty' "$work/out")
+    if [ -z "$device" ]; then
+        echo "no OpenCL device that can be used is here"
+        return
+    fi
+    check "devices --json, what a device is" json '.[1] | .name and .platform and .driver and .version and .kind and
+        .memory_bytes > 0 and (.types | index("f32")) and (.self_test == "passed" or .usable == false)'
+    check "the cache keeps programs" eval '[ -n "$(ls "$work/cache")" ]'
+    good devices --cache-dir "$work/cache"
+    check "devices" matches "^$device  opencl  " "$work/out"
+    good devices --device "$device" --json --cache-dir "$work/cache"
+    check "devices --device" json "length == 1 and .[0].device == $device"
+    refuses 1 "no device '33'" sample --backend opencl --device 33
+    refuses 1 "no device 'nobody'" sample --backend opencl --device nobody
+    refuses 1 "device '0' is the processor" sample --backend opencl --device 0
+    refuses 2 'cannot be combined with a device' sample --device "$device" --isa avx2
+    flags="--backend opencl --device $device --cache-dir $work/cache"
+    pixels_of cpu --backend cpu
+    pixels_of opencl $flags
+    check "the backend is said" matches '^backend: opencl/' "$work/err"
+    check "OpenCL draws what the CPU does" nearly_the_same opencl cpu
+    pixels_of named --device "$(jq -r '.[0].name' "$work/out" 2>/dev/null || "$gmem" devices --json | jq -r ".[$device].name")" \
+        --cache-dir "$work/cache"
+    check "a device by its name" cmp "$work/named.pixels" "$work/opencl.pixels"
+    file=$golden/dit_base
+    good eval $flags -m "$file.pth" --heads 4 --input "$file.io.safetensors" -o v
+    check "eval on OpenCL" close_to v v "$file.io.safetensors" y_checkpoint 1e-5
+    run info v --json
+    check "what it writes says the backend" json '.metadata.backend | startswith("opencl/")'
+    check "what it writes says the type" json '.metadata.dtype == "f32"'
+    good eval $flags --dtype f16 -m "$file.pth" --heads 4 --input "$file.io.safetensors" -o v
+    check "eval in f16" close_to v v "$file.io.safetensors" y_checkpoint 5e-3
+    run info v --json
+    check "f16 is said" json '.metadata.dtype == "f16"'
+    run bench network --json $flags
+    check "bench network" json '(.backend | startswith("opencl/")) and .kernels == "opencl" and .gflops > 0 and
+        (.fraction_of_peak == null or .fraction_of_peak > 0)'
+    run bench autoencoder --json $flags
+    check "bench autoencoder" json '(.backend | startswith("opencl/")) and .gflops > 0'
+    # no time: the own kernels are measured all the same, and what is known is kept
+    run devices --tune --seconds 1 --device "$device" --cache-dir "$work/cache" --json
+    check "devices --tune" json '(.shapes | length) == 12 and any(.shapes[]; .own_gflops > 0 and .choice)'
+    check "devices --tune keeps a file" eval 'ls "$work/cache" | grep -q "^tuning-"'
+    run eval $flags -v -m "$file.pth" --heads 4 --input "$file.io.safetensors" -o v
+    check "the file is used" matches 'tuned parameters of' "$work/err"
+    check "eval, tuned" close_to v v "$file.io.safetensors" y_checkpoint 1e-5
+    for file in "$work"/cache/tuning-*; do
+        printf 'nonsense' >"$file"
+    done
+    run eval $flags -v -m "$golden/dit_base.pth" --heads 4 --input "$golden/dit_base.io.safetensors" -o v
+    check "a damaged file is passed over" close_to v v "$golden/dit_base.io.safetensors" y_checkpoint 1e-5
+    check "a damaged file is not used" eval '! matches "tuned parameters of" "$work/err"'
+}
+
 test_interrupts() {
     interrupted sample sample --steps 5000 -o long.png
     interrupted synth synth 1.6b/1 -o long.safetensors
@@ -505,7 +605,9 @@ test_install() {
     check "make install DESTDIR" test -x "$work/stage/usr/bin/gmem" -a -f "$work/stage/usr/include/gmem.h"
 }
 
-for part in general usage refusals networks benchmarks autoencoders banks convert sample interrupts locale install; do
+parts=${*:2}
+for part in ${parts:-general usage refusals networks benchmarks autoencoders banks convert sample backends opencl interrupts \
+    locale install}; do
     test_$part
 done
 echo "$passed passed, $failed failed"
