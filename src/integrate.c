@@ -175,7 +175,7 @@ static gmem_status gmem__check_integrate(const gmem_context *context, const gmem
 GMEM__FN void gmem__run_draw(const gmem__run *run, gmem_draw draw, int64_t index, float *out) {
     gmem__normal op;
     op.seed = run->how->philox->seed;
-    op.draw = draw;
+    op.draw = (int)draw;
     op.index = index;
     op.picture = run->how->picture;
     op.count = run->desc->batch;
