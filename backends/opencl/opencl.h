@@ -7,6 +7,8 @@
 #include "../../src/internal.h"
 #include "cl.h"
 
+#ifndef GMEM_NO_OPENCL
+
 /* load.c ---------------------------------------------------------------------------------------------------------- */
 
 /* The functions, and the libraries that they came from, to be closed. */
@@ -145,12 +147,12 @@ struct gmem__device {
     char backend[160]; /* "opencl/NAME" */
 };
 
-/* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one that
- * differs. And what a product of a usual size takes (on this device, on the context's CPU). */
+/* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one
+ * that differs. And what a product of a usual size takes (on this device, on the context's CPU). */
 GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *error);
 GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double seconds[2], gmem_error *error);
-/* program.c: from the cache folder, else compiled. And put there when it has been tested: some drivers compile more when
- * a kernel is first run, and what they have by then is in the binary. What fails of the cache is logged. */
+/* program.c: from the cache folder, else compiled. And put there when it has been tested: some drivers compile more
+ * when a kernel is first run, and what they have by then is in the binary. What fails of the cache is logged. */
 GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error);
 GMEM__FN void gmem__device_keep(const struct gmem__device *device, const char *cache_dir);
 /* tune.c: applies what the cache folder holds for this device, if anything. */
@@ -222,7 +224,7 @@ enum {
 };
 
 /* Buffers through which a stream's weights come; an operation has one weight. And what weights leave for activations,
- * bytes, at most; of small devices a quarter. */
+ * bytes, at most; of small devices a half. */
 #define GMEM__CL_POOL        2
 #define GMEM__CL_ACTIVATIONS ((int64_t)1 << 30)
 
@@ -322,4 +324,5 @@ GMEM__FN gmem__cl_tiles gmem__product_tiles(const gmem__cl_limits *limits);
 GMEM__FN int gmem__product_tiles_fit(const gmem__cl_tiles *tiles, const gmem__cl_limits *limits);
 GMEM__FN const char *gmem__product_options(const gmem__cl_tiles *tiles, char *out, size_t capacity);
 
+#endif /* GMEM_NO_OPENCL */
 #endif /* GMEM__OPENCL_H */

@@ -5,6 +5,8 @@
 
 #include "opencl.h"
 
+#ifndef GMEM_NO_OPENCL
+
 #define GMEM__TUNE_PARAMETERS 16
 #define GMEM__TUNE_VALUES     8
 
@@ -64,4 +66,5 @@ GMEM__FN const char *gmem__way_name(gmem__cl_way way); /* "tile" */
 GMEM__FN gmem_status gmem__tune_save(const struct gmem__device *device, const char *cache_dir,
                                      const gmem__tune_found *found, gmem_error *error);
 
+#endif /* GMEM_NO_OPENCL */
 #endif /* GMEM__TUNE_H */
