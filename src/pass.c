@@ -160,6 +160,15 @@ static int64_t gmem__pass_most(const gmem_pass *pass) {
     return gmem__max(1, gmem__min(pass->max_batch, gmem__stream_largest(pass->engine.stream) / sample));
 }
 
+/* How many columns of modulation are held: as GMEM__PREPARED_BYTES and a device's buffers take, but a batch's and the
+ * null condition's at least. */
+static int64_t gmem__pass_held(const gmem_pass *pass) {
+    const int64_t column = gmem__column_size(&pass->network->info) * (int64_t)sizeof(float);
+    int64_t bytes = GMEM__PREPARED_BYTES;
+    if (pass->engine.stream) bytes = gmem__min(bytes, gmem__stream_largest(pass->engine.stream));
+    return gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, bytes / column), pass->max_batch + 1);
+}
+
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
                                        gmem_pass **out, gmem_error *error) {
     if (!network || !out || max_batch < 1)
@@ -167,18 +176,16 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     const gmem_context *context = network->context;
     gmem_pass *pass = (gmem_pass *)gmem__alloc(context, 1, sizeof *pass);
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
-    int64_t column_bytes = gmem__column_size(&network->info) * (int64_t)sizeof(float);
     pass->network = network;
     pass->max_batch = max_batch;
     pass->missing.capacity = max_batch;
-    pass->prepared.capacity =
-        gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column_bytes), max_batch + 1);
     pass->cache.threshold = network->info.depth > 1 ? cache_threshold : 0;
     pass->cache.slots = max_batch;
     pass->cache.hidden = network->info.hidden;
     pass->cache.tokens = network->info.tokens;
     gmem_status status = gmem__engine_open(&network->store, &pass->engine, error);
     pass->most = gmem__pass_most(pass);
+    pass->prepared.capacity = gmem__pass_held(pass);
     if (status == GMEM_OK) status = gmem__pass_reserve(pass, error);
     if (status != GMEM_OK) {
         gmem_pass_destroy(pass);

@@ -370,7 +370,7 @@ static int64_t gmem__upload_room(const gmem__device_memory *memory) {
         matrices += buffer->bytes;
         largest = gmem__max(largest, buffer->bytes);
     }
-    const int64_t activations = gmem__min(memory->device->found.limits.memory / 4, GMEM__CL_ACTIVATIONS);
+    const int64_t activations = gmem__min(memory->device->found.limits.memory / 2, GMEM__CL_ACTIVATIONS);
     const int64_t room = gmem__device_left(memory->device) - activations - vectors;
     return matrices <= room ? room : room - GMEM__CL_POOL * largest;
 }

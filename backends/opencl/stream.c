@@ -172,9 +172,9 @@ GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address
     (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
 }
 
-/* The widest activations are about half of a pass's memory, and a pass is seldom alone. */
+/* A pass takes about five times its widest activations, scratch included, and is seldom alone. */
 GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
-    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 4);
+    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 8);
 }
 
 /* arenas ---------------------------------------------------------------------------------------------------------- */
