@@ -122,6 +122,7 @@ typedef struct gmem__arena {
     int64_t bytes, used;
     int64_t cut[GMEM__ARENA_CUTS]; /* where the first takes end: a device may give each its own memory */
     int cuts;
+    int64_t grain; /* bytes: what a device cannot hold in one piece may be cut at multiples of it; 0: nowhere */
 } gmem__arena;
 GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
 /* Allocates what was taken so far and starts anew; 0 without memory, where `bytes` tells how much it would have been.

@@ -269,13 +269,31 @@ typedef struct gmem__cl_place {
 GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address);
 /* At least so many bytes, or NULL and a failed stream. Contents are lost when it grows. */
 GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes);
-/* Bytes to and from an address (NULL: the notes) of one buffer; both wait. */
+/* Tensors of `count` things each, side by side in memory that may be cut between two of them: a walk goes through those
+ * that lie in one buffer of every tensor at a time, and through all at once where nothing is cut. */
+#define GMEM__CL_WALKED 3
+typedef struct gmem__cl_walk {
+    struct gmem__stream *stream;
+    int64_t count, first, size; /* the piece is [first, first + size) */
+    int tensors;
+    struct {
+        uint64_t address;
+        int64_t step, bytes;
+    } tensor[GMEM__CL_WALKED];
+} gmem__cl_walk;
+GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count);
+/* A tensor's things: `bytes` of each, `step` bytes apart. NULL is passed over. */
+GMEM__FN void gmem__walk_along(gmem__cl_walk *walk, const void *address, int64_t step, int64_t bytes);
+/* The next piece; 0 at the end and after a failure, that of a thing itself cut being one. */
+GMEM__FN int gmem__walk_next(gmem__cl_walk *walk);
+/* Bytes to and from an address (NULL: the notes); both wait. */
 GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes);
 GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes);
 /* Waits for everything so far. */
 GMEM__FN void gmem__stream_finish(struct gmem__stream *stream);
-/* gmem__ops.reserve and .release: a buffer for each take, for devices bound the size of one; takes beyond
- * GMEM__ARENA_CUTS share the last. Returns 0 with a failed stream where there is not so much memory. */
+/* gmem__ops.reserve and .release: a buffer for each take, for devices bound the size of one, and for a larger take
+ * several, each a multiple of the arena's grain; takes beyond GMEM__ARENA_CUTS share the last. Returns 0 with a failed
+ * stream where there is not so much memory. */
 GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
 GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
 

@@ -145,6 +145,45 @@ GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const voi
     return place;
 }
 
+/* walks ----------------------------------------------------------------------------------------------------------- */
+
+#define GMEM__WALK_MOST ((int64_t)1 << 30) /* things of a piece: kernels count in ints */
+
+GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count) {
+    gmem__cl_walk walk;
+    memset(&walk, 0, sizeof walk);
+    walk.stream = stream;
+    walk.count = count;
+    return walk;
+}
+
+GMEM__FN void gmem__walk_along(gmem__cl_walk *walk, const void *address, int64_t step, int64_t bytes) {
+    if (!address) return;
+    walk->tensor[walk->tensors].address = (uint64_t)(uintptr_t)address;
+    walk->tensor[walk->tensors].step = step;
+    walk->tensor[walk->tensors++].bytes = bytes;
+}
+
+/* How many things of the tensor, from the walk's first on, end in the buffer in which that one begins. */
+static int64_t gmem__walk_whole(const gmem__cl_walk *walk, int i) {
+    const uint64_t address = walk->tensor[i].address + (uint64_t)(walk->first * walk->tensor[i].step);
+    const gmem__cl_buffer *buffer = gmem__stream_buffer(walk->stream, address);
+    if (!buffer) return walk->count; /* gmem__stream_find says so */
+    const int64_t left = buffer->bytes - (int64_t)(address - buffer->address) - walk->tensor[i].bytes;
+    return left < 0 ? 0 : left / walk->tensor[i].step + 1;
+}
+
+GMEM__FN int gmem__walk_next(gmem__cl_walk *walk) {
+    walk->first += walk->size;
+    if (walk->first >= walk->count || !gmem__stream_ok(walk->stream)) return 0;
+    walk->size = gmem__min(walk->count - walk->first, GMEM__WALK_MOST);
+    for (int i = 0; i < walk->tensors; i++)
+        walk->size = gmem__min(walk->size, gmem__walk_whole(walk, i));
+    if (walk->size == 0)
+        gmem__stream_fail(walk->stream, GMEM_E_ARGUMENT, "an operation was given memory that is cut in its middle");
+    return walk->size > 0;
+}
+
 GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes) {
     if (!gmem__stream_ok(stream)) return NULL;
     if (stream->scratch[which].memory && stream->scratch[which].bytes >= bytes) return stream->scratch[which].memory;
@@ -157,19 +196,29 @@ GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int whic
 }
 
 GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes) {
-    const gmem__cl_place place = gmem__stream_find(stream, address);
-    if (!gmem__stream_ok(stream) || bytes == 0) return;
-    const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
-        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, from, 0, NULL, NULL);
-    (void)gmem__stream_check(stream, "clEnqueueWriteBuffer", status);
+    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__walk_along(&walk, address, 1, 1);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
+        if (!gmem__stream_ok(stream)) return;
+        const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
+            stream->queue, place.memory, 1, (size_t)place.offset, (size_t)walk.size, (const char *)from + walk.first, 0,
+            NULL, NULL);
+        (void)gmem__stream_check(stream, "clEnqueueWriteBuffer", status);
+    }
 }
 
 GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes) {
-    const gmem__cl_place place = gmem__stream_find(stream, address);
-    if (!gmem__stream_ok(stream) || bytes == 0) return;
-    const int32_t status = gmem__stream_api(stream)->clEnqueueReadBuffer(
-        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, to, 0, NULL, NULL);
-    (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
+    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__walk_along(&walk, address, 1, 1);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
+        if (!gmem__stream_ok(stream)) return;
+        const int32_t status =
+            gmem__stream_api(stream)->clEnqueueReadBuffer(stream->queue, place.memory, 1, (size_t)place.offset,
+                                                          (size_t)walk.size, (char *)to + walk.first, 0, NULL, NULL);
+        (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
+    }
 }
 
 /* A pass takes about five times its widest activations, scratch included, and is seldom alone. */
@@ -179,22 +228,34 @@ GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
 
 /* arenas ---------------------------------------------------------------------------------------------------------- */
 
+/* Makes the memory of [start, end), in pieces where it is too large for one: as many whole grains as one may have.
+ * Returns 0 without memory. */
+static int gmem__stream_reserve_bytes(struct gmem__stream *stream, const gmem_context *context, int64_t grain,
+                                      uint64_t start, uint64_t end) {
+    const int64_t largest = stream->device->found.limits.largest, bytes = (int64_t)(end - start);
+    const int64_t most = grain > 0 && bytes > largest ? gmem__max(1, largest / grain) * grain : bytes;
+    gmem__cl_buffer buffer;
+    memset(&buffer, 0, sizeof buffer);
+    for (buffer.address = start; buffer.address < end; buffer.address += (uint64_t)buffer.bytes) {
+        buffer.bytes = gmem__min(most, (int64_t)(end - buffer.address));
+        if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK)
+            return 0;
+        if (gmem__device_memory_add(context, &stream->own, &buffer)) continue;
+        gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
+        gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
+        return 0;
+    }
+    return 1;
+}
+
 /* The memory of take i: from where the one before ends, aligned as gmem__take does, to its own end; the last one's
- * reaches to the end of all. Returns 0 without memory. */
+ * reaches to the end of all. */
 static int gmem__stream_reserve_take(struct gmem__stream *stream, const gmem_context *context, const gmem__arena *arena,
                                      uint64_t first, int i) {
     const int64_t start = i > 0 ? gmem__round_up(arena->cut[i - 1], 64) : 0;
     const int64_t end = i + 1 < arena->cuts ? arena->cut[i] : arena->bytes;
-    gmem__cl_buffer buffer;
-    memset(&buffer, 0, sizeof buffer);
-    buffer.address = first + (uint64_t)start;
-    buffer.bytes = end - start;
-    if (buffer.bytes <= 0) return 1; /* a take of nothing */
-    if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK) return 0;
-    if (gmem__device_memory_add(context, &stream->own, &buffer)) return 1;
-    gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
-    gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
-    return 0;
+    return end <= start || /* a take of nothing */
+           gmem__stream_reserve_bytes(stream, context, arena->grain, first + (uint64_t)start, first + (uint64_t)end);
 }
 
 GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
@@ -328,5 +389,6 @@ GMEM__FN void gmem__launch_run(gmem__cl_launch *launch, int dimensions, const in
 }
 
 #undef GMEM__LAUNCHES_A_FLUSH
+#undef GMEM__WALK_MOST
 
 #endif /* GMEM_NO_OPENCL */
