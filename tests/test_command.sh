@@ -515,6 +515,13 @@ test_backends() {
 }
 
 test_opencl() {
+    local hidden=${OCL_ICD_VENDORS-}
+    unset OCL_ICD_VENDORS # tests/run.sh hides the devices
+    test_opencl_devices
+    [ -z "$hidden" ] || export OCL_ICD_VENDORS=$hidden
+}
+
+test_opencl_devices() {
     local device flags file
     run devices --json --cache-dir "$work/cache"
     check "devices --json" json '.[0].device == 0 and (.[1:] | all(.backend == "opencl"))'
