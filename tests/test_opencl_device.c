@@ -480,6 +480,13 @@ static void test_auto(void) {
     CHECK_OK(try_open(&m, &desc, &error));
     CHECK(strstr(log_text, "the CPU, for opencl/") ? strstr(log_text, " ms for a matrix product") != NULL
                                                    : strstr(log_text, "\nopencl/") != NULL);
+    desc.compute = GMEM_COMPUTE_F16; /* which no CPU computes in: no matter how fast */
+    CHECK_OK(try_open(&m, &desc, &error));
+    CHECK(strstr(log_text, "\nopencl/") != NULL);
+    m.cl.type = 0;
+    CHECK_STATUS(GMEM_E_UNSUPPORTED, try_open(&m, &desc, &error));
+    desc.compute = GMEM_COMPUTE_F32;
+    m.cl.type = GMEM__CL_DEVICE_TYPE_GPU;
     m.cl.without = "clFinish";
     CHECK_OK(try_open(&m, &desc, &error));
     CHECK_CONTAINS(log_text, "has no function clFinish");
@@ -551,6 +558,7 @@ static void test_check(void) {
     desc.backend = GMEM_BACKEND_CPU; /* of no interest */
     CHECK_OK(gmem_device_check(&desc, &device, &cpu, &error));
     CHECK(device > 0 && device < 60 && cpu > 0 && cpu < 60);
+    desc.compute = GMEM_COMPUTE_F16;
     CHECK_OK(gmem_device_check(&desc, NULL, NULL, NULL));
     desc.device = "none such";
     device = -1;

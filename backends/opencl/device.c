@@ -97,7 +97,8 @@ static gmem_status gmem__device_load(struct gmem__device *device, const char *ca
 }
 
 static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gmem__device *device, gmem_error *error) {
-    const int any = desc->backend == GMEM_BACKEND_OPENCL;
+    /* what no CPU can do has no need of being faster */
+    const int any = desc->backend == GMEM_BACKEND_OPENCL || desc->compute == GMEM_COMPUTE_F16;
     GMEM__TRY(gmem__cl_load(desc->opencl.symbol ? &desc->opencl : NULL, &device->library, error));
     GMEM__TRY(gmem__device_choose(desc, device, error));
     gmem__device_limit(&device->found.limits, desc->device_memory);
