@@ -30,10 +30,9 @@ static const char *gmem__tune_key(const struct gmem__device *device, char out[GM
 }
 
 static const char *gmem__tune_file(const struct gmem__device *device, char out[40]) {
-    char key[GMEM__TUNE_LINE];
-    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
-    for (const char *c = gmem__tune_key(device, key); *c; c++)
-        hash = (hash ^ (unsigned char)*c) * 0x100000001b3u;
+    char line[GMEM__TUNE_LINE];
+    const char *key = gmem__tune_key(device, line);
+    const uint64_t hash = gmem__fnv1a(key, (int64_t)strlen(key));
     snprintf(out, 40, "tuning-%08x%08x.txt", (unsigned)(hash >> 32), (unsigned)(hash & 0xffffffffu));
     return out;
 }
