@@ -164,9 +164,16 @@ static void test_kept(void) {
     CHECK(!context->device->tuning.tuned);
     CHECK_TEXT(tuning_file(), "");
     CHECK_INT(cl.calls[FAILING_CLBlastOverrideParameters], 0);
-    const gmem__tune_found found = something_found(context->device);
+    const gmem__cl_tuning usual = context->device->tuning;
+    gmem__tune_found found = something_found(context->device);
+    CHECK_OK(gmem__tune_save(context->device, folder, &found, NULL));
+    gmem__device_tuning_load(context->device, folder); /* without compiling for other tiles */
+    check_found(context->device, &found);
+    context->device->tuning = usual;
+    found.tuning.tiles = usual.tiles;
     CHECK_OK(gmem__tune_save(context->device, folder, &found, NULL));
     gmem_context_destroy(context);
+    memset(cl.calls, 0, sizeof cl.calls);
     context = open_context(&cl, folder);
     CHECK_CONTAINS(log_text, "tuned parameters of");
     CHECK_INT(cl.calls[FAILING_CLBlastOverrideParameters], context->device->library.has_clblast);
