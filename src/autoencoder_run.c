@@ -12,8 +12,21 @@
 /* The working memory of one image: two states that layers read and write in turn, and what a layer needs inside. */
 typedef struct gmem__ae_plan {
     int64_t input, state, work; /* floats */
+    int64_t grain;              /* floats: a multiple of every state's groups or channels; 0: there is none */
     int64_t out_channels, out_height, out_width;
 } gmem__ae_plan;
+
+/* Makes the grain a multiple of one group of the layer's norms, where it has these, else of one channel. */
+static void gmem__ae_refine(gmem__ae_plan *plan, const gmem__ae_layer *layer, int64_t channels, int64_t volume) {
+    const int64_t floats = volume / (layer->kind == GMEM__AE_CONV ? channels : GMEM__AE_GROUPS);
+    int64_t divisor = plan->grain, other = floats;
+    while (other > 0) { /* Euclid's */
+        const int64_t rest = divisor % other;
+        divisor = other;
+        other = rest;
+    }
+    if (divisor == 0 || !gmem__mul(plan->grain / divisor, floats, &plan->grain)) plan->grain = 0;
+}
 
 static int gmem__ae_volume(int64_t channels, int64_t height, int64_t width, int64_t *out) {
     return gmem__mul(channels, height, out) && gmem__mul(*out, width, out);
@@ -22,14 +35,17 @@ static int gmem__ae_volume(int64_t channels, int64_t height, int64_t width, int6
 /* The largest states of a run over an image of this size; 0 where a size overflows. */
 static int gmem__ae_measure_run(const gmem__ae_net *net, int64_t height, int64_t width, gmem__ae_plan *plan) {
     plan->state = plan->work = 0;
+    plan->grain = 1;
     for (int64_t i = 0; i < net->count; i++) {
         const gmem__ae_layer *layer = net->layers + i;
         int64_t before = 0, after = 0, inside = 0;
         if (!gmem__ae_volume(layer->in, height, width, &before)) return 0;
+        gmem__ae_refine(plan, layer, layer->in, before);
         if (layer->upsample && (!gmem__mul(height, 2, &height) || !gmem__mul(width, 2, &width))) return 0;
         height /= layer->stride;
         width /= layer->stride;
         if (!gmem__ae_volume(layer->out, height, width, &after)) return 0;
+        gmem__ae_refine(plan, layer, layer->out, after);
         if (layer->kind == GMEM__AE_RESIDUAL) inside = after;
         if (layer->kind == GMEM__AE_ATTENTION && !gmem__mul(after, 3, &inside)) return 0;
         if (i == 0) plan->input = before; /* the first layer reads the caller's memory */
@@ -192,6 +208,7 @@ static int64_t gmem__ae_result_size(const gmem__ae_plan *plan) {
 }
 
 static void gmem__ae_take_engine(gmem__ae_job *job) {
+    if (!gmem__mul(job->plan.grain, (int64_t)sizeof(float), &job->memory.grain)) job->memory.grain = 0;
     job->a = GMEM__TAKE_F32(&job->memory, job->plan.state);
     job->b = GMEM__TAKE_F32(&job->memory, job->plan.state);
     job->work = GMEM__TAKE_F32(&job->memory, job->plan.work);

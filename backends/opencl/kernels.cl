@@ -390,13 +390,14 @@ __kernel void scale_shift(__global const float *x, ulong x_at, __global float *y
     y[y_at + at] = x[x_at + at] * scale[scale_at + channel] + shift[shift_at + channel];
 }
 
-/* out (area, 3): clamp(127.5 x + offset, 0, 255) of x (3, area), truncated; 0 for what is not a number. Rounded as on
- * the host, or a pixel here and there would be another. (area) */
-__kernel void pixels(__global const float *x, ulong x_at, __global uchar *out, ulong out_at, float offset, int area) {
+/* out (area, 3), from one of the three on: clamp(127.5 x + offset, 0, 255) of x (channels, area), truncated; 0 for what
+ * is not a number. Rounded as on the host, or a pixel here and there would be another. (area) */
+__kernel void pixels(__global const float *x, ulong x_at, __global uchar *out, ulong out_at, float offset, int channels,
+                     int area) {
 #pragma OPENCL FP_CONTRACT OFF
     const int i = get_global_id(0);
     if (i >= area) return;
-    for (int channel = 0; channel < 3; channel++) {
+    for (int channel = 0; channel < channels; channel++) {
         const float value = 127.5f * x[x_at + (ulong)channel * area + i] + offset;
         out[out_at + 3 * (ulong)i + channel] = !(value > 0) ? 0 : value >= 255 ? 255 : (uchar)value;
     }

@@ -329,11 +329,15 @@ typedef struct gmem__cl_product {
     const gmem__conv *conv;                                 /* B is this image's patches; or NULL */
     /* epilogue: C = residual + gate * activation(A B + bias); addresses */
     const float *bias, *gate, *residual;
+    int adds;                    /* the residual is C itself, wherever it lies */
     gmem__activation activation; /* SWIGLU: C (rows / 2, columns) */
     int64_t gate_stride, tokens, residual_ld;
     float alpha; /* what A B is multiplied by first */
 } gmem__cl_product;
 GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product);
+/* The epilogue alone, of `columns` of the columns: sums (rows, columns) have taken the place of A B. */
+GMEM__FN void gmem__stream_epilogue(struct gmem__stream *stream, const gmem__cl_product *product, gmem__cl_mem sums,
+                                    int64_t first_column, int64_t columns);
 /* The way that a product of WAY_AUTO takes: tuning's table, or the default. */
 GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product);
 /* Good sizes for a device of these limits; whether a device can do them; and as options of the program:

@@ -8,7 +8,8 @@
 
 /* Work-groups are of one size whatever the operation's, since some compilers make a kernel anew for each. */
 
-#define GMEM__CL_ITEMS 256 /* in a group */
+#define GMEM__CL_ITEMS  256                /* in a group */
+#define GMEM__CL_SCORES (64 * 1024 * 1024) /* bytes at most, if the device has so many in one buffer */
 
 /* Adds the last argument, local memory for pairs, and runs (columns, slices, batch): work-groups share their columns
  * among slices (kernels.cl), of which a GPU needs many, whereas a processor is best at long rows of columns. */
@@ -64,6 +65,16 @@ static void gmem__launch_bits(gmem__cl_launch *launch, uint64_t bits) {
     gmem__launch_int(launch, value);
 }
 
+/* Along `count` things of so many floats, side by side in x and y; either may be NULL. */
+static gmem__cl_walk gmem__walk_floats(struct gmem__stream *stream, int64_t count, int64_t floats, const float *x,
+                                       const float *y) {
+    const int64_t bytes = floats * (int64_t)sizeof(float);
+    gmem__cl_walk walk = gmem__walk(stream, count);
+    gmem__walk_along(&walk, x, bytes, bytes);
+    gmem__walk_along(&walk, y, bytes, bytes);
+    return walk;
+}
+
 /* norms ----------------------------------------------------------------------------------------------------------- */
 
 /* kernels.cl: which of the optional arguments are given. */
@@ -117,94 +128,193 @@ static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) 
 #define GMEM__CL_CHUNK  4096
 #define GMEM__CL_CHUNKS 64 /* at most */
 
-static void gmem__cl_group_moments(struct gmem__stream *stream, const gmem__group_norm *op, gmem__cl_mem parts,
-                                   int64_t chunk) {
-    const int64_t count = op->channels / op->groups * op->area;
-    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_moments);
-    gmem__launch_f32(&launch, op->x);
+/* Some of the groups. */
+typedef struct gmem__cl_groups {
+    struct gmem__stream *stream;
+    const gmem__group_norm *op;
+    int64_t first, count, channels, chunk; /* channels of a group */
+} gmem__cl_groups;
+
+static void gmem__cl_group_moments(const gmem__cl_groups *groups, gmem__cl_mem parts) {
+    const int64_t values = groups->channels * groups->op->area;
+    gmem__cl_launch launch = gmem__launch(groups->stream, GMEM__CL_group_moments);
+    gmem__launch_f32(&launch, groups->op->x + groups->first * values);
     gmem__launch_buffer(&launch, parts, 0);
-    gmem__launch_int(&launch, count);
-    gmem__launch_int(&launch, chunk);
-    gmem__cl_run_parts(&launch, gmem__ceil_div(count, chunk), op->groups);
+    gmem__launch_int(&launch, values);
+    gmem__launch_int(&launch, groups->chunk);
+    gmem__cl_run_parts(&launch, gmem__ceil_div(values, groups->chunk), groups->count);
 }
 
-static void gmem__cl_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
-    struct gmem__stream *stream = engine->stream;
-    if (!gmem__stream_ok(stream) || op->channels <= 0 || op->area <= 0) return;
-    const int64_t channels = op->channels / op->groups, count = channels * op->area;
-    const int64_t chunk = gmem__max(GMEM__CL_CHUNK, gmem__ceil_div(count, GMEM__CL_CHUNKS));
-    const int64_t bytes = op->groups * gmem__ceil_div(count, chunk) * 4 * (int64_t)sizeof(float);
-    gmem__cl_mem parts = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SUMS, bytes);
-    gmem__cl_group_moments(stream, op, parts, chunk);
-    const int64_t global[2] = {gmem__ceil_div(op->area, 16), op->channels}, local[2] = {GMEM__CL_ITEMS, 1};
-    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_norm);
-    gmem__launch_f32(&launch, op->x);
-    gmem__launch_f32(&launch, op->y);
-    gmem__launch_f32(&launch, op->weight);
-    gmem__launch_f32(&launch, op->bias);
+static void gmem__cl_group_values(const gmem__cl_groups *groups, gmem__cl_mem parts) {
+    const gmem__group_norm *op = groups->op;
+    const int64_t first = groups->first * groups->channels, channels = groups->count * groups->channels;
+    const int64_t global[2] = {gmem__ceil_div(op->area, 16), channels}, local[2] = {GMEM__CL_ITEMS, 1};
+    gmem__cl_launch launch = gmem__launch(groups->stream, GMEM__CL_group_norm);
+    gmem__launch_f32(&launch, op->x + first * op->area);
+    gmem__launch_f32(&launch, op->y + first * op->area);
+    gmem__launch_f32(&launch, op->weight + first);
+    gmem__launch_f32(&launch, op->bias + first);
     gmem__launch_buffer(&launch, parts, 0);
-    gmem__launch_int(&launch, channels);
+    gmem__launch_int(&launch, groups->channels);
     gmem__launch_int(&launch, op->area);
-    gmem__launch_int(&launch, chunk);
+    gmem__launch_int(&launch, groups->chunk);
     gmem__launch_float(&launch, op->eps);
     gmem__launch_int(&launch, op->silu);
     gmem__launch_local(&launch, 4 * sizeof(float));
     gmem__launch_run(&launch, 2, global, local);
 }
 
+static void gmem__cl_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
+    struct gmem__stream *stream = engine->stream;
+    if (op->channels <= 0 || op->area <= 0) return;
+    const int64_t channels = op->channels / op->groups, values = channels * op->area;
+    const int64_t chunk = gmem__max(GMEM__CL_CHUNK, gmem__ceil_div(values, GMEM__CL_CHUNKS));
+    gmem__cl_walk walk = gmem__walk_floats(stream, op->groups, values, op->x, op->y);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_groups groups = {stream, op, walk.first, walk.size, channels, chunk};
+        const int64_t bytes = walk.size * gmem__ceil_div(values, chunk) * 4 * (int64_t)sizeof(float);
+        gmem__cl_mem parts = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SUMS, bytes);
+        gmem__cl_group_moments(&groups, parts);
+        gmem__cl_group_values(&groups, parts);
+    }
+}
+
 /* products -------------------------------------------------------------------------------------------------------- */
 
-static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem__weight *weight) {
+/* What lies in one buffer: rows of the weight and of the result, or the depth that goes with some channels of x. */
+typedef struct gmem__cl_range {
+    int64_t first, count;
+} gmem__cl_range;
+
+static const char *gmem__weight_row(const gmem__weight *weight, int64_t row, int64_t column) {
+    return (const char *)weight->data + (row * weight->row_stride + column) * (int64_t)gmem_type_bytes(weight->type);
+}
+
+static gmem__cl_walk gmem__walk_rows(struct gmem__stream *stream, const gmem__weight *weight) {
+    const int64_t bytes = (int64_t)gmem_type_bytes(weight->type);
+    gmem__cl_walk walk = gmem__walk(stream, weight->rows);
+    gmem__walk_along(&walk, weight->data, weight->row_stride * bytes, weight->cols * bytes);
+    return walk;
+}
+
+static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem__weight *weight, gmem__cl_range rows,
+                                         gmem__cl_range depth) {
     gmem__cl_product product;
     memset(&product, 0, sizeof product);
-    product.a = gmem__stream_find(stream, weight->data);
+    product.a = gmem__stream_find(stream, gmem__weight_row(weight, rows.first, depth.first));
     product.a_type = weight->type;
-    product.a_scale = weight->scale;
+    product.a_scale = weight->scale ? weight->scale + rows.first : NULL;
     product.a_ld = weight->row_stride;
     product.compute = weight->compute;
-    product.rows = weight->rows;
-    product.depth = weight->cols;
+    product.rows = rows.count;
+    product.depth = depth.count;
     product.batch = 1;
     product.alpha = 1;
     return product;
 }
 
+static gmem__cl_product gmem__linear_product(struct gmem__stream *stream, const gmem__linear *op, gmem__cl_range rows) {
+    const gmem__cl_range depth = {0, op->weight->cols};
+    gmem__cl_product product = gmem__product_of(stream, op->weight, rows, depth);
+    product.b = gmem__stream_find(stream, op->norm ? op->norm->y : op->x);
+    product.b_ld = op->norm ? gmem__norm_stride(op->norm) : op->x_stride;
+    product.columns = op->columns;
+    product.tokens = op->gate ? op->tokens : op->columns;
+    return product;
+}
+
+static void gmem__linear_epilogue(struct gmem__stream *stream, const gmem__linear *op, int64_t row,
+                                  gmem__cl_product *product) {
+    product->c = gmem__stream_find(stream, op->y + row * op->y_stride);
+    product->c_ld = op->y_stride;
+    product->bias = op->bias ? op->bias + row : NULL;
+    product->activation = op->activation;
+    product->gate = op->gate ? op->gate + row : NULL;
+    product->gate_stride = op->gate_stride;
+    product->adds = op->residual || op->gate;
+}
+
+/* SwiGLU needs both halves of the rows at a time. Where these do not lie in one buffer, sums for some of the columns
+ * wait in scratch. */
+static void gmem__linear_halves(struct gmem__stream *stream, const gmem__linear *op) {
+    const int64_t most = gmem__min(stream->device->found.limits.largest, GMEM__CL_SCORES);
+    const int64_t rows = op->weight->rows, column_bytes = rows * (int64_t)sizeof(float);
+    const int64_t columns = gmem__min(op->columns, gmem__max(1, most / column_bytes));
+    const gmem__cl_range all = {0, rows};
+    gmem__cl_product whole = gmem__linear_product(stream, op, all);
+    gmem__linear_epilogue(stream, op, 0, &whole);
+    gmem__cl_mem sums = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SCORES, columns * column_bytes);
+    for (int64_t first = 0; first < op->columns && gmem__stream_ok(stream); first += columns) {
+        const int64_t count = gmem__min(columns, op->columns - first);
+        gmem__cl_walk walk = gmem__walk_rows(stream, op->weight);
+        while (gmem__walk_next(&walk)) {
+            const gmem__cl_range part = {walk.first, walk.size};
+            gmem__cl_product product = gmem__linear_product(stream, op, part);
+            product.b.offset += first * (int64_t)sizeof(float);
+            product.c.memory = sums;
+            product.c.offset = walk.first * count * (int64_t)sizeof(float);
+            product.c_ld = product.columns = product.tokens = count;
+            gmem__stream_product(stream, &product);
+        }
+        gmem__stream_epilogue(stream, &whole, sums, first, count);
+    }
+}
+
 static void gmem__cl_linear(const gmem__engine *engine, const gmem__linear *op) {
     struct gmem__stream *stream = engine->stream;
     if (op->norm) gmem__cl_norm(engine, op->norm);
-    if (!gmem__stream_ok(stream) || op->columns <= 0) return;
-    gmem__cl_product product = gmem__product_of(stream, op->weight);
-    product.b = gmem__stream_find(stream, op->norm ? op->norm->y : op->x);
-    product.b_ld = op->norm ? gmem__norm_stride(op->norm) : op->x_stride;
-    product.c = gmem__stream_find(stream, op->y);
-    product.c_ld = op->y_stride;
-    product.columns = op->columns;
-    product.bias = op->bias;
-    product.activation = op->activation;
-    product.gate = op->gate;
-    product.gate_stride = op->gate_stride;
-    product.tokens = op->gate ? op->tokens : op->columns;
-    product.residual = op->residual || op->gate ? op->y : NULL;
-    product.residual_ld = op->y_stride;
+    if (op->columns <= 0) return;
+    gmem__cl_walk walk = gmem__walk_rows(stream, op->weight);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_range rows = {walk.first, walk.size};
+        if (op->activation == GMEM__ACT_SWIGLU && walk.size < walk.count) {
+            gmem__linear_halves(stream, op);
+            return;
+        }
+        gmem__cl_product product = gmem__linear_product(stream, op, rows);
+        gmem__linear_epilogue(stream, op, rows.first, &product);
+        gmem__stream_product(stream, &product);
+    }
+}
+
+/* Rows of the result from channels of x: the first of these bring bias and residual, the others add to them. */
+static void gmem__conv_part(struct gmem__stream *stream, const gmem__conv *op, int64_t area, gmem__cl_range rows,
+                            gmem__cl_range channels) {
+    const int64_t taps = (int64_t)op->kernel * op->kernel;
+    const gmem__cl_range depth = {channels.first * taps, channels.count * taps};
+    gmem__cl_product product = gmem__product_of(stream, op->weight, rows, depth);
+    product.conv = op;
+    product.b = gmem__stream_find(stream, op->x + channels.first * op->height * op->width);
+    product.b_ld = area;
+    product.c = gmem__stream_find(stream, op->y + rows.first * area);
+    product.c_ld = area;
+    product.columns = area;
+    product.tokens = area;
+    product.adds = channels.first > 0;
+    if (!product.adds) {
+        product.bias = op->bias ? op->bias + rows.first : NULL;
+        product.residual = op->residual ? op->residual + rows.first * area : NULL;
+        product.residual_ld = area;
+    }
     gmem__stream_product(stream, &product);
 }
 
 static void gmem__cl_conv(const gmem__engine *engine, const gmem__conv *op) {
     struct gmem__stream *stream = engine->stream;
     const int64_t area = (op->height << op->upsample) / op->stride * ((op->width << op->upsample) / op->stride);
-    if (!gmem__stream_ok(stream) || area <= 0) return;
-    gmem__cl_product product = gmem__product_of(stream, op->weight);
-    product.conv = op;
-    product.b = gmem__stream_find(stream, op->x);
-    product.b_ld = area;
-    product.c = gmem__stream_find(stream, op->y);
-    product.c_ld = area;
-    product.columns = area;
-    product.bias = op->bias;
-    product.tokens = area;
-    product.residual = op->residual;
-    product.residual_ld = area;
-    gmem__stream_product(stream, &product);
+    const int64_t bytes = area * (int64_t)sizeof(float);
+    if (area <= 0) return;
+    gmem__cl_walk rows = gmem__walk_rows(stream, op->weight);
+    gmem__walk_along(&rows, op->y, bytes, bytes);
+    gmem__walk_along(&rows, op->residual, bytes, bytes);
+    while (gmem__walk_next(&rows)) {
+        gmem__cl_walk channels = gmem__walk_floats(stream, op->in_channels, op->height * op->width, op->x, NULL);
+        const gmem__cl_range out = {rows.first, rows.size};
+        while (gmem__walk_next(&channels)) {
+            const gmem__cl_range in = {channels.first, channels.size};
+            gmem__conv_part(stream, op, area, out, in);
+        }
+    }
 }
 
 /* attention ------------------------------------------------------------------------------------------------------- */
@@ -217,15 +327,27 @@ typedef struct gmem__cl_attend {
     int64_t sample, head, heads, query, queries;
 } gmem__cl_attend;
 
-/* The first of the sample's tokens in the block's first head. */
-static gmem__cl_place gmem__attend_place(const gmem__cl_attend *block, const float *x, int64_t stride) {
-    const int64_t row = block->head * block->op->head_dim;
-    return gmem__stream_find(block->stream, x + row * stride + block->sample * block->op->tokens);
+/* The first of the sample's tokens in the block's first head, or `row` rows below. */
+static const float *gmem__attend_at(const gmem__cl_attend *block, const float *x, int64_t stride, int64_t row) {
+    return x + (block->head * block->op->head_dim + row) * stride + block->sample * block->op->tokens;
 }
 
-static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block) {
+/* Along the rows of a head in x and y: row i of all the block's heads is one thing. */
+static gmem__cl_walk gmem__attend_walk(const gmem__cl_attend *block, const float *x, const float *y, int64_t y_stride) {
+    const gmem__attention *op = block->op;
+    const int64_t size = (int64_t)sizeof(float), last = (block->heads - 1) * op->head_dim;
+    gmem__cl_walk walk = gmem__walk(block->stream, op->head_dim);
+    gmem__walk_along(&walk, gmem__attend_at(block, x, op->stride, 0), op->stride * size,
+                     (last * op->stride + op->tokens) * size);
+    gmem__walk_along(&walk, gmem__attend_at(block, y, y_stride, 0), y_stride * size,
+                     (last * y_stride + op->tokens) * size);
+    return walk;
+}
+
+static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block, const float *a, int64_t row) {
     gmem__cl_product product;
     memset(&product, 0, sizeof product);
+    product.a = gmem__stream_find(block->stream, gmem__attend_at(block, a, block->op->stride, row));
     product.a_type = GMEM_F32;
     product.a_ld = block->op->stride;
     product.a_stride = block->op->head_dim * block->op->stride;
@@ -237,18 +359,23 @@ static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block) {
 
 /* scores = k^T q */
 static void gmem__attend_scores(const gmem__cl_attend *block) {
-    gmem__cl_product product = gmem__attend_product(block);
-    product.a = gmem__attend_place(block, block->op->k, block->op->stride);
-    product.a_transposed = 1;
-    product.b = gmem__attend_place(block, block->op->q + block->query, block->op->stride);
-    product.b_ld = block->op->stride;
-    product.b_stride = product.a_stride;
-    product.c.memory = block->scores;
-    product.c_ld = block->queries;
-    product.c_stride = block->op->tokens * block->queries;
-    product.rows = block->op->tokens;
-    product.depth = block->op->head_dim;
-    gmem__stream_product(block->stream, &product);
+    const gmem__attention *op = block->op;
+    gmem__cl_walk walk = gmem__attend_walk(block, op->k, op->q, op->stride);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_product product = gmem__attend_product(block, op->k, walk.first);
+        product.a_transposed = 1;
+        product.b =
+            gmem__stream_find(block->stream, gmem__attend_at(block, op->q, op->stride, walk.first) + block->query);
+        product.b_ld = op->stride;
+        product.b_stride = product.a_stride;
+        product.c.memory = block->scores;
+        product.c_ld = block->queries;
+        product.c_stride = op->tokens * block->queries;
+        product.rows = op->tokens;
+        product.depth = walk.size;
+        product.adds = walk.first > 0;
+        gmem__stream_product(block->stream, &product);
+    }
 }
 
 static void gmem__attend_softmax(const gmem__cl_attend *block) {
@@ -262,20 +389,22 @@ static void gmem__attend_softmax(const gmem__cl_attend *block) {
 
 /* y = v scores */
 static void gmem__attend_values(const gmem__cl_attend *block) {
-    gmem__cl_product product = gmem__attend_product(block);
-    product.a = gmem__attend_place(block, block->op->v, block->op->stride);
-    product.b.memory = block->scores;
-    product.b_ld = block->queries;
-    product.b_stride = block->op->tokens * block->queries;
-    product.c = gmem__attend_place(block, block->op->y + block->query, block->op->y_stride);
-    product.c_ld = block->op->y_stride;
-    product.c_stride = block->op->head_dim * block->op->y_stride;
-    product.rows = block->op->head_dim;
-    product.depth = block->op->tokens;
-    gmem__stream_product(block->stream, &product);
+    const gmem__attention *op = block->op;
+    gmem__cl_walk walk = gmem__attend_walk(block, op->v, op->y, op->y_stride);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_product product = gmem__attend_product(block, op->v, walk.first);
+        product.b.memory = block->scores;
+        product.b_ld = block->queries;
+        product.b_stride = op->tokens * block->queries;
+        product.c =
+            gmem__stream_find(block->stream, gmem__attend_at(block, op->y, op->y_stride, walk.first) + block->query);
+        product.c_ld = op->y_stride;
+        product.c_stride = op->head_dim * op->y_stride;
+        product.rows = walk.size;
+        product.depth = op->tokens;
+        gmem__stream_product(block->stream, &product);
+    }
 }
-
-#define GMEM__CL_SCORES (64 * 1024 * 1024) /* bytes at most, if the device has so many in one buffer */
 
 /* As many queries as there is room for, with as many heads as make the products large. */
 static void gmem__attend_size(gmem__cl_attend *block) {
@@ -365,14 +494,20 @@ static void gmem__cl_copy_overlapping(struct gmem__stream *stream, const gmem__c
 
 static void gmem__cl_copy(const gmem__engine *engine, const gmem__copy *op) {
     struct gmem__stream *stream = engine->stream;
+    const int64_t size = (int64_t)sizeof(float);
     if (!gmem__stream_ok(stream) || op->rows <= 0 || op->width <= 0) return;
     if (gmem__cl_overlap(op)) {
         gmem__cl_copy_overlapping(stream, op);
         return;
     }
-    const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from, op->from_stride);
-    const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to, op->to_stride);
-    gmem__cl_copy_rows(stream, &to, &from, op->rows, op->width);
+    gmem__cl_walk walk = gmem__walk(stream, op->rows);
+    gmem__walk_along(&walk, op->from, op->from_stride * size, op->width * size);
+    gmem__walk_along(&walk, op->to, op->to_stride * size, op->width * size);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from + walk.first * op->from_stride, op->from_stride);
+        const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to + walk.first * op->to_stride, op->to_stride);
+        gmem__cl_copy_rows(stream, &to, &from, walk.size, op->width);
+    }
 }
 
 static void gmem__cl_patches(const gmem__engine *engine, const gmem__patches *op) {
@@ -458,25 +593,30 @@ static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) 
 }
 
 static void gmem__cl_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op) {
-    if (!gmem__stream_ok(engine->stream) || op->channels <= 0 || op->area <= 0) return;
-    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_scale_shift);
-    gmem__launch_f32(&launch, op->x);
-    gmem__launch_f32(&launch, op->y);
-    gmem__launch_f32(&launch, op->scale);
-    gmem__launch_f32(&launch, op->shift);
-    gmem__launch_int(&launch, op->channels);
-    gmem__launch_int(&launch, op->area);
-    gmem__cl_run_grid(&launch, op->area, op->channels, 1);
+    if (op->channels <= 0 || op->area <= 0) return;
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, op->channels, op->area, op->x, op->y);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_scale_shift);
+        gmem__launch_f32(&launch, op->x + walk.first * op->area);
+        gmem__launch_f32(&launch, op->y + walk.first * op->area);
+        gmem__launch_f32(&launch, op->scale + walk.first);
+        gmem__launch_f32(&launch, op->shift + walk.first);
+        gmem__launch_int(&launch, walk.size);
+        gmem__launch_int(&launch, op->area);
+        gmem__cl_run_grid(&launch, op->area, walk.size, 1);
+    }
 }
 
 static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
-    if (!gmem__stream_ok(engine->stream) || count <= 0) return 1;
-    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
-    gmem__launch_f32(&launch, x);
-    gmem__launch_int(&launch, count);
-    gmem__launch_int(&launch, note);
-    gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
-    gmem__cl_run_flat(&launch, gmem__cl_parts(count) * GMEM__CL_ITEMS);
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, count, 1, x, NULL);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
+        gmem__launch_f32(&launch, x + walk.first);
+        gmem__launch_int(&launch, walk.size);
+        gmem__launch_int(&launch, note);
+        gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
+        gmem__cl_run_flat(&launch, gmem__cl_parts(walk.size) * GMEM__CL_ITEMS);
+    }
     return 1;
 }
 
@@ -542,12 +682,16 @@ static void gmem__cl_change(const gmem__engine *engine, const gmem__change *op, 
 static void gmem__cl_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area, float offset) {
     if (!gmem__stream_ok(engine->stream) || area <= 0) return;
     gmem__cl_mem out = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SCORES, 3 * area);
-    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_pixels);
-    gmem__launch_f32(&launch, x);
-    gmem__launch_buffer(&launch, out, 0);
-    gmem__launch_float(&launch, offset);
-    gmem__launch_int(&launch, area);
-    gmem__cl_run_flat(&launch, area);
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, 3, area, x, NULL);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_pixels);
+        gmem__launch_f32(&launch, x + walk.first * area);
+        gmem__launch_buffer(&launch, out, walk.first);
+        gmem__launch_float(&launch, offset);
+        gmem__launch_int(&launch, walk.size);
+        gmem__launch_int(&launch, area);
+        gmem__cl_run_flat(&launch, area);
+    }
     (void)gmem__cl_read_scratch(engine->stream, out, pixels, 3 * area);
 }
 
@@ -566,14 +710,24 @@ static void gmem__cl_upload(const gmem__engine *engine, float *to, const float *
     if (count > 0) gmem__stream_write(engine->stream, to, from, count * (int64_t)sizeof(float));
 }
 
+/* What lies in one buffer of `from` to one or more of `to`. */
+static void gmem__cl_hand_over_piece(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                                     int64_t count) {
+    gmem__cl_walk walk = gmem__walk_floats(with->stream, count, 1, to, NULL);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_rows source = gmem__cl_rows_at(engine->stream, from + walk.first, walk.size);
+        const gmem__cl_rows target = gmem__cl_rows_at(with->stream, to + walk.first, walk.size);
+        gmem__cl_copy_rows(with->stream, &target, &source, 1, walk.size);
+    }
+}
+
 /* By the stream that receives, whose queue knows nothing of the other: each must be done before the other goes on. */
 static void gmem__cl_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
                                int64_t count) {
     gmem__stream_finish(engine->stream);
-    if (!gmem__stream_ok(engine->stream) || !gmem__stream_ok(with->stream) || count <= 0) return;
-    const gmem__cl_rows source = gmem__cl_rows_at(engine->stream, from, count);
-    const gmem__cl_rows target = gmem__cl_rows_at(with->stream, to, count);
-    gmem__cl_copy_rows(with->stream, &target, &source, 1, count);
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, count, 1, from, NULL);
+    while (gmem__walk_next(&walk))
+        gmem__cl_hand_over_piece(engine, from + walk.first, with, to + walk.first, walk.size);
     gmem__stream_finish(with->stream);
 }
 

@@ -11,6 +11,7 @@
 #define GMEM__PRODUCT_SCRATCH  ((int64_t)64 << 20) /* bytes of one scratch buffer, at most */
 #define GMEM__PANELS_OF_UNIT   ((int64_t)2 << 20)  /* what a processor's core should find in its caches */
 #define GMEM__PACK_DEPTH       72                  /* of a work-item of pack_panels: PACK_DEPTH of product.cl */
+#define GMEM__BLAS_COLUMNS     32                  /* of a part for CLBlast, at least */
 #define GMEM__CLBLAST_PRODUCTS ((int64_t)1 << 24)  /* from so many on CLBlast is worth its launches */
 
 /* tiles ----------------------------------------------------------------------------------------------------------- */
@@ -149,7 +150,8 @@ static void gmem__launch_epilogue(gmem__cl_launch *launch, const gmem__cl_job *j
     enum { HAS_BIAS = 1, HAS_GATE = 2, HAS_RESIDUAL = 4 };
     const gmem__cl_product *p = job->product;
     const int64_t first = job->first_batch * p->c_stride + job->first_column;
-    gmem__launch_int(launch, (p->bias ? HAS_BIAS : 0) | (p->gate ? HAS_GATE : 0) | (p->residual ? HAS_RESIDUAL : 0));
+    const int has_residual = p->residual || p->adds;
+    gmem__launch_int(launch, (p->bias ? HAS_BIAS : 0) | (p->gate ? HAS_GATE : 0) | (has_residual ? HAS_RESIDUAL : 0));
     gmem__launch_int(launch, p->activation);
     gmem__launch_float(launch, p->alpha);
     gmem__launch_floats(launch, p->bias, 0);
@@ -157,8 +159,11 @@ static void gmem__launch_epilogue(gmem__cl_launch *launch, const gmem__cl_job *j
     gmem__launch_int(launch, p->gate_stride);
     gmem__launch_int(launch, p->tokens);
     gmem__launch_int(launch, job->first_column);
-    gmem__launch_floats(launch, p->residual, first);
-    gmem__launch_int(launch, p->residual_ld);
+    if (p->adds)
+        gmem__launch_place(launch, p->c, sizeof(float), first);
+    else
+        gmem__launch_floats(launch, p->residual, first);
+    gmem__launch_int(launch, p->adds ? p->c_ld : p->residual_ld);
     gmem__launch_place(launch, p->c, sizeof(float), first);
     gmem__launch_int(launch, p->c_ld);
     gmem__launch_int(launch, p->c_stride);
@@ -206,6 +211,18 @@ static void gmem__job_parts(gmem__cl_job *job, int64_t column_bytes, int64_t byt
 
 static int64_t gmem__job_scratch(const gmem__cl_job *job) {
     return gmem__min(GMEM__PRODUCT_SCRATCH, job->stream->device->found.limits.largest);
+}
+
+/* The epilogue of sums (batch, rows, columns) of this part. */
+static void gmem__job_finish(const gmem__cl_job *job, gmem__cl_mem sums) {
+    if (!gmem__stream_ok(job->stream)) return;
+    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_finish_product);
+    gmem__launch_buffer(&launch, sums, 0);
+    gmem__launch_int(&launch, job->product->rows * job->columns);
+    gmem__launch_int(&launch, job->product->rows);
+    gmem__launch_int(&launch, job->columns);
+    gmem__launch_epilogue(&launch, job);
+    gmem__launch_run3(&launch, job->columns, gmem__job_out_rows(job), job->batch, 16, 4);
 }
 
 /* the `product` kernel -------------------------------------------------------------------------------------------- */
@@ -287,7 +304,7 @@ static int gmem__blas_keeps_columns(const gmem__cl_job *job) { return !job->conv
 /* The result needs nothing more. */
 static int gmem__blas_keeps_result(const gmem__cl_job *job) {
     const gmem__cl_product *p = job->product;
-    return !p->bias && !p->gate && !p->residual && p->activation == GMEM__ACT_NONE;
+    return !p->bias && !p->gate && !p->residual && !p->adds && p->activation == GMEM__ACT_NONE;
 }
 
 static gmem__blas_matrix gmem__blas_rows(const gmem__cl_job *job) {
@@ -360,22 +377,7 @@ static void gmem__product_blas(const gmem__cl_job *job) {
     const gmem__blas_matrix a = gmem__blas_rows(job), b = gmem__blas_columns(job), c = gmem__blas_result(job);
     if (!gmem__stream_ok(job->stream)) return;
     gmem__blas_multiply(job, &a, &b, &c);
-    if (gmem__blas_keeps_result(job) || !gmem__stream_ok(job->stream)) return;
-    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_finish_product);
-    gmem__launch_buffer(&launch, c.memory, 0);
-    gmem__launch_int(&launch, (int64_t)c.stride);
-    gmem__launch_int(&launch, job->product->rows);
-    gmem__launch_int(&launch, job->columns);
-    gmem__launch_epilogue(&launch, job);
-    gmem__launch_run3(&launch, job->columns, gmem__job_out_rows(job), job->batch, 16, 4);
-}
-
-/* CLBlast is there, and what it needs converted fits in scratch. */
-static int gmem__blas_can(const gmem__cl_job *job) {
-    const gmem__cl_product *p = job->product;
-    return job->stream->device->library.has_clblast &&
-           (gmem__blas_keeps_rows(job) ||
-            (double)p->batch * (double)p->rows * (double)p->depth * 4 <= (double)gmem__job_scratch(job));
+    if (!gmem__blas_keeps_result(job)) gmem__job_finish(job, c.memory);
 }
 
 /* Bytes of scratch for each column, the larger of its two buffers' shares. */
@@ -386,14 +388,35 @@ static int64_t gmem__blas_column_bytes(const gmem__cl_job *job) {
     return gmem__max(1, 4 * gmem__max(before, after));
 }
 
+/* CLBlast is there, and what it needs converted fits in scratch. */
+static int gmem__blas_can(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    const double scratch = (double)gmem__job_scratch(job);
+    const int64_t columns = gmem__min(p->columns, GMEM__BLAS_COLUMNS);
+    return job->stream->device->library.has_clblast && (double)(columns * gmem__blas_column_bytes(job)) <= scratch &&
+           (gmem__blas_keeps_rows(job) || (double)p->batch * (double)p->rows * (double)p->depth * 4 <= scratch);
+}
+
 /* ----------------------------------------------------------------------------------------------------------------- */
 
-GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product) {
-    const struct gmem__device *device = stream->device;
-    const gmem__cl_limits *limits = &device->found.limits;
-    gmem__cl_way way = product->way == GMEM__CL_WAY_AUTO ? gmem__product_way(device, product) : product->way;
+/* Columns are packed by the panel, the last of a part beyond what is there. */
+static int64_t gmem__panel_bytes(const gmem__cl_job *job) {
+    const gmem__cl_tiles *tiles = &job->stream->device->tuning.tiles;
+    return tiles->tile_vectors * tiles->tile_width * job->product->depth * 4;
+}
+
+/* The way that was chosen, or another where this one wants more scratch than a buffer has. */
+static gmem__cl_way gmem__job_way(const gmem__cl_job *job, gmem__cl_way way) {
+    const struct gmem__device *device = job->stream->device;
+    const int64_t columns = gmem__min(job->product->columns, device->tuning.tiles.tile_columns);
+    const int64_t tile_bytes = columns * job->product->depth * 4 + gmem__panel_bytes(job);
+    if (way == GMEM__CL_WAY_CLBLAST && !gmem__blas_can(job))
+        way = device->found.limits.is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
+    return way == GMEM__CL_WAY_TILE && tile_bytes > device->found.limits.largest ? GMEM__CL_WAY_OWN : way;
+}
+
+static gmem__cl_job gmem__job_of(struct gmem__stream *stream, const gmem__cl_product *product) {
     gmem__cl_job job;
-    if (!gmem__stream_ok(stream) || product->columns == 0 || product->batch == 0) return;
     memset(&job, 0, sizeof job);
     job.stream = stream;
     job.product = product;
@@ -403,18 +426,35 @@ GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_p
     /* int8 has weights on levels and columns of one token each; else it counts as bf16 */
     job.compute = product->compute == GMEM_COMPUTE_INT8 && (product->a_type != GMEM_I8 || job.conv) ? GMEM_COMPUTE_BF16
                                                                                                     : product->compute;
+    return job;
+}
+
+GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product) {
+    const struct gmem__device *device = stream->device;
+    gmem__cl_way way = product->way == GMEM__CL_WAY_AUTO ? gmem__product_way(device, product) : product->way;
+    if (!gmem__stream_ok(stream) || product->columns == 0 || product->batch == 0) return;
+    gmem__cl_job job = gmem__job_of(stream, product);
     if (job.compute == GMEM_COMPUTE_INT8) job.largest = gmem__job_largest(&job);
     if (!gmem__stream_ok(stream)) return;
-    if (way == GMEM__CL_WAY_CLBLAST && !gmem__blas_can(&job))
-        way = limits->is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
+    way = gmem__job_way(&job, way);
     if (way == GMEM__CL_WAY_TILE)
         gmem__job_parts(&job, product->depth * 4,
-                        gmem__min(GMEM__PANELS_OF_UNIT * limits->units, gmem__job_scratch(&job)),
+                        gmem__min(GMEM__PANELS_OF_UNIT * device->found.limits.units,
+                                  gmem__job_scratch(&job) - gmem__panel_bytes(&job)),
                         device->tuning.tiles.tile_columns, gmem__product_tile);
     else if (way == GMEM__CL_WAY_CLBLAST)
-        gmem__job_parts(&job, gmem__blas_column_bytes(&job), gmem__job_scratch(&job), 32, gmem__product_blas);
+        gmem__job_parts(&job, gmem__blas_column_bytes(&job), gmem__job_scratch(&job), GMEM__BLAS_COLUMNS,
+                        gmem__product_blas);
     else
         gmem__product_own(&job);
+}
+
+GMEM__FN void gmem__stream_epilogue(struct gmem__stream *stream, const gmem__cl_product *product, gmem__cl_mem sums,
+                                    int64_t first_column, int64_t columns) {
+    gmem__cl_job job = gmem__job_of(stream, product);
+    job.first_column = first_column;
+    job.columns = columns;
+    gmem__job_finish(&job, sums);
 }
 
 #endif
