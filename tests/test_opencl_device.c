@@ -403,6 +403,32 @@ static void test_with_cache(void) {
     remove(path_of(name));
 }
 
+/* Each allocation fails in turn: the opening fails, or does without the cache. */
+static void test_failing_allocations(void) {
+    meddler m;
+    gmem_error error;
+    failing memory;
+    int failed = 0, went_on = 0, reached = 1;
+    memset(&m, 0, sizeof m);
+    memset(&memory, 0, sizeof memory);
+    gmem_context_desc desc = describe(&m);
+    desc.cache_dir = folder;
+    desc.allocator.user = &memory;
+    desc.allocator.alloc = failing_alloc;
+    desc.allocator.release = failing_release;
+    for (int i = 0; reached; i++) {
+        memory.countdown = i;
+        const gmem_status status = try_open(&m, &desc, &error);
+        reached = memory.countdown < 0;
+        if (status != GMEM_OK) CHECK_STATUS(GMEM_E_MEMORY, status);
+        failed += status != GMEM_OK;
+        went_on += reached && status == GMEM_OK;
+        CHECK_INT(memory.live, 0);
+    }
+    CHECK(failed > 8 && went_on > 2);
+    remove(path_of(program_name()));
+}
+
 static void test_bad_source(void) {
     meddler m;
     gmem_error error;
@@ -576,6 +602,7 @@ int main(void) {
     test_cache_failing_files();
     test_without_cache();
     test_with_cache();
+    test_failing_allocations();
     test_bad_source();
     test_wrong_results();
     test_names();
