@@ -129,8 +129,8 @@ int product_row(int item, int i, int count, int rows, int activation) {
 
 /* The first tap of output pixel `column`, which may be in the padding. */
 int2 patch_corner(int column, IMAGE_PARAMETERS) {
-    const int padding = filter == 3 && stride == 1;
-    return (int2)(column % out_width * stride - padding, column / out_width * stride - padding);
+    const int padding = filter == 3 && stride == 1, y = column / out_width, x = column - y * out_width;
+    return (int2)(x * stride - padding, y * stride - padding);
 }
 
 /* Where in its channel the pixel at (y, x) of the image lies; -1 in the padding. */
@@ -156,11 +156,11 @@ float patch_at(__global const float *image, int k, int2 corner, IMAGE_PARAMETERS
         ulong residual_at, int residual_ld, __global float *c, ulong c_at, int c_ld, int c_stride
 
 /* Leaves the pointers at a batch's row 0, and NULL where there is nothing. */
-#define EPILOGUE_BEGIN(batch)                                                      \
-    bias = has & HAS_BIAS ? bias + bias_at : 0;                                    \
-    gate = has & HAS_GATE ? gate + gate_at : 0;                                    \
-    residual = has & HAS_RESIDUAL ? residual + residual_at + (ulong)(batch) * c_stride : 0; \
-    c += c_at + (ulong)(batch) * c_stride;
+#define EPILOGUE_BEGIN(batch)                                                             \
+    bias = has & HAS_BIAS ? bias + bias_at : 0;                                           \
+    gate = has & HAS_GATE ? gate + gate_at : 0;                                           \
+    residual = has & HAS_RESIDUAL ? residual + residual_at + (ulong)(batch)*c_stride : 0; \
+    c += c_at + (ulong)(batch)*c_stride;
 
 #define EPILOGUE activation, alpha, bias, gate, gate_stride, tokens, first_column, residual, residual_ld, c, c_ld
 #define FINISH_PARAMETERS                                                                                             \
@@ -291,24 +291,25 @@ pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __g
         panel_row(b + (ulong)k * b_ld + column, lanes, levels, compute, out + (ulong)k * PANEL);
     if (!filter) return;
     const int taps = filter * filter;
-    for (int tap = 0; tap < taps; tap++) {
-        int offset[PANEL], neighbours = lanes == PANEL;
-        for (int i = 0; i < PANEL; i++) {
-            const int2 corner = patch_corner(column + i, IMAGE);
-            offset[i] = i < lanes ? pixel_offset(corner.y + tap / filter, corner.x + tap % filter, IMAGE) : -1;
-            neighbours &= offset[i] >= 0 && offset[i] == offset[0] + i;
-        }
-        for (int channel = begin / taps; channel < end / taps; channel++) {
-            __global const float *from = b + (ulong)channel * height * width;
-            __global float *to = out + (ulong)(channel * taps + tap) * PANEL;
-            if (neighbours) {
-                panel_row(from + offset[0], PANEL, levels, compute, to);
-            } else {
-                for (int i = 0; i < PANEL; i++)
-                    to[i] = float_rounded(offset[i] < 0 ? 0.0f : from[offset[i]], compute, 1.0f);
+    for (int ky = 0; ky < filter; ky++)
+        for (int kx = 0; kx < filter; kx++) {
+            int offset[PANEL], neighbours = lanes == PANEL;
+            for (int i = 0; i < PANEL; i++) {
+                const int2 corner = patch_corner(column + i, IMAGE);
+                offset[i] = i < lanes ? pixel_offset(corner.y + ky, corner.x + kx, IMAGE) : -1;
+                neighbours &= offset[i] >= 0 && offset[i] == offset[0] + i;
+            }
+            for (int channel = begin / taps; channel < end / taps; channel++) {
+                __global const float *from = b + (ulong)channel * height * width;
+                __global float *to = out + (ulong)(channel * taps + ky * filter + kx) * PANEL;
+                if (neighbours) {
+                    panel_row(from + offset[0], PANEL, levels, compute, to);
+                } else {
+                    for (int i = 0; i < PANEL; i++)
+                        to[i] = float_rounded(offset[i] < 0 ? 0.0f : from[offset[i]], compute, 1.0f);
+                }
             }
         }
-    }
 }
 
 /* the product on a GPU -------------------------------------------------------------------------------------------- */
@@ -337,8 +338,8 @@ __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS)
     }
     for (int k0 = 0; k0 < depth; k0 += GROUP_DEPTH) {
         for (int e = item; e < group_rows * GROUP_DEPTH; e += items) {
-            const int k = transposed ? e / group_rows : e % GROUP_DEPTH;
-            const int r = transposed ? e % group_rows : e / GROUP_DEPTH;
+            int k = e % GROUP_DEPTH, r = e / GROUP_DEPTH; /* neighbours read neighbours */
+            if (transposed) k = e / group_rows, r = e - k * group_rows;
             const int row =
                 product_row(get_group_id(1) * width_y + r / ITEM_ROWS, r % ITEM_ROWS, ITEM_ROWS, rows, activation);
             const int inside = row < rows && k0 + k < depth;
@@ -480,7 +481,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void product_tile(WEIGHT
         activate_row(sums, i, count, rows, row, activation, alpha, bias);
         for (int j = 0, next; j < count; j = next) { /* sample by sample, where the gate differs */
             const int at = first_column + column + j;
-            next = gate ? min(count, j + tokens - at % tokens) : count;
+            next = gate ? min(count, j + (at / tokens + 1) * tokens - at) : count;
             store_row(sums + i * TILE_COLUMNS + j, next - j, gate_at_column(gate, gate_stride, tokens, row, at),
                       residual ? residual + (ulong)row * residual_ld + column + j : 0,
                       c + (ulong)row * c_ld + column + j);
