@@ -869,8 +869,9 @@ typedef struct gmem_tune_desc {
     void *user;
 } gmem_tune_desc;
 
-/* For the context's device, while nothing else runs on it. CLBlast keeps what was tried last for the rest of the
- * process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED, E_MEMORY, E_DEVICE, those of
+/* For the context's device, while nothing else runs on it. What the folder holds from before is where the search begins;
+ * the context is best made without it, or that is what CLBlast comes with. CLBlast keeps what was tried last for the rest
+ * of the process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED, E_MEMORY, E_DEVICE, those of
  * writing. */
 GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_desc *desc, gmem_tune_report *report,
                                       gmem_error *error);

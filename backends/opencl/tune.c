@@ -212,26 +212,32 @@ static void gmem__tune_take(struct gmem__device *device, const gmem__tune_found 
     }
 }
 
-GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir) {
+GMEM__FN int gmem__tune_load(const struct gmem__device *device, const char *cache_dir, gmem__tune_found *out) {
     char name[40];
     gmem__bytes bytes;
-    gmem__tune_found found;
+    memset(out, 0, sizeof *out);
     if (!cache_dir ||
         gmem__cl_cache_read(device->context, cache_dir, gmem__tune_file(device, name), &bytes, NULL) != GMEM_OK)
-        return;
-    memset(&found, 0, sizeof found);
-    found.tuning = device->tuning;
-    found.tuning.shape_count = 0;
-    found.tuning.tuned = 1;
-    const int ignored = gmem__tune_read(device, &bytes, &found);
+        return 0;
+    out->tuning = device->tuning;
+    out->tuning.shape_count = 0;
+    out->tuning.tuned = 1;
+    const int ignored = gmem__tune_read(device, &bytes, out);
     gmem__bytes_close(device->context, &bytes);
     if (ignored != 0)
         gmem__log(device->context, "%s: %s", name,
                   ignored < 0 ? "what was tuned is for another device"
                               : "lines that do not fit the device are ignored");
-    if (ignored < 0) return;
+    return ignored >= 0;
+}
+
+GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir) {
+    char name[40];
+    gmem__tune_found found;
+    if (!gmem__tune_load(device, cache_dir, &found)) return;
     gmem__tune_take(device, &found);
-    gmem__log(device->context, "%s: tuned parameters of %s/%s", device->backend, cache_dir, name);
+    gmem__log(device->context, "%s: tuned parameters of %s/%s", device->backend, cache_dir,
+              gmem__tune_file(device, name));
 }
 
 #endif /* GMEM_NO_OPENCL */

@@ -63,6 +63,8 @@ typedef struct gmem__tune_found {
     gmem__tune_point points[GMEM__TUNE_CLBLAST_SETS];
 } gmem__tune_found;
 GMEM__FN const char *gmem__way_name(gmem__cl_way way); /* "tile" */
+/* What the folder's file holds and this device can do, if there is one; nothing is applied. */
+GMEM__FN int gmem__tune_load(const struct gmem__device *device, const char *cache_dir, gmem__tune_found *out);
 GMEM__FN gmem_status gmem__tune_save(const struct gmem__device *device, const char *cache_dir,
                                      const gmem__tune_found *found, gmem_error *error);
 

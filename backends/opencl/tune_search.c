@@ -18,18 +18,29 @@ GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_des
 
 /* shapes ---------------------------------------------------------------------------------------------------------- */
 
-/* The linear layers of a block, for one picture of 256 tokens; the small default model's for 16 pictures of 64. */
+#define GMEM__TUNE_LAYERS (GMEM_TUNE_SHAPES + 2)
+
+/* The linear layers of a block, for one picture of 256 tokens; the small default model's for 16 pictures of 64. The
+ * last two, which nothing divides, are not timed: they must be right. */
 static const struct gmem__tune_layer {
     const char *name;
     int64_t rows, depth, columns;
     int searched; /* settings are tried on these */
-} gmem__tune_layers[GMEM_TUNE_SHAPES] = {
-    {"XL/1 qkv", 3456, 1152, 256, 0},       {"XL/1 proj", 1152, 1152, 256, 1},
-    {"XL/1 mlp_in", 6144, 1152, 256, 0},    {"XL/1 mlp_out", 1152, 3072, 256, 1},
-    {"B/1 qkv", 2304, 768, 256, 0},         {"B/1 proj", 768, 768, 256, 0},
-    {"B/1 mlp_in", 4096, 768, 256, 0},      {"B/1 mlp_out", 768, 2048, 256, 0},
-    {"default qkv", 576, 192, 1024, 0},     {"default proj", 192, 192, 1024, 0},
-    {"default mlp_in", 1024, 192, 1024, 0}, {"default mlp_out", 192, 512, 1024, 0},
+} gmem__tune_layers[GMEM__TUNE_LAYERS] = {
+    {"XL/1 qkv", 3456, 1152, 256, 0},
+    {"XL/1 proj", 1152, 1152, 256, 1},
+    {"XL/1 mlp_in", 6144, 1152, 256, 0},
+    {"XL/1 mlp_out", 1152, 3072, 256, 1},
+    {"B/1 qkv", 2304, 768, 256, 0},
+    {"B/1 proj", 768, 768, 256, 0},
+    {"B/1 mlp_in", 4096, 768, 256, 0},
+    {"B/1 mlp_out", 768, 2048, 256, 0},
+    {"default qkv", 576, 192, 1024, 0},
+    {"default proj", 192, 192, 1024, 0},
+    {"default mlp_in", 1024, 192, 1024, 0},
+    {"default mlp_out", 192, 512, 1024, 0},
+    {"odd", 611, 203, 77, 0},
+    {"odd", 13, 7, 259, 0},
 };
 
 #define GMEM__TUNE_A ((int64_t)6144 * 1152) /* floats of the largest weight, input and result */
@@ -40,6 +51,7 @@ static const struct gmem__tune_layer {
 #define GMEM__TUNE_TOLERANCE 1e-5 /* relative L2: a sum in another order stays far below, anything wrong far above */
 #define GMEM__TUNE_RUNS      3
 #define GMEM__TUNE_ENOUGH    0.2 /* seconds of runs */
+#define GMEM__TUNE_HOPELESS  3   /* so many times slower is not worth the time of measuring all shapes */
 #define GMEM__TUNE_TRIED     512
 #define GMEM__TUNE_ALWAYS    65536 /* XGEMM_MIN_INDIRECT_SIZE with which XgemmDirect does all */
 
@@ -65,7 +77,7 @@ typedef struct gmem__tuner {
     double began, limit, measuring; /* the last: seconds that one measurement of all shapes takes, about */
     /* of the host */
     float *a, *b, *c, *expected; /* expected: the shapes' results one after the other */
-    int64_t expected_at[GMEM_TUNE_SHAPES + 1];
+    int64_t expected_at[GMEM__TUNE_LAYERS + 1];
     void *scratch;
     int64_t scratch_bytes;
     /* of the device */
@@ -77,6 +89,8 @@ typedef struct gmem__tuner {
     gmem__cl_way own_way;
     double own_first[GMEM_TUNE_SHAPES]; /* seconds with the tiles that there were */
     gmem__cl_tiles tiles_first;
+    int has_earlier;
+    gmem__tune_found earlier; /* what the folder holds */
     double best[GMEM__GOALS]; /* seconds; DBL_MAX: none */
     gmem__tune_track tracks[GMEM__TUNE_SETS];
     uint64_t random;
@@ -215,6 +229,13 @@ static double gmem__tune_measure(gmem__tuner *tuner, int shape, gmem__cl_way way
     return first > 0 ? best : 0;
 }
 
+/* Whether the shapes are right that nothing divides. */
+static int gmem__tune_is_right(gmem__tuner *tuner, gmem__cl_way way) {
+    for (int i = GMEM_TUNE_SHAPES; i < GMEM__TUNE_LAYERS; i++)
+        if (gmem__tune_open_stream(tuner, NULL) != GMEM_OK || gmem__tune_check(tuner, i, way) == 0) return 0;
+    return 1;
+}
+
 /* All shapes one way, as far as there is time. */
 static gmem_status gmem__tune_measure_all(gmem__tuner *tuner, gmem__cl_way way, const char *what,
                                           double seconds[GMEM_TUNE_SHAPES], gmem_error *error) {
@@ -283,9 +304,20 @@ static int gmem__tune_neighbour(gmem__tuner *tuner, gmem__tune_set_id id, gmem__
     return 0;
 }
 
-/* The next point to try: seeds first. */
+/* What an earlier tuning found, 0 where there was none. */
+static int gmem__tune_earlier(const gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_point *out) {
+    if (!tuner->has_earlier || (id < GMEM__TUNE_CLBLAST_SETS && !tuner->earlier.has[id])) return 0;
+    if (id < GMEM__TUNE_CLBLAST_SETS)
+        *out = tuner->earlier.points[id];
+    else
+        gmem__tune_get_tiles(&tuner->earlier.tuning.tiles, id, out);
+    return 1;
+}
+
+/* The next point to try: the earlier one first, then the seeds. */
 static int gmem__tune_next(gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_point *out) {
     gmem__tune_track *track = &tuner->tracks[id];
+    if (gmem__tune_earlier(tuner, id, out) && gmem__tune_is_new(track, out)) return 1;
     while (gmem__tune_seed(id, track->seeds, out)) {
         track->seeds++;
         if (gmem__tune_fits(id, out, &tuner->trial.found.limits) && gmem__tune_is_new(track, out)) return 1;
@@ -342,13 +374,32 @@ static void gmem__tune_try(gmem__tuner *tuner, gmem__tune_set_id id) {
     track->spent += track->last;
 }
 
+/* What the next try of a set may take: CLBlast's kernels are one program, which every try compiles. */
+static double gmem__tune_cost(const gmem__tuner *tuner, gmem__tune_set_id id) {
+    double cost = tuner->tracks[id].last;
+    for (int other = 0; id < GMEM__TUNE_CLBLAST_SETS && other < GMEM__TUNE_CLBLAST_SETS; other++)
+        if (tuner->tracks[other].last > cost) cost = tuner->tracks[other].last;
+    return cost;
+}
+
+/* What was found is compiled and measured once more at the end. */
+static double gmem__tune_reserve(const gmem__tuner *tuner) {
+    double seconds = 0;
+    for (int id = 0; id < GMEM__TUNE_SETS; id++)
+        if (tuner->tracks[id].has_best &&
+            (id == GMEM__TUNE_XGEMM || id == GMEM__TUNE_XGEMM_DIRECT || id >= GMEM__TUNE_CLBLAST_SETS))
+            seconds += gmem__tune_cost(tuner, (gmem__tune_set_id)id) + tuner->measuring;
+    return seconds;
+}
+
 /* The open set that has had least of its share; one whose next try would not be done in time is left. */
-static int gmem__tune_choose(const gmem__tuner *tuner, double until) {
+static int gmem__tune_choose(const gmem__tuner *tuner) {
+    const double now = gmem__tune_elapsed(tuner), until = tuner->limit - gmem__tune_reserve(tuner);
     int best = -1;
     double least = 0;
     for (int id = 0; id < GMEM__TUNE_SETS; id++) {
         const gmem__tune_track *track = &tuner->tracks[id];
-        if (!track->open || gmem__tune_elapsed(tuner) + track->last > until) continue;
+        if (!track->open || now + gmem__tune_cost(tuner, (gmem__tune_set_id)id) > until) continue;
         const double share = track->spent / track->weight;
         if (best >= 0 && share >= least) continue;
         best = id;
@@ -395,17 +446,9 @@ static void gmem__tune_begin_own(gmem__tuner *tuner) {
     gmem__tune_open_track(tuner, id, GMEM__GOAL_OWN, 6, 0);
 }
 
-/* What is found is compiled and measured once more at the end. */
-static double gmem__tune_reserve(const gmem__tuner *tuner) {
-    double compiling = 0;
-    for (int id = 0; id < GMEM__TUNE_SETS; id++)
-        if (tuner->tracks[id].last > compiling) compiling = tuner->tracks[id].last;
-    return compiling + tuner->measuring;
-}
-
 static gmem_status gmem__tune_search(gmem__tuner *tuner, gmem_error *error) {
     for (;;) {
-        const int id = gmem__tune_choose(tuner, tuner->limit - gmem__tune_reserve(tuner));
+        const int id = gmem__tune_choose(tuner);
         if (id < 0) return GMEM_OK;
         GMEM__TRY(gmem__tune_tell(tuner, gmem__tune_get_set((gmem__tune_set_id)id)->name, error));
         gmem__tune_try(tuner, (gmem__tune_set_id)id);
@@ -424,20 +467,26 @@ static double gmem__tune_sum(const double seconds[GMEM_TUNE_SHAPES]) {
     return sum;
 }
 
+/* The found tiles where they are right and faster at all shapes together, else the first ones, measured once more: the
+ * machine may have had other things to do when they were. */
 static gmem_status gmem__tune_finish_own(gmem__tuner *tuner, gmem__cl_tiles *tiles, double own[GMEM_TUNE_SHAPES],
                                          gmem_error *error) {
+    static const char what[] = "all shapes by the own kernels";
     const gmem__tune_set_id id = tuner->own_way == GMEM__CL_WAY_TILE ? GMEM__TUNE_TILE : GMEM__TUNE_OWN;
     gmem__cl_tiles found = tuner->tiles_first;
-    double seconds[GMEM_TUNE_SHAPES];
+    double again[GMEM_TUNE_SHAPES];
     *tiles = tuner->tiles_first;
-    memcpy(own, tuner->own_first, sizeof tuner->own_first);
+    gmem__tune_use_tiles(tuner, tiles);
+    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, what, own, error));
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
+        if (tuner->own_first[i] > 0 && (own[i] == 0 || tuner->own_first[i] < own[i])) own[i] = tuner->own_first[i];
     if (!tuner->tracks[id].has_best) return GMEM_OK;
     gmem__tune_set_tiles(&found, id, &tuner->tracks[id].best);
     if (memcmp(&found, tiles, sizeof found) == 0 || !gmem__tune_use_tiles(tuner, &found)) return GMEM_OK;
-    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, "all shapes by the own kernels", seconds, error));
-    if (gmem__tune_sum(seconds) >= gmem__tune_sum(own)) return GMEM_OK;
+    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, what, again, error));
+    if (gmem__tune_sum(again) >= gmem__tune_sum(own) || !gmem__tune_is_right(tuner, tuner->own_way)) return GMEM_OK;
     *tiles = found;
-    memcpy(own, seconds, sizeof seconds);
+    memcpy(own, again, sizeof again);
     return GMEM_OK;
 }
 
@@ -459,9 +508,11 @@ static gmem_status gmem__tune_finish_clblast(gmem__tuner *tuner, gmem__tune_foun
     memset(seconds, 0, sizeof seconds);
     memset(tuned, 0, sizeof mixed);
     for (int goal = GMEM__GOAL_INDIRECT; goal <= GMEM__GOAL_DIRECT; goal++) {
-        if (tuner->best[goal] == DBL_MAX) continue;
+        const double other = tuner->best[GMEM__GOAL_INDIRECT + GMEM__GOAL_DIRECT - goal];
+        if (tuner->best[goal] == DBL_MAX || tuner->best[goal] / GMEM__TUNE_HOPELESS > other) continue;
         GMEM__TRY(gmem__tune_set_routine(tuner, goal == GMEM__GOAL_DIRECT ? GMEM__TUNE_ALWAYS : 1, error));
         GMEM__TRY(gmem__tune_measure_all(tuner, GMEM__CL_WAY_CLBLAST, "all shapes by CLBlast", seconds[goal], error));
+        if (!gmem__tune_is_right(tuner, GMEM__CL_WAY_CLBLAST)) memset(seconds[goal], 0, sizeof seconds[goal]);
     }
     for (int i = 0; i < gmem__tune_value_count(least); i++) {
         gmem__tune_mix(seconds[GMEM__GOAL_INDIRECT], seconds[GMEM__GOAL_DIRECT], least->values[i], mixed);
@@ -534,7 +585,7 @@ static void gmem__tune_expect(gmem__tuner *tuner) {
     gmem__weight weight;
     gmem__linear op;
     engine.scratch = tuner->scratch;
-    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+    for (int i = 0; i < GMEM__TUNE_LAYERS; i++) {
         memset(&weight, 0, sizeof weight);
         memset(&op, 0, sizeof op);
         weight.data = tuner->a;
@@ -552,13 +603,13 @@ static void gmem__tune_expect(gmem__tuner *tuner) {
 
 static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
     const gmem_context *context = tuner->context;
-    for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
+    for (int i = 0; i < GMEM__TUNE_LAYERS; i++)
         tuner->expected_at[i + 1] = tuner->expected_at[i] + gmem__tune_layers[i].rows * gmem__tune_layers[i].columns;
     tuner->scratch_bytes = context->ops->scratch_bytes(context->threads);
     tuner->a = (float *)gmem__alloc_raw(context, GMEM__TUNE_A, sizeof(float));
     tuner->b = (float *)gmem__alloc_raw(context, GMEM__TUNE_B, sizeof(float));
     tuner->c = (float *)gmem__alloc_raw(context, GMEM__TUNE_C, sizeof(float));
-    tuner->expected = (float *)gmem__alloc_raw(context, tuner->expected_at[GMEM_TUNE_SHAPES], sizeof(float));
+    tuner->expected = (float *)gmem__alloc_raw(context, tuner->expected_at[GMEM__TUNE_LAYERS], sizeof(float));
     tuner->scratch = gmem__alloc_raw(context, tuner->scratch_bytes, 1);
     if (!tuner->a || !tuner->b || !tuner->c || !tuner->expected || !tuner->scratch)
         return gmem__fail(error, GMEM_E_MEMORY, "no memory to tune with");
@@ -567,6 +618,7 @@ static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
     gmem__tune_expect(tuner);
     tuner->trial = *context->device;
     tuner->tiles_first = tuner->trial.tuning.tiles;
+    tuner->has_earlier = gmem__tune_load(context->device, tuner->desc->cache_dir, &tuner->earlier);
     for (int goal = 0; goal < GMEM__GOALS; goal++)
         tuner->best[goal] = DBL_MAX;
     return gmem__tune_open_stream(tuner, error);
@@ -616,7 +668,7 @@ static void gmem__tune_release(gmem__tuner *tuner) {
     gmem__free(context, tuner->a, GMEM__TUNE_A, sizeof(float));
     gmem__free(context, tuner->b, GMEM__TUNE_B, sizeof(float));
     gmem__free(context, tuner->c, GMEM__TUNE_C, sizeof(float));
-    gmem__free(context, tuner->expected, tuner->expected_at[GMEM_TUNE_SHAPES], sizeof(float));
+    gmem__free(context, tuner->expected, tuner->expected_at[GMEM__TUNE_LAYERS], sizeof(float));
     gmem__free(context, tuner->scratch, tuner->scratch_bytes, 1);
     gmem__free(context, tuner, 1, sizeof *tuner);
 }

@@ -254,6 +254,7 @@ static outcome tune(const arguments *args, gmem_error *error) {
         return failed(error, NULL, "the processor's own kernels are not tuned: --tune is for an OpenCL device");
     TRY(backend_from_flags(args, &desc, &device, error));
     if (!args->verbose) desc.log = NULL; /* each try is compiled */
+    desc.cache_dir = NULL;               /* what was tuned before must not be what is compared with */
     TRY(from_status(gmem_context_create(&desc, &context, error)));
     t.seconds = args->seconds > 0 ? args->seconds : 60;
     tune_desc.cache_dir = args->cache_dir;
