@@ -29,11 +29,6 @@ float2 add_pair(float2 a, float2 b) {
     return (float2)(sum.x, (a.y + b.y) + sum.y);
 }
 
-float2 divide_pair(float2 a, float b) {
-    const float quotient = (a.x + a.y) / b;
-    return (float2)(quotient, (fma(-quotient, b, a.x) + a.y) / b);
-}
-
 /* a + weight * x, the weight a pair too. */
 float2 add_product(float2 a, float2 weight, float x) {
     const float2 product = two_product(weight.x, x);
@@ -43,26 +38,61 @@ float2 add_product(float2 a, float2 weight, float x) {
 /* The nearest float. Where it is not finite the error is of no use. */
 float round_pair(float2 a) { return isfinite(a.x) ? a.x + a.y : a.x; }
 
-/* x - mean, as exact as it gets. */
-float deviation(float x, float2 mean) { return (x - mean.x) - mean.y; }
-
 #pragma OPENCL FP_CONTRACT ON
 
 /* reductions ------------------------------------------------------------------------------------------------------ */
 
-/* Work-groups of (columns, slices): each column is shared by the items of its slices, which take every slices-th row,
- * so that neighbours read neighbouring columns. All items of a group must call these, those beyond the last column too,
- * to whom a column has no rows; `partial` has one pair for each item. Loops are of the same length for all. */
-float2 column_sum(__local float2 *partial, float2 value) {
-    const int column = get_local_id(0), columns = get_local_size(0), slices = get_local_size(1);
-    float2 sum = 0;
-    barrier(CLK_LOCAL_MEM_FENCE); /* what was there before has been read */
-    partial[get_local_id(1) * columns + column] = value;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int slice = 0; slice < slices; slice++)
-        sum = add_pair(sum, partial[slice * columns + column]);
-    return sum;
+/* A vector, or as many as there are, and then `rest`. */
+VECTOR load_or(__global const float *x, int count, float rest) {
+    float some[TILE_WIDTH];
+    if (count >= TILE_WIDTH) return LOAD(0, x);
+    for (int i = 0; i < TILE_WIDTH; i++)
+        some[i] = i < count ? x[i] : rest;
+    return LOAD(0, some);
 }
+
+/* A work-item's columns, one vector of product.cl's. */
+VECTOR load_columns(__global const float *x, int count) { return load_or(x, count, 0); }
+
+void store_columns(VECTOR value, __global float *x, int count) {
+    float some[TILE_WIDTH];
+    if (count >= TILE_WIDTH) {
+        STORE(value, 0, x);
+        return;
+    }
+    STORE(value, 0, some);
+    for (int i = 0; i < count; i++)
+        x[i] = some[i];
+}
+
+/* Work-groups of (items, slices): the slices of an item share its columns, and each takes every slices-th row. All must
+ * call these, also those that have no columns, hence no rows; `partial` has a vector for each. */
+#define MINE (get_local_id(1) * get_local_size(0) + get_local_id(0))
+#define REDUCTION(name, operation)                                                 \
+    VECTOR name(__local VECTOR *partial, VECTOR value) {                           \
+        const int slices = get_local_size(1);                                      \
+        if (slices == 1) return value;                                             \
+        barrier(CLK_LOCAL_MEM_FENCE); /* what was there before has been read */    \
+        partial[MINE] = value;                                                     \
+        barrier(CLK_LOCAL_MEM_FENCE);                                              \
+        value = partial[get_local_id(0)];                                          \
+        for (int slice = 1; slice < slices; slice++) {                             \
+            const VECTOR a = value;                                                \
+            const VECTOR b = partial[slice * get_local_size(0) + get_local_id(0)]; \
+            value = operation;                                                     \
+        }                                                                          \
+        return value;                                                              \
+    }
+REDUCTION(column_sum, a + b)
+REDUCTION(column_max, max(a, b))
+
+/* Sums of many floats: so many at a time, so that rounding errors grow with these and not with all. */
+#define BLOCK 64
+
+float sum4(float4 x) { return (x.x + x.y) + (x.z + x.w); }
+float sum8(float8 x) { return sum4(x.lo + x.hi); }
+float sum16(float16 x) { return sum8(x.lo + x.hi); }
+#define SUM_OF CAT(sum, TILE_WIDTH)
 
 /* Work-groups of one dimension: the sum of all items, given to each. What follows them in the second dimension are
  * parts, so that there are as many of those whatever the size of a group. */
@@ -82,214 +112,197 @@ float2 group_sum(__local float2 *partial, float2 value) {
 
 /* norms ----------------------------------------------------------------------------------------------------------- */
 
-/* The mean (0 for RMSNorm) and 1 / sqrt(variance + eps) of a column's values, `stride` apart, in two passes. `rows` is
- * count, or 0 for an item without a column. */
-typedef struct moments_of {
-    float2 mean;
-    float inverse;
-} moments_of;
+/* What makes values normal: (x - mean - rest) * inverse. Two passes, the second of which also finds by how much the
+ * first one's mean was wrong (Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983). */
+typedef struct column_moments {
+    VECTOR mean, rest, inverse; /* RMSNorm: mean and rest 0 */
+} column_moments;
 
-moments_of column_moments(__global const float *x, int rows, int count, int stride, int rms, float eps,
-                          __local float2 *partial) {
-    const int slice = get_local_id(1), slices = get_local_size(1), steps = (count + slices - 1) / slices;
-    moments_of moments;
-    float2 sum = 0;
-    moments.mean = 0;
-    if (!rms) {
-        for (int step = 0; step < steps; step++) {
-            const int i = step * slices + slice;
-            if (i < rows) sum = add_float(sum, x[(ulong)i * stride]);
-        }
-        moments.mean = divide_pair(column_sum(partial, sum), count);
-    }
+/* Of `count` rows, `stride` apart, of which `rows` are to be read: all, or none by an item without columns. */
+column_moments find_moments(__global const float *x, int columns, int rows, int count, int stride, int rms, float eps,
+                            __local VECTOR *partial) {
+    const int slice = get_local_id(1), slices = get_local_size(1);
+    VECTOR sum = 0, squares = 0;
+    column_moments moments;
+    for (int i = slice; i < rows && !rms; i += slices)
+        sum += load_columns(x + (ulong)i * stride, columns);
+    moments.mean = rms ? (VECTOR)(0.0f) : column_sum(partial, sum) / count;
     sum = 0;
-    for (int step = 0; step < steps; step++) {
-        const int i = step * slices + slice;
-        const float d = i < rows ? deviation(x[(ulong)i * stride], moments.mean) : 0;
-        sum = add_float(sum, d * d);
+    for (int first = slice; first < rows; first += BLOCK * slices) {
+        VECTOR some = 0, some_squares = 0;
+        for (int i = first; i < min(rows, first + BLOCK * slices); i += slices) {
+            const VECTOR d = load_columns(x + (ulong)i * stride, columns) - moments.mean;
+            some += d;
+            some_squares += d * d;
+        }
+        sum += some;
+        squares += some_squares;
     }
-    sum = column_sum(partial, sum);
-    moments.inverse = 1 / sqrt((sum.x + sum.y) / count + eps);
+    moments.rest = rms ? (VECTOR)(0.0f) : column_sum(partial, sum) / count;
+    squares = column_sum(partial, squares) / count - moments.rest * moments.rest;
+    moments.inverse = 1 / sqrt(squares + eps);
     return moments;
 }
 
 /* Which of the optional arguments are given. */
 enum { GIVEN_WEIGHT = 1, GIVEN_BIAS = 2, GIVEN_SHIFT = 4, GIVEN_SCALE = 8 };
 
-/* (x - mean) * inverse * weight + bias for channel i. */
-float affine(float x, moments_of moments, __global const float *weight, __global const float *bias, int given, int i) {
-    float y = deviation(x, moments.mean) * moments.inverse;
+/* Normal values times weight plus bias of channel i. */
+VECTOR affine(VECTOR x, column_moments moments, __global const float *weight, __global const float *bias, int given,
+              int i) {
+    VECTOR y = (x - moments.mean - moments.rest) * moments.inverse;
     if (given & GIVEN_WEIGHT) y *= weight[i];
     if (given & GIVEN_BIAS) y += bias[i];
     return y;
 }
 
-/* RMSNorm (arXiv 1910.07467) or LayerNorm (1607.06450), and adaLN's modulation (2212.09748), of columns from `first`
- * on. x (channels, columns); y (channels, columns - first), rows y_stride apart. (columns, slices). */
+/* RMSNorm (arXiv 1910.07467) or LayerNorm (1607.06450), and adaLN's modulation (2212.09748). x (channels, samples *
+ * tokens); y likewise, rows y_stride apart. (items, slices, samples) */
 __kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong y_at, __global const float *weight,
                    ulong weight_at, __global const float *bias, ulong bias_at, __global const float *shift,
                    ulong shift_at, __global const float *scale, ulong scale_at, int given, int rms, float eps,
-                   int channels, int columns, int first, int y_stride, int tokens, int modulation_stride,
-                   __local float2 *partial) {
-    const int place = get_global_id(0), column = first + place, rows = column < columns ? channels : 0;
-    const int slice = get_local_id(1), slices = get_local_size(1), steps = (channels + slices - 1) / slices;
-    const ulong modulation = (ulong)(column / tokens) * modulation_stride;
-    x += x_at + column;
-    y += y_at + place;
+                   int channels, int columns, int y_stride, int tokens, int modulation_stride,
+                   __local VECTOR *partial) {
+    const int first = get_global_id(0) * TILE_WIDTH, sample = get_global_id(2), count = tokens - first;
+    const int rows = count > 0 ? channels : 0;
+    x += x_at + (ulong)sample * tokens + first;
+    y += y_at + (ulong)sample * tokens + first;
     weight += weight_at;
     bias += bias_at;
-    shift += shift_at + modulation;
-    scale += scale_at + modulation;
-    const moments_of moments = column_moments(x, rows, channels, columns, rms, eps, partial);
-    for (int step = 0; step < steps; step++) {
-        const int c = step * slices + slice;
-        if (c >= rows) continue;
-        float value = affine(x[(ulong)c * columns], moments, weight, bias, given, c);
+    shift += shift_at + (ulong)sample * modulation_stride;
+    scale += scale_at + (ulong)sample * modulation_stride;
+    const column_moments moments = find_moments(x, count, rows, channels, columns, rms, eps, partial);
+    for (int c = get_local_id(1); c < rows; c += get_local_size(1)) {
+        VECTOR value = affine(load_columns(x + (ulong)c * columns, count), moments, weight, bias, given, c);
         if (given & GIVEN_SCALE) value *= 1 + scale[c];
         if (given & GIVEN_SHIFT) value += shift[c];
-        y[(ulong)c * y_stride] = value;
+        store_columns(value, y + (ulong)c * y_stride, count);
     }
 }
 
 /* In place on x (heads * head_dim, columns): the head's norm, then RoPE (arXiv 2104.09864) on adjacent pairs; cosine,
- * sine (head_dim / 2, tokens). (columns, slices, heads). */
+ * sine (head_dim / 2, tokens). (items, slices, samples * heads) */
 __kernel void rotate_heads(__global float *x, ulong x_at, __global const float *weight, ulong weight_at,
                            __global const float *bias, ulong bias_at, __global const float *cosine, ulong cosine_at,
                            __global const float *sine, ulong sine_at, int given, int norm, int rms, int turn, float eps,
-                           int head_dim, int columns, int tokens, __local float2 *partial) {
-    const int column = get_global_id(0), token = column % tokens, rows = column < columns ? head_dim : 0;
-    const int slice = get_local_id(1), slices = get_local_size(1), steps = ((head_dim + 1) / 2 + slices - 1) / slices;
-    moments_of moments;
-    x += x_at + (ulong)get_global_id(2) * head_dim * columns + column;
+                           int heads, int head_dim, int columns, int tokens, __local VECTOR *partial) {
+    const int first = get_global_id(0) * TILE_WIDTH, count = tokens - first, rows = count > 0 ? head_dim : 0;
+    const int sample = get_global_id(2) / heads, head = get_global_id(2) % heads;
+    column_moments moments;
+    x += x_at + (ulong)head * head_dim * columns + (ulong)sample * tokens + first;
     weight += weight_at;
     bias += bias_at;
-    cosine += cosine_at + token;
-    sine += sine_at + token;
-    if (norm) moments = column_moments(x, rows, head_dim, columns, rms, eps, partial);
-    barrier(CLK_GLOBAL_MEM_FENCE); /* all of the column has been read */
-    for (int step = 0; step < steps; step++) {
-        const int pair = step * slices + slice, even = 2 * pair, odd = even + 1;
-        if (even >= rows) continue;
-        float a = x[(ulong)even * columns], b = odd < head_dim ? x[(ulong)odd * columns] : 0;
+    cosine += cosine_at + first;
+    sine += sine_at + first;
+    if (norm) moments = find_moments(x, count, rows, head_dim, columns, rms, eps, partial);
+    barrier(CLK_GLOBAL_MEM_FENCE); /* all of the columns have been read */
+    for (int even = 2 * get_local_id(1); even < rows; even += 2 * get_local_size(1)) {
+        const int odd = even + 1, has_odd = odd < rows;
+        __global float *at = x + (ulong)even * columns;
+        VECTOR a = load_columns(at, count), b = has_odd ? load_columns(at + columns, count) : (VECTOR)(0.0f);
         if (norm) {
             a = affine(a, moments, weight, bias, given, even);
-            if (odd < head_dim) b = affine(b, moments, weight, bias, given, odd);
+            if (has_odd) b = affine(b, moments, weight, bias, given, odd);
         }
-        if (turn && odd < head_dim) {
-            const float c = cosine[(ulong)pair * tokens], s = sine[(ulong)pair * tokens], before = a;
+        if (turn && has_odd) {
+            const VECTOR c = load_columns(cosine + (ulong)(even / 2) * tokens, count);
+            const VECTOR s = load_columns(sine + (ulong)(even / 2) * tokens, count), before = a;
             a = before * c - b * s;
             b = b * c + before * s;
         }
-        x[(ulong)even * columns] = a;
-        if (odd < head_dim) x[(ulong)odd * columns] = b;
+        store_columns(a, at, count);
+        if (has_odd) store_columns(b, at + columns, count);
     }
 }
 
-/* In place on scores (batch, keys, queries): exp(scale * score) over its sum along the keys. (queries, slices, batch)
- */
+/* In place on scores (batch, keys, queries): exp(scale * score) over its sum along the keys; scale is positive.
+ * (items, slices, batch) */
 __kernel void softmax(__global float *scores, ulong scores_at, float scale, int keys, int queries,
-                      __local float2 *partial) {
-    const int query = get_global_id(0), rows = query < queries ? keys : 0;
-    const int slice = get_local_id(1), slices = get_local_size(1), steps = (keys + slices - 1) / slices;
-    float largest = -INFINITY, sum = 0;
-    scores += scores_at + (ulong)get_global_id(2) * keys * queries + query;
-    for (int step = 0; step < steps; step++) {
-        const int key = step * slices + slice;
-        if (key < rows) largest = fmax(largest, scores[(ulong)key * queries]);
+                      __local VECTOR *partial) {
+    const int first = get_global_id(0) * TILE_WIDTH, count = queries - first, rows = count > 0 ? keys : 0;
+    const int slice = get_local_id(1), slices = get_local_size(1);
+    VECTOR largest = -INFINITY, sum = 0;
+    scores += scores_at + (ulong)get_global_id(2) * keys * queries + first;
+    for (int key = slice; key < rows; key += slices)
+        largest = max(largest, load_columns(scores + (ulong)key * queries, count));
+    largest = column_max(partial, largest);
+    for (int start = slice; start < rows; start += BLOCK * slices) {
+        VECTOR some = 0;
+        for (int key = start; key < min(rows, start + BLOCK * slices); key += slices) {
+            __global float *at = scores + (ulong)key * queries;
+            const VECTOR p = exp(scale * (load_columns(at, count) - largest));
+            store_columns(p, at, count);
+            some += p;
+        }
+        sum += some;
     }
-    barrier(CLK_LOCAL_MEM_FENCE);
-    partial[get_local_id(1) * get_local_size(0) + get_local_id(0)].x = largest;
-    barrier(CLK_LOCAL_MEM_FENCE);
-    for (int other = 0; other < slices; other++)
-        largest = fmax(largest, partial[other * get_local_size(0) + get_local_id(0)].x);
-    for (int step = 0; step < steps; step++) {
-        const int key = step * slices + slice;
-        if (key >= rows) continue;
-        const float p = exp(scale * (scores[(ulong)key * queries] - largest));
-        scores[(ulong)key * queries] = p;
-        sum += p;
-    }
-    const float2 total = column_sum(partial, (float2)(sum, 0));
-    const float inverse = 1 / (total.x + total.y);
-    for (int step = 0; step < steps; step++) {
-        const int key = step * slices + slice;
-        if (key < rows) scores[(ulong)key * queries] *= inverse;
+    const VECTOR inverse = 1 / column_sum(partial, sum);
+    for (int key = slice; key < rows; key += slices) {
+        __global float *at = scores + (ulong)key * queries;
+        store_columns(load_columns(at, count) * inverse, at, count);
     }
 }
 
-/* The first half of GroupNorm: moments (groups, parts) of four floats, the mean as a pair and the sum of the squared
+/* The first half of GroupNorm: moments (groups, parts) of four floats, a mean, its rest, and the sum of the squared
  * deviations from it, of `chunk` values of a group's `count`; the last part may have fewer. (items, parts, groups) */
 __kernel void group_moments(__global const float *x, ulong x_at, __global float *parts, ulong parts_at, int count,
                             int chunk, __local float2 *partial) {
-    const int part = get_group_id(1), group = get_global_id(2), item = get_local_id(0), items = get_local_size(0);
-    const int first = part * chunk, size = min(chunk, count - first), steps = (size + items - 1) / items;
-    float2 sum = 0;
-    x += x_at + (ulong)group * count + first;
-    for (int step = 0; step < steps; step++) {
-        const int i = step * items + item;
-        if (i < size) sum = add_float(sum, x[i]);
-    }
-    const float2 mean = divide_pair(group_sum(partial, sum), size);
+    const int part = get_group_id(1), group = get_global_id(2), item = get_local_id(0);
+    const int size = min(chunk, count - part * chunk), step = get_local_size(0) * TILE_WIDTH;
+    VECTOR sum = 0, squares = 0;
+    x += x_at + (ulong)group * count + (ulong)part * chunk;
+    for (int i = item * TILE_WIDTH; i < size; i += step)
+        sum += load_columns(x + i, size - i);
+    const float mean = group_sum(partial, (float2)(SUM_OF(sum), 0)).x / size;
     sum = 0;
-    for (int step = 0; step < steps; step++) {
-        const int i = step * items + item;
-        const float d = i < size ? deviation(x[i], mean) : 0;
-        sum = add_float(sum, d * d);
+    for (int i = item * TILE_WIDTH; i < size; i += step) {
+        const VECTOR d = load_or(x + i, size - i, mean) - mean;
+        sum += d;
+        squares += d * d;
     }
-    sum = group_sum(partial, sum);
+    const float rest = group_sum(partial, (float2)(SUM_OF(sum), 0)).x / size;
+    const float2 total = group_sum(partial, (float2)(SUM_OF(squares), 0));
     if (item) return;
     parts += parts_at + 4 * ((ulong)group * get_num_groups(1) + part);
-    parts[0] = mean.x;
-    parts[1] = mean.y;
-    parts[2] = sum.x + sum.y;
+    parts[0] = mean;
+    parts[1] = rest;
+    parts[2] = total.x + total.y - size * rest * rest;
 }
 
-/* The parts of a group as one (Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
- * variances", 1979). */
-moments_of merge_moments(__global const float *parts, int count, int chunk, float eps) {
+/* (mean, rest, 1 / sqrt(variance + eps)) of a group's parts. */
+float3 merge_moments(__global const float *parts, int count, int chunk, float eps) {
     const int last = (count + chunk - 1) / chunk;
-    moments_of moments;
-    float2 sum = 0;
-    float squares = 0;
+    float mean = 0, rest = 0, squares = 0;
+    for (int part = 0; part < last; part++)
+        mean += parts[4 * part] * min(chunk, count - part * chunk);
+    mean /= count;
     for (int part = 0; part < last; part++) {
-        const float size = min(chunk, count - part * chunk);
-        sum = add_product(sum, (float2)(parts[4 * part], parts[4 * part + 1]), size);
+        const float size = min(chunk, count - part * chunk), d = parts[4 * part] - mean + parts[4 * part + 1];
+        rest += size * d;
+        squares += parts[4 * part + 2] + size * d * d;
     }
-    moments.mean = divide_pair(sum, count);
-    for (int part = 0; part < last; part++) {
-        const float d = deviation(parts[4 * part], moments.mean) + parts[4 * part + 1];
-        squares += parts[4 * part + 2] + d * d * min(chunk, count - part * chunk);
-    }
-    moments.inverse = 1 / sqrt(squares / count + eps);
-    return moments;
+    rest /= count;
+    return (float3)(mean, rest, 1 / sqrt(squares / count - rest * rest + eps));
 }
 
 /* The second half (arXiv 1803.08494), then silu where asked. x, y (channels, area); `parts` as above, of `channels` by
- * a group. An item does every so many values. (area, channels) */
+ * a group. An item does every so many vectors. (items, channels) */
 __kernel void group_norm(__global const float *x, ulong x_at, __global float *y, ulong y_at,
                          __global const float *weight, ulong weight_at, __global const float *bias, ulong bias_at,
                          __global const float *parts, ulong parts_at, int channels, int area, int chunk, float eps,
                          int silu, __local float *shared) {
     const int channel = get_global_id(1), count = channels * area, chunks = (count + chunk - 1) / chunk;
-    moments_of moments;
-    if (get_local_id(0) == 0) {
-        moments = merge_moments(parts + parts_at + (ulong)(channel / channels) * 4 * chunks, count, chunk, eps);
-        shared[0] = moments.mean.x;
-        shared[1] = moments.mean.y;
-        shared[2] = moments.inverse;
-    }
+    if (get_local_id(0) == 0)
+        vstore3(merge_moments(parts + parts_at + (ulong)(channel / channels) * 4 * chunks, count, chunk, eps), 0,
+                shared);
     barrier(CLK_LOCAL_MEM_FENCE);
-    moments.mean = (float2)(shared[0], shared[1]);
-    moments.inverse = shared[2];
+    const float mean = shared[0], rest = shared[1], factor = shared[2] * weight[weight_at + channel];
+    const float b = bias[bias_at + channel];
     x += x_at + (ulong)channel * area;
     y += y_at + (ulong)channel * area;
-    const float w = weight[weight_at + channel], b = bias[bias_at + channel];
-    const int items = get_global_size(0), steps = (area + items - 1) / items;
-    for (int step = 0; step < steps; step++) {
-        const int i = step * items + get_global_id(0);
-        if (i >= area) continue;
-        const float value = deviation(x[i], moments.mean) * moments.inverse * w + b;
-        y[i] = silu ? value / (1 + exp(-value)) : value;
+    for (int i = get_global_id(0) * TILE_WIDTH; i < area; i += get_global_size(0) * TILE_WIDTH) {
+        const VECTOR value = (load_columns(x + i, area - i) - mean - rest) * factor + b;
+        store_columns(silu ? value / (1 + exp(-value)) : value, y + i, area - i);
     }
 }
 

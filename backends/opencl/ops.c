@@ -11,13 +11,17 @@
 #define GMEM__CL_ITEMS  256                /* in a group */
 #define GMEM__CL_SCORES (64 * 1024 * 1024) /* bytes at most, if the device has so many in one buffer */
 
-/* Adds the last argument, local memory for pairs, and runs (columns, slices, batch): work-groups share their columns
- * among slices (kernels.cl), of which a GPU needs many, whereas a processor is best at long rows of columns. */
+/* Floats of a work-item's vector (product.cl). */
+static int64_t gmem__cl_width(const gmem__cl_launch *launch) { return launch->stream->device->tuning.tiles.tile_width; }
+
+/* Adds the last argument, local memory for vectors, and runs (items, slices, batch): work-groups share their columns
+ * among slices (kernels.cl), of which a GPU needs many and a processor none. */
 static void gmem__cl_run_columns(gmem__cl_launch *launch, int64_t columns, int64_t batch) {
     const int is_cpu = launch->stream->device->found.limits.is_cpu;
-    const int64_t local[3] = {is_cpu ? 64 : 32, is_cpu ? 1 : GMEM__CL_ITEMS / 32, 1};
-    const int64_t global[3] = {columns, 1, batch}; /* one group, of as many slices as the device can do */
-    gmem__launch_local(launch, (size_t)(local[0] * local[1]) * 2 * sizeof(float));
+    const int64_t local[3] = {is_cpu ? 1 : 8, is_cpu ? 1 : GMEM__CL_ITEMS / 8, 1};
+    const int64_t width = gmem__cl_width(launch);
+    const int64_t global[3] = {gmem__ceil_div(columns, width), 1, batch}; /* as many slices as the device can do */
+    gmem__launch_local(launch, (size_t)(local[0] * local[1] * width) * sizeof(float));
     gmem__launch_run(launch, 3, global, local);
 }
 
@@ -35,8 +39,9 @@ static void gmem__cl_run_grid(gmem__cl_launch *launch, int64_t width, int64_t ro
 
 /* Adds the last argument, local memory for pairs, and runs one work-group for each of `parts` of `batch`. */
 static void gmem__cl_run_parts(gmem__cl_launch *launch, int64_t parts, int64_t batch) {
-    const int64_t global[3] = {1, parts, batch}, local[3] = {GMEM__CL_ITEMS, 1, 1};
-    gmem__launch_local(launch, GMEM__CL_ITEMS * 2 * sizeof(float));
+    const int is_cpu = launch->stream->device->found.limits.is_cpu;
+    const int64_t global[3] = {1, parts, batch}, local[3] = {is_cpu ? 16 : GMEM__CL_ITEMS, 1, 1};
+    gmem__launch_local(launch, (size_t)local[0] * 2 * sizeof(float));
     gmem__launch_run(launch, 3, global, local);
 }
 
@@ -82,9 +87,10 @@ enum { GMEM__GIVEN_WEIGHT = 1, GMEM__GIVEN_BIAS = 2, GMEM__GIVEN_SHIFT = 4, GMEM
 
 static int64_t gmem__norm_stride(const gmem__norm *op) { return op->y_stride ? op->y_stride : op->columns; }
 
+/* y_column is for the CPU's kernels: of an operation it is 0. */
 static void gmem__cl_norm(const gmem__engine *engine, const gmem__norm *op) {
-    const int modulated = op->shift || op->scale;
-    if (!gmem__stream_ok(engine->stream) || op->columns <= op->y_column || op->channels <= 0) return;
+    const int64_t tokens = op->shift || op->scale ? op->tokens : op->columns;
+    if (!gmem__stream_ok(engine->stream) || op->columns <= 0 || op->channels <= 0) return;
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_norm);
     gmem__launch_f32(&launch, op->x);
     gmem__launch_f32(&launch, op->y);
@@ -98,14 +104,14 @@ static void gmem__cl_norm(const gmem__engine *engine, const gmem__norm *op) {
     gmem__launch_float(&launch, op->eps);
     gmem__launch_int(&launch, op->channels);
     gmem__launch_int(&launch, op->columns);
-    gmem__launch_int(&launch, op->y_column);
     gmem__launch_int(&launch, gmem__norm_stride(op));
-    gmem__launch_int(&launch, modulated ? op->tokens : op->columns);
-    gmem__launch_int(&launch, modulated ? op->modulation_stride : 0);
-    gmem__cl_run_columns(&launch, op->columns - op->y_column, 1);
+    gmem__launch_int(&launch, tokens);
+    gmem__launch_int(&launch, op->modulation_stride);
+    gmem__cl_run_columns(&launch, tokens, op->columns / tokens);
 }
 
 static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) {
+    const int64_t tokens = op->cosine ? op->tokens : op->columns;
     if (!gmem__stream_ok(engine->stream) || op->columns <= 0 || op->heads <= 0 || op->head_dim <= 0) return;
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_rotate_heads);
     gmem__launch_f32(&launch, op->x);
@@ -118,10 +124,11 @@ static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) 
     gmem__launch_int(&launch, op->rms != 0);
     gmem__launch_int(&launch, op->cosine != NULL);
     gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->heads);
     gmem__launch_int(&launch, op->head_dim);
     gmem__launch_int(&launch, op->columns);
-    gmem__launch_int(&launch, op->cosine ? op->tokens : op->columns);
-    gmem__cl_run_columns(&launch, op->columns, op->heads);
+    gmem__launch_int(&launch, tokens);
+    gmem__cl_run_columns(&launch, tokens, op->columns / tokens * op->heads);
 }
 
 /* What one work-group sums up of a group, in parts of four floats. */
@@ -148,7 +155,6 @@ static void gmem__cl_group_moments(const gmem__cl_groups *groups, gmem__cl_mem p
 static void gmem__cl_group_values(const gmem__cl_groups *groups, gmem__cl_mem parts) {
     const gmem__group_norm *op = groups->op;
     const int64_t first = groups->first * groups->channels, channels = groups->count * groups->channels;
-    const int64_t global[2] = {gmem__ceil_div(op->area, 16), channels}, local[2] = {GMEM__CL_ITEMS, 1};
     gmem__cl_launch launch = gmem__launch(groups->stream, GMEM__CL_group_norm);
     gmem__launch_f32(&launch, op->x + first * op->area);
     gmem__launch_f32(&launch, op->y + first * op->area);
@@ -161,6 +167,10 @@ static void gmem__cl_group_values(const gmem__cl_groups *groups, gmem__cl_mem pa
     gmem__launch_float(&launch, op->eps);
     gmem__launch_int(&launch, op->silu);
     gmem__launch_local(&launch, 4 * sizeof(float));
+    const int is_cpu = groups->stream->device->found.limits.is_cpu;
+    const int64_t each = is_cpu ? 64 : 4; /* vectors of an item */
+    const int64_t global[2] = {gmem__ceil_div(op->area, each * gmem__cl_width(&launch)), channels};
+    const int64_t local[2] = {is_cpu ? 1 : GMEM__CL_ITEMS, 1};
     gmem__launch_run(&launch, 2, global, local);
 }
 

@@ -6,11 +6,11 @@
 
 #include <stdio.h>
 
-/* The .cl files as literals, a line each (tools/amalgamate.awk). */
+/* The .cl files as literals, a line each (tools/amalgamate.awk). kernels.cl uses product.cl's vectors. */
 GMEM__FN const char *const *gmem__cl_source(void) {
     static const char *const lines[] = {
-#include "kernels.cl.inc"
 #include "product.cl.inc"
+#include "kernels.cl.inc"
         NULL};
     return lines;
 }
