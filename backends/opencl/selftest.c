@@ -284,11 +284,12 @@ static void gmem__test_return(const gmem__engine *engine, float *const *at, doub
 
 /* The notes for finite numbers and for others: a device tells when it settles. */
 static void gmem__test_finite(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
-    const float infinity = HUGE_VALF;
+    float values[700] = {0};
     int notes = 0;
     (void)test;
     int noted = engine->ops->finite(engine, at[GMEM__TEST_X], 700, GMEM__NOTE_NETWORK) ? 0 : GMEM__NOTE_NETWORK;
-    engine->ops->upload(engine, at[GMEM__TEST_WORK] + 600, &infinity, 1);
+    values[600] = HUGE_VALF;
+    engine->ops->upload(engine, at[GMEM__TEST_WORK], values, 700);
     noted |= engine->ops->finite(engine, at[GMEM__TEST_WORK], 700, GMEM__NOTE_STATE) ? 0 : GMEM__NOTE_STATE;
     (void)engine->ops->settle(engine, &notes, NULL); /* a failure stays, and is told after the case */
     gmem__test_return(engine, at, noted | notes, 0);
