@@ -359,6 +359,55 @@ static gmem_status gmem__upload_streamed(const gmem__upload *upload, gmem__cl_bu
     return copy && values ? GMEM_OK : gmem__fail_host_memory(store, upload->error);
 }
 
+/* How many of a weight's rows go into one buffer: all, or where that is too large as many as fit. Of more than a few,
+ * so many that the next piece begins as well aligned as the whole. */
+static int64_t gmem__cut_rows(const gmem__device_memory *memory, const gmem__cl_buffer *buffer) {
+    const int64_t largest = memory->device->found.limits.largest;
+    if (!buffer->is_matrix || buffer->bytes <= largest) return buffer->rows;
+    const int64_t rows = gmem__max(1, largest / (buffer->bytes / buffer->rows));
+    return rows > GMEM__WRAP_ALIGN ? rows - rows % GMEM__WRAP_ALIGN : rows;
+}
+
+static gmem__cl_buffer gmem__cut_piece(const gmem__cl_buffer *buffer, int64_t row, int64_t rows) {
+    gmem__cl_buffer piece = *buffer;
+    piece.address += (uint64_t)(buffer->bytes / buffer->rows * row);
+    piece.rows = rows;
+    piece.bytes = gmem__buffer_bytes(&piece);
+    piece.host = (const char *)buffer->host + row * buffer->row_stride * (int64_t)gmem_type_bytes(buffer->from);
+    piece.scale = buffer->scale ? buffer->scale + row : NULL;
+    piece.measured = buffer->measured ? buffer->measured + row : NULL;
+    return piece;
+}
+
+/* Appends the buffer to `out`, in pieces where it is too large. */
+static int gmem__cut_buffer(const gmem__store *store, const gmem__cl_buffer *buffer, gmem__device_memory *out) {
+    const int64_t rows = gmem__cut_rows(out, buffer);
+    for (int64_t row = 0; row < buffer->rows; row += rows) {
+        const gmem__cl_buffer piece = gmem__cut_piece(buffer, row, gmem__min(rows, buffer->rows - row));
+        if (!gmem__device_memory_add(store->context, out, &piece)) return 0;
+    }
+    return 1;
+}
+
+/* Weights too large for one buffer become several, of whole rows at consecutive addresses. */
+static gmem_status gmem__upload_cut(gmem__store *store, gmem_error *error) {
+    gmem__device_memory *memory = store->uploaded, cut = *memory;
+    int64_t whole = 0;
+    while (whole < memory->count && gmem__cut_rows(memory, &memory->buffers[whole]) == memory->buffers[whole].rows)
+        whole++;
+    if (whole == memory->count) return GMEM_OK;
+    cut.buffers = NULL;
+    cut.count = cut.capacity = 0;
+    for (int64_t i = 0; i < memory->count; i++) {
+        if (gmem__cut_buffer(store, &memory->buffers[i], &cut)) continue;
+        gmem__device_memory_clear(store->context, &cut);
+        return gmem__fail_host_memory(store, error);
+    }
+    gmem__device_memory_clear(store->context, memory); /* nothing is on the device yet */
+    *memory = cut;
+    return GMEM_OK;
+}
+
 /* Bytes of matrices that may stay on the device: what other networks, vectors and activations leave of it, and where
  * that is not enough for all of them, also the slots through which the others are streamed. */
 static int64_t gmem__upload_room(const gmem__device_memory *memory) {
@@ -426,6 +475,7 @@ GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error) 
     gmem__upload upload;
     int32_t code = GMEM__CL_SUCCESS;
     if (!store->uploaded) return GMEM_OK;
+    GMEM__TRY(gmem__upload_cut(store, error));
     upload.store = store;
     upload.memory = store->uploaded;
     upload.error = error;

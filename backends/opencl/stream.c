@@ -127,6 +127,10 @@ static const gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *str
     return buffer || !stream->shared ? buffer : gmem__device_memory_find(stream->shared, address);
 }
 
+static void gmem__stream_fail_address(struct gmem__stream *stream) {
+    gmem__stream_fail(stream, GMEM_E_ARGUMENT, "an operation was given memory that is not the device's");
+}
+
 GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address_) {
     const uint64_t address = (uint64_t)(uintptr_t)address_;
     gmem__cl_place place = {NULL, 0};
@@ -137,7 +141,7 @@ GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const voi
     }
     const gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
     if (!buffer) {
-        gmem__stream_fail(stream, GMEM_E_ARGUMENT, "an operation was given memory that is not the device's");
+        gmem__stream_fail_address(stream);
         return place;
     }
     place.memory = buffer->memory ? buffer->memory : gmem__stream_weight(stream, buffer);
@@ -158,8 +162,10 @@ GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count) {
 }
 
 GMEM__FN void gmem__walk_along(gmem__cl_walk *walk, const void *address, int64_t step, int64_t bytes) {
-    if (!address) return;
-    walk->tensor[walk->tensors].address = (uint64_t)(uintptr_t)address;
+    const uint64_t first = (uint64_t)(uintptr_t)address, end = first + (uint64_t)((walk->count - 1) * step + bytes);
+    if (!address || walk->count <= 0) return;
+    if (!gmem__stream_buffer(walk->stream, end - 1)) gmem__stream_fail_address(walk->stream);
+    walk->tensor[walk->tensors].address = first;
     walk->tensor[walk->tensors].step = step;
     walk->tensor[walk->tensors++].bytes = bytes;
 }
