@@ -2,45 +2,7 @@
  * element; sizes are ints, offsets ulongs. Global sizes are rounded up, so every kernel guards its edges, and none
  * depends on a work-group's size but by asking for it. */
 
-/* sums ------------------------------------------------------------------------------------------------------------ */
-
-/* Numbers as unevaluated sums of two floats, (value, error): about 48 bits where a device has no double. A compiler
- * must not fuse what follows differently. Knuth, "The Art of Computer Programming" 2, 4.2.2; Dekker, "A floating-point
- * technique for extending the available precision", 1971. */
-#pragma OPENCL FP_CONTRACT OFF
-
-float2 two_sum(float a, float b) {
-    const float sum = a + b, rest = sum - a;
-    return (float2)(sum, (a - (sum - rest)) + (b - rest));
-}
-
-float2 two_product(float a, float b) {
-    const float product = a * b;
-    return (float2)(product, fma(a, b, -product));
-}
-
-float2 add_float(float2 a, float b) {
-    const float2 sum = two_sum(a.x, b);
-    return (float2)(sum.x, a.y + sum.y);
-}
-
-float2 add_pair(float2 a, float2 b) {
-    const float2 sum = two_sum(a.x, b.x);
-    return (float2)(sum.x, (a.y + b.y) + sum.y);
-}
-
-/* a + weight * x, the weight a pair too. */
-float2 add_product(float2 a, float2 weight, float x) {
-    const float2 product = two_product(weight.x, x);
-    return add_pair(a, (float2)(product.x, fma(weight.y, x, product.y)));
-}
-
-/* The nearest float. Where it is not finite the error is of no use. */
-float round_pair(float2 a) { return isfinite(a.x) ? a.x + a.y : a.x; }
-
-#pragma OPENCL FP_CONTRACT ON
-
-/* reductions ------------------------------------------------------------------------------------------------------ */
+/* vectors --------------------------------------------------------------------------------------------------------- */
 
 /* A vector, or as many as there are, and then `rest`. */
 VECTOR load_or(__global const float *x, int count, float rest) {
@@ -65,6 +27,53 @@ void store_columns(VECTOR value, __global float *x, int count) {
         x[i] = some[i];
 }
 
+/* Sums of many floats: so many at a time, so that rounding errors grow with these and not with all. */
+#define BLOCK 64
+
+float sum4(float4 x) { return (x.x + x.y) + (x.z + x.w); }
+float sum8(float8 x) { return sum4(x.lo + x.hi); }
+float sum16(float16 x) { return sum8(x.lo + x.hi); }
+#define SUM_OF CAT(sum, TILE_WIDTH)
+
+/* Numbers as unevaluated sums of two floats: about 48 bits where a device has no double. A compiler must not fuse what
+ * follows differently. Knuth, "The Art of Computer Programming" 2, 4.2.2; Dekker, "A floating-point technique for
+ * extending the available precision", 1971. */
+#pragma OPENCL FP_CONTRACT OFF
+
+typedef struct pair {
+    VECTOR value, error;
+} pair;
+
+/* a + b exactly. */
+pair two_sum(VECTOR a, VECTOR b) {
+    pair sum;
+    sum.value = a + b;
+    const VECTOR rest = sum.value - a;
+    sum.error = (a - (sum.value - rest)) + (b - rest);
+    return sum;
+}
+
+pair add_vector(pair a, VECTOR b) {
+    pair sum = two_sum(a.value, b);
+    sum.error += a.error;
+    return sum;
+}
+
+/* a + (high + low) x. */
+pair add_product(pair a, float high, float low, VECTOR x) {
+    const VECTOR product = high * x, error = fma((VECTOR)(high), x, -product);
+    pair sum = two_sum(a.value, product);
+    sum.error += a.error + fma((VECTOR)(low), x, error);
+    return sum;
+}
+
+/* The nearest floats. Where those are not finite the error is of no use. */
+VECTOR round_pair(pair a) { return select(a.value, a.value + a.error, isfinite(a.value)); }
+
+#pragma OPENCL FP_CONTRACT ON
+
+/* reductions ------------------------------------------------------------------------------------------------------ */
+
 /* Work-groups of (items, slices): the slices of an item share its columns, and each takes every slices-th row. All must
  * call these, also those that have no columns, hence no rows; `partial` has a vector for each. */
 #define MINE (get_local_id(1) * get_local_size(0) + get_local_id(0))
@@ -86,24 +95,16 @@ void store_columns(VECTOR value, __global float *x, int count) {
 REDUCTION(column_sum, a + b)
 REDUCTION(column_max, max(a, b))
 
-/* Sums of many floats: so many at a time, so that rounding errors grow with these and not with all. */
-#define BLOCK 64
-
-float sum4(float4 x) { return (x.x + x.y) + (x.z + x.w); }
-float sum8(float8 x) { return sum4(x.lo + x.hi); }
-float sum16(float16 x) { return sum8(x.lo + x.hi); }
-#define SUM_OF CAT(sum, TILE_WIDTH)
-
 /* Work-groups of one dimension: the sum of all items, given to each. What follows them in the second dimension are
  * parts, so that there are as many of those whatever the size of a group. */
-float2 group_sum(__local float2 *partial, float2 value) {
+float group_sum(__local float *partial, float value) {
     const int item = get_local_id(0);
     barrier(CLK_LOCAL_MEM_FENCE);
     partial[item] = value;
     for (int count = get_local_size(0); count > 1;) {
         const int kept = (count + 1) / 2;
         barrier(CLK_LOCAL_MEM_FENCE);
-        if (item < count - kept) partial[item] = add_pair(partial[item], partial[item + kept]);
+        if (item < count - kept) partial[item] += partial[item + kept];
         count = kept;
     }
     barrier(CLK_LOCAL_MEM_FENCE);
@@ -246,27 +247,27 @@ __kernel void softmax(__global float *scores, ulong scores_at, float scale, int 
 /* The first half of GroupNorm: moments (groups, parts) of four floats, a mean, its rest, and the sum of the squared
  * deviations from it, of `chunk` values of a group's `count`; the last part may have fewer. (items, parts, groups) */
 __kernel void group_moments(__global const float *x, ulong x_at, __global float *parts, ulong parts_at, int count,
-                            int chunk, __local float2 *partial) {
+                            int chunk, __local float *partial) {
     const int part = get_group_id(1), group = get_global_id(2), item = get_local_id(0);
     const int size = min(chunk, count - part * chunk), step = get_local_size(0) * TILE_WIDTH;
     VECTOR sum = 0, squares = 0;
     x += x_at + (ulong)group * count + (ulong)part * chunk;
     for (int i = item * TILE_WIDTH; i < size; i += step)
         sum += load_columns(x + i, size - i);
-    const float mean = group_sum(partial, (float2)(SUM_OF(sum), 0)).x / size;
+    const float mean = group_sum(partial, SUM_OF(sum)) / size;
     sum = 0;
     for (int i = item * TILE_WIDTH; i < size; i += step) {
         const VECTOR d = load_or(x + i, size - i, mean) - mean;
         sum += d;
         squares += d * d;
     }
-    const float rest = group_sum(partial, (float2)(SUM_OF(sum), 0)).x / size;
-    const float2 total = group_sum(partial, (float2)(SUM_OF(squares), 0));
+    const float rest = group_sum(partial, SUM_OF(sum)) / size;
+    const float total = group_sum(partial, SUM_OF(squares));
     if (item) return;
     parts += parts_at + 4 * ((ulong)group * get_num_groups(1) + part);
     parts[0] = mean;
     parts[1] = rest;
-    parts[2] = total.x + total.y - size * rest * rest;
+    parts[2] = total - size * rest * rest;
 }
 
 /* (mean, rest, 1 / sqrt(variance + eps)) of a group's parts. */
@@ -367,30 +368,31 @@ __kernel void silu(__global float *x, ulong x_at, int count) {
     x[x_at + i] = value / (1 + exp(-value));
 }
 
-/* Eight terms, each a tensor and its weight as a pair. */
-#define TERM(j) __global const float *k##j, ulong k##j##_at, float weight##j, float weight_rest##j
+/* Eight terms, each a tensor and its weight as two floats. */
+#define TERM(j) __global const float *k##j, ulong k##j##_at, float high##j, float low##j
 #define TERMS   TERM(0), TERM(1), TERM(2), TERM(3), TERM(4), TERM(5), TERM(6), TERM(7)
-#define ADD_TERM(sum, j, at) \
-    if (terms > j) sum = add_product(sum, (float2)(weight##j, weight_rest##j), k##j[k##j##_at + (at)])
-#define ADD_TERMS(sum, at) \
-    ADD_TERM(sum, 0, at);  \
-    ADD_TERM(sum, 1, at);  \
-    ADD_TERM(sum, 2, at);  \
-    ADD_TERM(sum, 3, at);  \
-    ADD_TERM(sum, 4, at);  \
-    ADD_TERM(sum, 5, at);  \
-    ADD_TERM(sum, 6, at);  \
-    ADD_TERM(sum, 7, at)
+#define ADD_TERM(sum, j, at, count) \
+    if (terms > j) sum = add_product(sum, high##j, low##j, load_columns(k##j + k##j##_at + (at), count))
+#define ADD_TERMS(sum, at, count) \
+    ADD_TERM(sum, 0, at, count);  \
+    ADD_TERM(sum, 1, at, count);  \
+    ADD_TERM(sum, 2, at, count);  \
+    ADD_TERM(sum, 3, at, count);  \
+    ADD_TERM(sum, 4, at, count);  \
+    ADD_TERM(sum, 5, at, count);  \
+    ADD_TERM(sum, 6, at, count);  \
+    ADD_TERM(sum, 7, at, count)
 
-/* out = x_weight x + sum of weight[j] k[j], rounded once; all (rows, width), rows `stride` apart. (width, rows) */
-__kernel void combine(__global float *out, ulong out_at, __global const float *x, ulong x_at, float x_weight,
-                      float x_weight_rest, int terms, TERMS, int rows, int width, int stride) {
-    const int column = get_global_id(0), row = get_global_id(1);
-    if (row >= rows || column >= width) return;
-    const ulong at = (ulong)row * stride + column;
-    float2 sum = add_product((float2)(0, 0), (float2)(x_weight, x_weight_rest), x[x_at + at]);
-    ADD_TERMS(sum, at);
-    out[out_at + at] = round_pair(sum);
+/* out = (high + low) x + sum of weight[j] k[j], rounded once; all (rows, width), rows `stride` apart. (items, rows) */
+__kernel void combine(__global float *out, ulong out_at, __global const float *x, ulong x_at, float high, float low,
+                      int terms, TERMS, int rows, int width, int stride) {
+    const int first = get_global_id(0) * TILE_WIDTH, row = get_global_id(1), count = width - first;
+    const ulong at = (ulong)row * stride + first;
+    pair sum = {0, 0};
+    if (row >= rows || count <= 0) return;
+    sum = add_product(sum, high, low, load_columns(x + x_at + at, count));
+    ADD_TERMS(sum, at, count);
+    store_columns(round_pair(sum), out + out_at + at, count);
 }
 
 /* y (channels, area) = x * scale + shift; scale, shift (channels). (area, channels) */
@@ -419,46 +421,42 @@ __kernel void pixels(__global const float *x, ulong x_at, __global uchar *out, u
 /* sums (parts): of (sum of weight[j] k[j] / (atol + rtol max(|x|, |y|)))^2. (items, parts) */
 __kernel void error_norm(__global const float *x, ulong x_at, __global const float *y, ulong y_at, int has_y, int terms,
                          TERMS, float atol, float rtol, int count, __global float *sums, ulong sums_at,
-                         __local float2 *partial) {
-    const int items = get_global_size(0) * get_global_size(1), steps = (count + items - 1) / items;
-    const int first = get_group_id(1) * get_local_size(0) + get_local_id(0);
-    float2 total = 0;
-    for (int step = 0; step < steps; step++) {
-        const int i = step * items + first;
-        if (i >= count) continue;
-        float2 sum = 0;
-        ADD_TERMS(sum, i);
-        const float size = has_y ? fmax(fabs(x[x_at + i]), fabs(y[y_at + i])) : fabs(x[x_at + i]);
-        const float ratio = round_pair(sum) / (atol + rtol * size);
-        total = add_float(total, ratio * ratio);
+                         __local float *partial) {
+    const int items = get_local_size(0) * get_num_groups(1);
+    const int item = get_group_id(1) * get_local_size(0) + get_local_id(0);
+    VECTOR total = 0;
+    for (int i = item * TILE_WIDTH; i < count; i += items * TILE_WIDTH) {
+        pair sum = {0, 0};
+        ADD_TERMS(sum, i, count - i);
+        VECTOR size = fabs(load_or(x + x_at + i, count - i, 1)); /* nowhere 0 / 0 that is not in x */
+        if (has_y) size = fmax(size, fabs(load_columns(y + y_at + i, count - i)));
+        const VECTOR ratio = round_pair(sum) / (atol + rtol * size);
+        total += ratio * ratio;
     }
-    total = group_sum(partial, total);
-    if (get_local_id(0) == 0) sums[sums_at + get_group_id(1)] = round_pair(total);
+    const float sum = group_sum(partial, SUM_OF(total));
+    if (get_local_id(0) == 0) sums[sums_at + get_group_id(1)] = sum;
 }
 
 /* sums (parts, 2): of |after - before - residual| and of |residual|. after (rows, width), rows after_stride apart;
  * before, residual (rows, width). (items, parts) */
 __kernel void change(__global const float *after, ulong after_at, __global const float *before, ulong before_at,
                      __global const float *residual, ulong residual_at, int rows, int width, int after_stride,
-                     __global float *sums, ulong sums_at, __local float2 *partial) {
-    const int item = get_local_id(0), items = get_local_size(0), steps = (width + items - 1) / items;
-    float2 changed = 0, size = 0;
+                     __global float *sums, ulong sums_at, __local float *partial) {
+    VECTOR changed = 0, size = 0;
     for (int row = get_group_id(1); row < rows; row += get_num_groups(1))
-        for (int step = 0; step < steps; step++) {
-            const int column = step * items + item;
-            if (column >= width) continue;
-            const ulong at = (ulong)row * width + column;
-            const float then = residual[residual_at + at];
-            const float2 added = two_sum(after[after_at + (ulong)row * after_stride + column], -before[before_at + at]);
-            changed = add_float(changed, fabs(round_pair(add_float(added, -then))));
-            size = add_float(size, fabs(then));
+        for (int i = get_local_id(0) * TILE_WIDTH; i < width; i += get_local_size(0) * TILE_WIDTH) {
+            const ulong at = (ulong)row * width + i;
+            const VECTOR to = load_columns(after + after_at + (ulong)row * after_stride + i, width - i);
+            const VECTOR from = load_columns(before + before_at + at, width - i);
+            const VECTOR then = load_columns(residual + residual_at + at, width - i);
+            changed += fabs(round_pair(add_vector(two_sum(to, -from), -then)));
+            size += fabs(then);
         }
-    changed = group_sum(partial, changed);
-    size = group_sum(partial, size);
-    if (item) return;
     sums += sums_at + 2 * get_group_id(1);
-    sums[0] = round_pair(changed);
-    sums[1] = round_pair(size);
+    const float all_changed = group_sum(partial, SUM_OF(changed)), all = group_sum(partial, SUM_OF(size));
+    if (get_local_id(0)) return;
+    sums[0] = all_changed;
+    sums[1] = all;
 }
 
 /* notes |= note where one of x is not finite. (any) */

@@ -37,11 +37,11 @@ static void gmem__cl_run_grid(gmem__cl_launch *launch, int64_t width, int64_t ro
     gmem__launch_run(launch, 3, global, local);
 }
 
-/* Adds the last argument, local memory for pairs, and runs one work-group for each of `parts` of `batch`. */
+/* Adds the last argument, local memory for floats, and runs one work-group for each of `parts` of `batch`. */
 static void gmem__cl_run_parts(gmem__cl_launch *launch, int64_t parts, int64_t batch) {
     const int is_cpu = launch->stream->device->found.limits.is_cpu;
     const int64_t global[3] = {1, parts, batch}, local[3] = {is_cpu ? 16 : GMEM__CL_ITEMS, 1, 1};
-    gmem__launch_local(launch, (size_t)local[0] * 2 * sizeof(float));
+    gmem__launch_local(launch, (size_t)local[0] * sizeof(float));
     gmem__launch_run(launch, 3, global, local);
 }
 
@@ -583,7 +583,7 @@ static void gmem__cl_combine(const gmem__engine *engine, const gmem__combine *op
     gmem__launch_int(&launch, op->rows);
     gmem__launch_int(&launch, op->width);
     gmem__launch_int(&launch, op->stride);
-    gmem__cl_run_grid(&launch, op->width, op->rows, 1);
+    gmem__cl_run_grid(&launch, gmem__ceil_div(op->width, gmem__cl_width(&launch)), op->rows, 1);
 }
 
 static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) {
