@@ -36,25 +36,35 @@ void golden_choose_backend(gmem_context_desc *desc) {
     desc->device = getenv("GMEM_TEST_DEVICE");
 }
 
-gmem_context *golden_context(gmem_isa isa) {
-    gmem_context_desc desc;
+static gmem_context *make_context(const gmem_context_desc *desc) {
     gmem_context *context = NULL;
     gmem_error error;
-    memset(&desc, 0, sizeof desc);
     memset(&error, 0, sizeof error);
-    golden_choose_backend(&desc);
-    desc.isa = isa;
-    if (golden_on_device()) { /* whose results do not depend on the instruction set: once is enough */
-        if (isa != GMEM_ISA_AUTO && isa != golden_isas[0]) return NULL;
-        desc.isa = GMEM_ISA_AUTO;
-    }
-    gmem_status status = gmem_context_create(&desc, &context, &error);
+    gmem_status status = gmem_context_create(desc, &context, &error);
     if (status == GMEM_E_UNSUPPORTED) {
-        printf("note: this machine has no %s\n", golden_isa_name(isa));
+        printf("note: this machine has no %s\n", golden_isa_name(desc->isa));
         return NULL;
     }
-    if (status != GMEM_OK) die("cannot make a context on", golden_isa_name(isa), &error);
+    if (status != GMEM_OK) die("cannot make a context on", golden_isa_name(desc->isa), &error);
     return context;
+}
+
+gmem_context *golden_cpu_context(gmem_isa isa) {
+    gmem_context_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.backend = GMEM_BACKEND_CPU;
+    desc.isa = isa;
+    return make_context(&desc);
+}
+
+gmem_context *golden_context(gmem_isa isa) {
+    gmem_context_desc desc;
+    if (!golden_on_device()) return golden_cpu_context(isa);
+    /* results do not depend on the instruction set: once is enough */
+    if (isa != GMEM_ISA_AUTO && isa != golden_isas[0]) return NULL;
+    memset(&desc, 0, sizeof desc);
+    golden_choose_backend(&desc);
+    return make_context(&desc);
 }
 
 gmem_file *golden_open(gmem_context *context, const char *name) {

@@ -14,6 +14,7 @@ void golden_choose_backend(gmem_context_desc *desc);
 /* The context on one instruction set, or NULL where this machine lacks it; on a device there is one instead of all
  * instruction sets. Fails the program on any other error. */
 gmem_context *golden_context(gmem_isa isa);
+gmem_context *golden_cpu_context(gmem_isa isa);
 
 /* The instruction sets to test: for (int i = 0; i < golden_isa_count; i++) golden_context(golden_isas[i]) ... */
 extern const gmem_isa golden_isas[];

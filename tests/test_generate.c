@@ -164,7 +164,13 @@ static void hand_check(gmem_context *context, by_hand *hand, const char *path, c
     CHECK_INT(image->count, COUNT);
     CHECK_INT(image->height, side);
     CHECK_INT(image->width, side);
-    CHECK(memcmp(pixels, image->pixels, (size_t)(COUNT * side * side * 3)) == 0);
+    /* on a device the latents' statistics and the pixels are computed there, and rounded once more or less */
+    int64_t largest = 0;
+    for (int64_t i = 0; i < COUNT * side * side * 3; i++) {
+        const int64_t difference = llabs((long long)pixels[i] - (long long)image->pixels[i]);
+        if (difference > largest) largest = difference;
+    }
+    CHECK(largest <= golden_on_device());
     gmem_autoencoder_close(ae);
     free(decoded);
     free(pixels);
