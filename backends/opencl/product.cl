@@ -318,7 +318,7 @@ pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __g
 #define RIGHT_STEP (GROUP_COLUMNS * ITEM_COLUMNS)
 
 /* (columns / ITEM_COLUMNS, rows / ITEM_ROWS, batch). A work-item's columns are its group's width apart, so that
- * neighbours read and write neighbouring floats. */
+ * neighbours read and write neighbouring floats. Its arrays are registers where all their loops are unrolled. */
 __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {
     __local float left[GROUP_DEPTH * LEFT_STEP], right[GROUP_DEPTH * RIGHT_STEP];
     const int x = get_local_id(0), y = get_local_id(1), width_x = get_local_size(0), width_y = get_local_size(1);
@@ -329,10 +329,12 @@ __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS)
     a_at += (ulong)batch * a_stride;
     b += b_at + (ulong)batch * b_stride;
     EPILOGUE_BEGIN(batch)
+#pragma unroll
     for (int j = 0; j < ITEM_COLUMNS; j++) {
         const int column = min(first + j * width_x, columns - 1);
         corner[j] = filter ? patch_corner(column, IMAGE) : (int2)(0, 0);
         levels[j] = compute == COMPUTE_INT8 ? largest[largest_at + (ulong)batch * columns + column] : 1.0f;
+#pragma unroll
         for (int i = 0; i < ITEM_ROWS; i++)
             sum[i][j] = 0.0f;
     }
@@ -348,6 +350,7 @@ __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS)
             left[k * LEFT_STEP + r] = inside ? weight_rounded(a, a_at + at, type, scale, compute) : 0.0f;
         }
         for (int k = y; k < GROUP_DEPTH; k += width_y)
+#pragma unroll
             for (int j = 0; j < ITEM_COLUMNS; j++) {
                 const int column = first + j * width_x;
                 float value = 0.0f;
@@ -357,24 +360,33 @@ __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS)
             }
         barrier(CLK_LOCAL_MEM_FENCE);
         float part[ITEM_ROWS][ITEM_COLUMNS];
+#pragma unroll
         for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
             for (int j = 0; j < ITEM_COLUMNS; j++)
                 part[i][j] = 0.0f;
         for (int k = 0; k < GROUP_DEPTH; k++)
+#pragma unroll
             for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
                 for (int j = 0; j < ITEM_COLUMNS; j++)
                     part[i][j] = fma(left[k * LEFT_STEP + y * ITEM_ROWS + i], right[k * RIGHT_STEP + j * width_x + x],
                                      part[i][j]);
+#pragma unroll
         for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
             for (int j = 0; j < ITEM_COLUMNS; j++)
                 sum[i][j] += part[i][j];
         barrier(CLK_LOCAL_MEM_FENCE);
     }
-    for (int i = 0; i < (activation == ACT_SWIGLU ? ITEM_ROWS / 2 : ITEM_ROWS); i++)
+    const int out_rows = activation == ACT_SWIGLU ? rows / 2 : rows;
+#pragma unroll
+    for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
         for (int j = 0; j < ITEM_COLUMNS; j++) {
             const int row = product_row(get_global_id(1), i, ITEM_ROWS, rows, activation), column = first + j * width_x;
-            const float up = activation == ACT_SWIGLU ? sum[(i + ITEM_ROWS / 2) % ITEM_ROWS][j] : 0.0f;
-            if (row < rows && column < columns) finish(sum[i][j], up, rows, row, column, EPILOGUE);
+            if (row < out_rows && column < columns)
+                finish(sum[i][j], sum[(i + ITEM_ROWS / 2) % ITEM_ROWS][j], rows, row, column, EPILOGUE);
         }
 }
 
