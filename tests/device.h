@@ -1,7 +1,8 @@
 /* What tests of the operations on an OpenCL device share: its memory, checks of what is in it, and the kinds of devices
- * that the kernels are launched for. A program given the argument "small" takes fewer and smaller shapes, for oclgrind:
- * OCLGRIND_DATA_RACES=1 OCLGRIND_UNINITIALIZED=1, and OCLGRIND_BUILD_OPTIONS=-cl-opt-disable, since oclgrind 21.10
- * takes optimised vectors for uninitialised. */
+ * that the kernels are launched for. A program given the argument "small" takes fewer and smaller shapes, and not
+ * CLBlast, for a simulator:
+ * oclgrind --data-races --uninitialized --build-options -cl-opt-disable build/tests/test_opencl_ops small
+ * (its check of uninitialised values knows few of the instructions that optimised vectors become). */
 #ifndef DEVICE_H
 #define DEVICE_H
 
@@ -9,6 +10,7 @@
 
 #include "product.h"
 #include "reference.h"
+#include "simulator.h"
 
 #define BAR 1e-6
 
@@ -100,6 +102,7 @@ static inline int device_main(int argc, char **argv, void (*test)(void), void (*
     small = argc > 1 && strcmp(argv[1], "small") == 0;
     memset(&desc, 0, sizeof desc);
     desc.backend = GMEM_BACKEND_OPENCL;
+    if (small) desc.opencl = simulator();
     if (!CHECK_OK(gmem_context_create(&desc, &context, &error))) {
         printf("    %s\n", error.message);
         return check_report();
