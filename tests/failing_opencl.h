@@ -59,6 +59,7 @@ typedef struct failing_cl {
     int64_t contexts, queues, programs, kernels, buffers; /* alive */
     int64_t made;                                         /* of all of them so far */
     int64_t bytes, most_bytes; /* of live buffers on the device, and the most at a time; wrapped ones are the host's */
+    int64_t most_buffer;       /* bytes of the largest buffer so far, wrapped ones included */
     int64_t wrapped;           /* buffers made so far of the host's own memory */
     int64_t misuse;            /* releases of nothing, events that nobody releases, a launch or buffer beyond limits */
 } failing_cl;
@@ -133,6 +134,7 @@ static inline void failing_cl_buffer(gmem__cl_mem memory, gmem__cl_bits flags, s
     failing_cl_state.buffers[i].memory = memory;
     failing_cl_state.buffers[i].bytes = wraps ? 0 : (int64_t)bytes;
     state->wrapped += wraps;
+    if ((int64_t)bytes > state->most_buffer) state->most_buffer = (int64_t)bytes;
     state->bytes += failing_cl_state.buffers[i].bytes;
     if (state->bytes > state->most_bytes) state->most_bytes = state->bytes;
     pthread_mutex_unlock(&failing_cl_lock);
