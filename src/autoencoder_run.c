@@ -208,7 +208,6 @@ static int64_t gmem__ae_result_size(const gmem__ae_plan *plan) {
 }
 
 static void gmem__ae_take_engine(gmem__ae_job *job) {
-    if (!gmem__mul(job->plan.grain, (int64_t)sizeof(float), &job->memory.grain)) job->memory.grain = 0;
     job->a = GMEM__TAKE_F32(&job->memory, job->plan.state);
     job->b = GMEM__TAKE_F32(&job->memory, job->plan.state);
     job->work = GMEM__TAKE_F32(&job->memory, job->plan.work);
@@ -242,6 +241,7 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
                           (long long)job->arena.bytes);
     gmem__ae_take_host(job);
     gmem__ae_take_engine(job);
+    if (!gmem__mul(job->plan.grain, (int64_t)sizeof(float), &job->memory.grain)) job->memory.grain = 0;
     GMEM__TRY(gmem__engine_reserve(&job->engine, job->context, &job->memory, "the autoencoder", error));
     gmem__ae_take_engine(job);
     return GMEM_OK;
