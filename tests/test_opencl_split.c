@@ -153,7 +153,8 @@ static void test_group_norm(void) {
 
 /* The weight as it lies on the host, in buffers of so many rows. */
 static gmem__weight put_weights(const weights *w, int64_t pieces) {
-    const int64_t row = w->weight.row_stride * (int64_t)gmem_type_bytes(w->weight.type), bytes = w->weight.rows * row;
+    const int64_t size = (int64_t)gmem_type_bytes(w->weight.type), row = w->weight.row_stride * size;
+    const int64_t bytes = (w->weight.rows - 1) * row + w->weight.cols * size; /* nothing behind the last row */
     gmem__weight weight = w->weight;
     void *there = device_alloc(bytes, row, pieces);
     gmem__stream_write(engine.stream, there, w->weight.data, bytes);
