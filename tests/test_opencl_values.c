@@ -332,7 +332,7 @@ static void test_finite(void) {
         CHECK_INT(engine.ops->finite(&engine, there, count, GMEM__NOTE_STATE), 1);
         settle("finite");
         x.data[i == 0 ? 0 : i == 1 ? 131 : count - 1] = bad[i];
-        engine.ops->upload(&engine, there, x.data, count);
+        engine.ops->upload(&engine, there - GUARD, x.memory, matrix_floats(&x));
         CHECK_INT(engine.ops->finite(&engine, there, count, GMEM__NOTE_STATE), 1);
         CHECK_INT(engine.ops->finite(&engine, there, count, GMEM__NOTE_IMAGE), 1);
         CHECK_OK(engine.ops->settle(&engine, &notes, &error));

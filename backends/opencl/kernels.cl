@@ -459,13 +459,14 @@ __kernel void change(__global const float *after, ulong after_at, __global const
     sums[1] = all;
 }
 
-/* notes |= note where one of x is not finite. (any) */
-__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes,
-                          ulong notes_at) {
-    int finite = 1;
-    for (int i = get_global_id(0); i < count; i += get_global_size(0))
-        finite &= isfinite(x[x_at + i]);
-    if (!finite) atomic_or(notes + notes_at, note);
+/* notes |= note where one of x is not finite. One work-group needs no atomics, and is enough for what a pass gives. */
+__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes, ulong notes_at,
+                          __local float *partial) {
+    VECTOR_INT finite = -1;
+    for (int i = get_local_id(0) * TILE_WIDTH; i < count; i += get_local_size(0) * TILE_WIDTH)
+        finite &= isfinite(load_columns(x + x_at + i, count - i));
+    const float others = group_sum(partial, all(finite) ? 0 : 1);
+    if (get_local_id(0) == 0 && others > 0) notes[notes_at] |= note;
 }
 
 /* noise ----------------------------------------------------------------------------------------------------------- */

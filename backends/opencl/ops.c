@@ -625,7 +625,7 @@ static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t c
         gmem__launch_int(&launch, walk.size);
         gmem__launch_int(&launch, note);
         gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
-        gmem__cl_run_flat(&launch, gmem__cl_parts(walk.size) * GMEM__CL_ITEMS);
+        gmem__cl_run_parts(&launch, 1, 1);
     }
     return 1;
 }
