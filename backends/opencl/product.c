@@ -9,7 +9,7 @@
 #include <stdio.h>
 
 #define GMEM__PRODUCT_SCRATCH  ((int64_t)64 << 20) /* bytes of one scratch buffer, at most */
-#define GMEM__PANELS_OF_UNIT   ((int64_t)2 << 20)  /* what a processor's core should find in its caches */
+#define GMEM__PANELS_OF_UNIT   ((int64_t)1 << 20)  /* what a processor's core should find in its caches */
 #define GMEM__PACK_DEPTH       72                  /* of a work-item of pack_panels: PACK_DEPTH of product.cl */
 #define GMEM__BLAS_COLUMNS     32                  /* of a part for CLBlast, at least */
 #define GMEM__CLBLAST_PRODUCTS ((int64_t)1 << 24)  /* from so many on CLBlast is worth its launches */

@@ -273,23 +273,10 @@ void panel_row(__global const float *from, int count, const float *levels, int c
         STORE(CAT(VECTOR, _rounded)(LOAD(v, lanes), compute, LOAD(v, levels)), v, to);
 }
 
-/* out (batch, panels, depth, PANEL) = columns [first, first + count) of B, rounded; zeros behind the last one.
- * (panels, parts of PACK_DEPTH of the depth, batch) */
-#define PACK_DEPTH 72
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __global float *out, ulong out_at) {
-    const int panel = get_global_id(0), batch = get_global_id(2), begin = get_global_id(1) * PACK_DEPTH;
-    const int end = min(depth, begin + PACK_DEPTH), column = first + panel * PANEL;
-    const int lanes = min(PANEL, first + count - column);
-    float levels[PANEL];
-    for (int i = 0; i < PANEL; i++)
-        levels[i] =
-            compute == COMPUTE_INT8 && i < lanes ? largest[largest_at + (ulong)batch * columns + column + i] : 1.0f;
-    b += b_at + (ulong)batch * b_stride;
-    out += out_at + ((ulong)batch * get_global_size(0) + panel) * depth * PANEL;
-    for (int k = begin; !filter && k < end; k++)
-        panel_row(b + (ulong)k * b_ld + column, lanes, levels, compute, out + (ulong)k * PANEL);
-    if (!filter) return;
+/* Channels [begin, end) of the patches from `column` on, of which `lanes` are there: to (channels, taps, PANEL). Within
+ * a row of the image patches are neighbours, and so are the pixels under their taps. */
+void panel_patches(__global const float *image, int begin, int end, int column, int lanes, const float *levels,
+                   int compute, __global float *to, IMAGE_PARAMETERS) {
     const int taps = filter * filter;
     for (int ky = 0; ky < filter; ky++)
         for (int kx = 0; kx < filter; kx++) {
@@ -299,17 +286,37 @@ pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __g
                 offset[i] = i < lanes ? pixel_offset(corner.y + ky, corner.x + kx, IMAGE) : -1;
                 neighbours &= offset[i] >= 0 && offset[i] == offset[0] + i;
             }
-            for (int channel = begin / taps; channel < end / taps; channel++) {
-                __global const float *from = b + (ulong)channel * height * width;
-                __global float *to = out + (ulong)(channel * taps + ky * filter + kx) * PANEL;
-                if (neighbours) {
-                    panel_row(from + offset[0], PANEL, levels, compute, to);
-                } else {
+            for (int channel = begin; channel < end; channel++) {
+                __global const float *from = image + (ulong)channel * height * width;
+                __global float *row = to + (ulong)(channel * taps + ky * filter + kx) * PANEL;
+                if (neighbours)
+                    panel_row(from + offset[0], PANEL, levels, compute, row);
+                else
                     for (int i = 0; i < PANEL; i++)
-                        to[i] = float_rounded(offset[i] < 0 ? 0.0f : from[offset[i]], compute, 1.0f);
-                }
+                        row[i] = float_rounded(offset[i] < 0 ? 0.0f : from[offset[i]], compute, 1.0f);
             }
         }
+}
+
+/* out (batch, panels, depth, PANEL) = columns [first, first + count) of B, rounded; zeros behind the last one.
+ * (panels, parts of PACK_DEPTH of the depth, batch) */
+#define PACK_DEPTH 72 /* whole channels of any filter */
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
+pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __global float *out, ulong out_at) {
+    const int panel = get_global_id(0), batch = get_global_id(2), begin = get_global_id(1) * PACK_DEPTH;
+    const int end = min(depth, begin + PACK_DEPTH), taps = filter * filter, column = first + panel * PANEL;
+    const int lanes = min(PANEL, first + count - column);
+    float levels[PANEL];
+    for (int i = 0; i < PANEL; i++)
+        levels[i] =
+            compute == COMPUTE_INT8 && i < lanes ? largest[largest_at + (ulong)batch * columns + column + i] : 1.0f;
+    b += b_at + (ulong)batch * b_stride;
+    out += out_at + ((ulong)batch * get_global_size(0) + panel) * depth * PANEL;
+    if (filter)
+        panel_patches(b, begin / taps, end / taps, column, lanes, levels, compute, out, IMAGE);
+    else
+        for (int k = begin; k < end; k++)
+            panel_row(b + (ulong)k * b_ld + column, lanes, levels, compute, out + (ulong)k * PANEL);
 }
 
 /* the product on a GPU -------------------------------------------------------------------------------------------- */
