@@ -483,6 +483,30 @@ static void test_refused(void) {
     }
 }
 
+/* Buffer by buffer failing: an error, and those before it are given back. */
+static void test_failing_buffers(void) {
+    enum { PIECES = 5 };
+    gmem_error error;
+    for (int at = 1; at <= PIECES; at++) {
+        struct gmem__stream *stream = NULL;
+        gmem__arena arena;
+        memset(&arena, 0, sizeof arena);
+        if (!CHECK_OK(gmem__stream_open(context->device, NULL, &stream, NULL))) return;
+        const gmem__engine other = {engine.ops, 1, NULL, NULL, NULL, NULL, stream};
+        const int64_t before = cl.buffers, used = context->device->used;
+        arena.grain = 1000;
+        (void)gmem__take(&arena, PIECES * 3000, 1);
+        allow(3999);
+        failing_cl_arm(&cl, FAILING_clCreateBuffer, at, FAILING_CL_OUT_OF_RESOURCES, 0);
+        CHECK_STATUS(GMEM_E_DEVICE, gmem__engine_reserve(&other, context, &arena, "a test", &error));
+        failing_cl_arm(&cl, FAILING_clCreateBuffer, 0, 0, 0);
+        allow(device_largest);
+        CHECK_INT(cl.buffers, before);
+        CHECK_INT(context->device->used, used);
+        gmem__stream_close(stream);
+    }
+}
+
 static void test_operations(void) {
     const gmem__cl_way ways[] = {GMEM__CL_WAY_OWN, GMEM__CL_WAY_TILE, GMEM__CL_WAY_CLBLAST};
     const gmem__cl_way usual = context->device->tuning.way;
@@ -502,6 +526,7 @@ static void test_operations(void) {
     }
     context->device->tuning.way = usual;
     test_refused();
+    test_failing_buffers();
     test_cut_within(); /* the last on this stream */
     gmem__stream_close(engine.stream);
 }
