@@ -248,7 +248,8 @@ typedef struct gmem_context gmem_context;
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error);
 GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, as in every destroy and close */
 
-/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar", "opencl/NAME". Lives as long as the context. */
+/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar", "opencl/NAME"; the CPU's once it went on for a device. Lives as
+ * long as the context. */
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
@@ -869,10 +870,10 @@ typedef struct gmem_tune_desc {
     void *user;
 } gmem_tune_desc;
 
-/* For the context's device, while nothing else runs on it. What the folder holds from before is where the search begins;
- * the context is best made without it, or that is what CLBlast comes with. CLBlast keeps what was tried last for the rest
- * of the process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED, E_MEMORY, E_DEVICE, those of
- * writing. */
+/* For the context's device, while nothing else runs on it. What the folder holds from before is where the search
+ * begins; the context is best made without it, or that is what CLBlast comes with. CLBlast keeps what was tried last
+ * for the rest of the process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED,
+ * E_MEMORY, E_DEVICE, those of writing. */
 GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_desc *desc, gmem_tune_report *report,
                                       gmem_error *error);
 

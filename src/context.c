@@ -98,13 +98,15 @@ GMEM_API void gmem_context_destroy(gmem_context *context) {
     context->allocator.release(context->allocator.user, context, sizeof *context);
 }
 
-GMEM_API const char *gmem_context_backend(const gmem_context *context) { return context->backend; }
+GMEM_API const char *gmem_context_backend(const gmem_context *context) {
+    return GMEM__ATOMIC_LOAD(&context->device_failed) ? context->ops->name : context->backend;
+}
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context) { return context->isa; }
 GMEM_API int gmem_context_threads(const gmem_context *context) { return context->threads; }
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
 
 GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
-    if (context->device) return "opencl";
+    if (context->device && !GMEM__ATOMIC_LOAD(&context->device_failed)) return "opencl";
     if (context->int8) return gmem__cpu_narrow_name(context->int8);
     if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
     return gmem__isa_name(context->isa);

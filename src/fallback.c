@@ -7,6 +7,7 @@ GMEM__FN int gmem__falls_back(const gmem_context *context, gmem_status status, c
     if (context->asked != GMEM_BACKEND_AUTO || !context->device) return 0;
     if (status != GMEM_E_DEVICE && status != GMEM_E_MEMORY) return 0;
     gmem__log(context, "%s failed (%s): the CPU goes on", context->backend, why->message);
+    GMEM__ATOMIC_STORE(&((gmem_context *)(uintptr_t)context)->device_failed, 1);
     return 1;
 }
 

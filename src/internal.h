@@ -30,6 +30,18 @@
 #define GMEM__ALWAYS_INLINE static inline
 #endif
 
+/* What threads share and write. */
+#if defined(__GNUC__) || defined(__clang__)
+#define GMEM__ATOMIC_LOAD(p)         __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define GMEM__ATOMIC_STORE(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
+#define GMEM__ATOMIC_CLAIM(p, old, new) \
+    __atomic_compare_exchange_n((p), (old), (new), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#else /* claims fail: whoever wants one does without */
+#define GMEM__ATOMIC_LOAD(p)            (*(p))
+#define GMEM__ATOMIC_STORE(p, value)    (*(p) = (value))
+#define GMEM__ATOMIC_CLAIM(p, old, new) (0)
+#endif
+
 /* errors ---------------------------------------------------------------------------------------------------------- */
 
 /* Fill `error` (may be NULL) and return `code`. Messages never depend on the locale: numbers are integers or go
@@ -101,7 +113,8 @@ struct gmem_context {
     const struct gmem__ops *ops;            /* of the CPU */
     const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
     struct gmem__device *device;            /* what networks run on unless they say otherwise; NULL: the CPU */
-    gmem_backend asked;                     /* AUTO: what a device fails to do the CPU does */
+    gmem_backend asked;                     /* AUTO: what a device fails to do the CPU does, ... */
+    int device_failed;                      /* ... and has done; read and written atomically */
     char backend[160];
 };
 

@@ -57,7 +57,7 @@ static gmem_status gmem__sample_pixels_check(const gmem_network *network, const 
                                              const gmem_sample_pixels_desc *desc, const uint8_t *pixels,
                                              gmem_error *error) {
     if (!network || !autoencoder || !desc || !pixels)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "job needs a network, an autoencoder and room for the pixels");
+        return gmem__fail(error, GMEM_E_ARGUMENT, "drawing needs a network, an autoencoder and room for the pixels");
     if (!(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
         return gmem__fail(error, GMEM_E_ARGUMENT, "the multiplier is negative or not finite");
     if (!desc->z && (!desc->sample.rng || desc->sample.rng->kind != GMEM_RNG_PHILOX))
@@ -75,11 +75,13 @@ GMEM_API gmem_status gmem_sample_pixels(const gmem_network *network, const gmem_
     GMEM__TRY(gmem__sample_pixels_check(network, autoencoder, desc, pixels, error));
     if (!network->store.device && !autoencoder->store.device)
         return gmem__sample_pixels(network, autoencoder, desc, pixels, error);
+    if (!network->store.device != !autoencoder->store.device) {
+        if (GMEM__ATOMIC_LOAD(&network->context->device_failed)) /* after one of them was opened, before the other */
+            return gmem__sample_pixels_on_cpu(network, autoencoder, desc, pixels, error);
+        return gmem__fail(error, GMEM_E_COMBINATION, "the network and the autoencoder are on different backends");
+    }
     if (desc->sample.rng) rng = *desc->sample.rng;
-    const gmem_status status =
-        !network->store.device == !autoencoder->store.device
-            ? gmem__sample_pixels(network, autoencoder, desc, pixels, &why)
-            : gmem__fail(&why, GMEM_E_COMBINATION, "the network and the autoencoder are on different backends");
+    const gmem_status status = gmem__sample_pixels(network, autoencoder, desc, pixels, &why);
     if (!gmem__falls_back(network->context, status, &why)) {
         if (status != GMEM_OK && error) *error = why;
         return status;

@@ -116,17 +116,6 @@ static void gmem__pack_strip_task(const void *job_, int64_t i, float *scratch) {
     job->convert->strip(job->narrow, job->weight, &part, packed->words + i * shape->strip_words);
 }
 
-#if defined(__GNUC__) || defined(__clang__)
-#define GMEM__ATOMIC_LOAD(p)         __atomic_load_n((p), __ATOMIC_ACQUIRE)
-#define GMEM__ATOMIC_STORE(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
-#define GMEM__ATOMIC_CLAIM(p, old, new) \
-    __atomic_compare_exchange_n((p), (old), (new), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
-#else /* nobody packs, everybody does without */
-#define GMEM__ATOMIC_LOAD(p)            (*(p))
-#define GMEM__ATOMIC_STORE(p, value)    (*(p) = (value))
-#define GMEM__ATOMIC_CLAIM(p, old, new) (0)
-#endif
-
 /* The copy of the weight, packed now if nobody has begun to; NULL where there is none, or another thread is at it. */
 static const gmem__packed *gmem__packed_ready(const gmem__narrow_job *job) {
     gmem__packed *packed = job->gemm->weight->packed;
@@ -400,6 +389,3 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
 #undef GMEM__SCALES
 #undef GMEM__PANELS
 #undef GMEM__OWN_WORDS
-#undef GMEM__ATOMIC_LOAD
-#undef GMEM__ATOMIC_STORE
-#undef GMEM__ATOMIC_CLAIM
