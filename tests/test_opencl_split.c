@@ -1,6 +1,8 @@
 /* Devices whose buffers are smaller than a tensor: every operation of the autoencoder, and every product of a weight,
  * on memory that is cut into several buffers, against loops in double; whole models with less and less in one buffer,
- * down to where nothing works any more and the error says so. */
+ * down to where nothing works any more and the error says so. With the argument "small", operations alone, for a
+ * simulator: oclgrind --data-races --uninitialized --build-options -cl-opt-disable build/tests/test_opencl_split small
+ */
 #include "../backends/cpu/cpu.h"
 #include "../backends/opencl/opencl.h"
 #include "../src/autoencoder.h"
@@ -9,6 +11,7 @@
 #include "golden.h"
 #include "product.h"
 #include "reference.h"
+#include "simulator.h"
 
 #define BAR       1e-6 /* of an operation */
 #define MODEL_BAR 1e-5
@@ -17,6 +20,7 @@ static failing_cl cl;
 static gmem_context *context;
 static int64_t device_largest; /* as the device has it */
 static gmem__engine engine;
+static int small; /* for a simulator */
 
 /* From now on a buffer has so many bytes at most. */
 static void allow(int64_t largest) {
@@ -46,10 +50,10 @@ static void *device_alloc(int64_t bytes, int64_t grain, int64_t pieces) {
     memset(arena, 0, sizeof *arena);
     arena->grain = grain;
     (void)gmem__take(arena, bytes, 1);
-    const int64_t before = cl.buffers;
+    const int64_t before = engine.stream->own.count;
     allow(pieces ? pieces * grain : device_largest);
     if (!CHECK(engine.ops->reserve(&engine, context, arena))) settle("memory", 0);
-    CHECK_INT(cl.buffers - before, pieces ? gmem__ceil_div(bytes, pieces * grain) : 1);
+    CHECK_INT(engine.stream->own.count - before, pieces ? gmem__ceil_div(bytes, pieces * grain) : 1);
     allow(device_largest);
     return gmem__take(arena, bytes, 1);
 }
@@ -146,8 +150,8 @@ static void group_norm_case(int64_t x_pieces, int64_t y_pieces, int options) {
 
 static void test_group_norm(void) {
     int options = 0;
-    for (int i = 0; i < LENGTH(piece_sizes); i++)
-        for (int j = 0; j < LENGTH(piece_sizes); j++)
+    for (int i = 0; i < LENGTH(piece_sizes); i += 1 + small)
+        for (int j = 0; j < LENGTH(piece_sizes); j += 1 + small)
             group_norm_case(piece_sizes[i], piece_sizes[j], options++ % 4);
 }
 
@@ -211,7 +215,7 @@ static void test_conv(void) {
                                         {1, 1, 1, 1}, {2, 3, 5, 0}, {5, 4, 0, 1}, {3, 5, 2, 2}};
     int options = 0;
     for (int s = 0; s < LENGTH(shapes); s++)
-        for (int p = 0; p < LENGTH(pieces); p++, options++)
+        for (int p = small; p < LENGTH(pieces); p += 1 + 2 * small, options++)
             conv_case(types[(s + p) % LENGTH(types)], shapes[s], pieces[p], options % 8);
 }
 
@@ -242,8 +246,8 @@ static void attention_case(int64_t pieces, int64_t y_pieces) {
 }
 
 static void test_attention(void) {
-    for (int i = 0; i < LENGTH(piece_sizes); i++)
-        for (int j = 0; j < LENGTH(piece_sizes); j++)
+    for (int i = 0; i < LENGTH(piece_sizes); i += 1 + small)
+        for (int j = 0; j < LENGTH(piece_sizes); j += 1 + small)
             attention_case(piece_sizes[i], piece_sizes[j]);
 }
 
@@ -312,8 +316,8 @@ static void hand_over_case(int64_t from_pieces, int64_t to_pieces) {
 }
 
 static void test_values(void) {
-    for (int i = 0; i < LENGTH(piece_sizes); i++)
-        for (int j = 0; j < LENGTH(piece_sizes); j++) {
+    for (int i = 0; i < LENGTH(piece_sizes); i += 1 + small)
+        for (int j = 0; j < LENGTH(piece_sizes); j += 1 + small) {
             scale_shift_case(piece_sizes[i], piece_sizes[j]);
             copy_case(piece_sizes[i], piece_sizes[j]);
             hand_over_case(piece_sizes[i], piece_sizes[j]);
@@ -402,7 +406,7 @@ static void linear_case(const linear_options *o) {
     op.gate_stride = LINEAR_ROWS;
     op.tokens = LINEAR_TOKENS;
     linear_reference(&op, &w, &before, expected);
-    for (int i = 0; i < LENGTH(pieces); i++) {
+    for (int i = 0; i < LENGTH(pieces); i += 1 + small) {
         const tensor y = linear_run(o, &w, op, &before, pieces[i]);
         if (i == 0 && o->compute != GMEM_COMPUTE_F32) { /* the narrow product itself has tests of its own */
             engine.ops->download(&engine, whole, y.there, rows * LINEAR_COLUMNS);
@@ -425,7 +429,7 @@ static void linear_case(const linear_options *o) {
 
 static void test_linear(void) {
     for (int i = 0; i < LENGTH(types); i++)
-        for (int a = GMEM__ACT_NONE; a <= GMEM__ACT_SWIGLU; a++) {
+        for (int a = small ? i : GMEM__ACT_NONE; a <= GMEM__ACT_SWIGLU; a += 1 + 3 * small) {
             const linear_options options = {types[i], GMEM_COMPUTE_F32, (gmem__activation)a, i % 2, (i + a) % 2, a % 2,
                                             0};
             linear_case(&options);
@@ -470,7 +474,7 @@ static void test_refused(void) {
         memset(&arena, 0, sizeof arena);
         if (!CHECK_OK(gmem__stream_open(context->device, NULL, &stream, NULL))) return;
         const gmem__engine other = {engine.ops, 1, NULL, NULL, NULL, NULL, stream};
-        const int64_t before = cl.buffers;
+        const int64_t used = context->device->used;
         arena.grain = grains[i];
         (void)gmem__take(&arena, 18000, 1);
         allow(5000);
@@ -478,7 +482,7 @@ static void test_refused(void) {
         allow(device_largest);
         CHECK_CONTAINS(error.message, grains[i] ? "6000" : "18000");
         CHECK_CONTAINS(error.message, "5000");
-        CHECK_INT(cl.buffers, before);
+        CHECK_INT(context->device->used, used);
         gmem__stream_close(stream);
     }
 }
@@ -518,7 +522,7 @@ static void test_operations(void) {
     test_values();
     test_pixels();
     test_finite();
-    for (int i = 0; i < LENGTH(ways); i++) {
+    for (int i = 0; i < LENGTH(ways) - small; i++) {
         context->device->tuning.way = ways[i];
         test_conv();
         test_attention();
@@ -526,7 +530,7 @@ static void test_operations(void) {
     }
     context->device->tuning.way = usual;
     test_refused();
-    test_failing_buffers();
+    if (!small) test_failing_buffers();
     test_cut_within(); /* the last on this stream */
     gmem__stream_close(engine.stream);
 }
@@ -674,20 +678,21 @@ static void test_models(void) {
     gmem_context_destroy(cpu);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     gmem_context_desc desc;
     gmem_error error;
+    small = argc > 1 && strcmp(argv[1], "small") == 0;
     memset(&desc, 0, sizeof desc);
     golden_choose_backend(&desc);
     desc.backend = GMEM_BACKEND_OPENCL;
-    desc.opencl = failing_cl_hook(&cl);
+    desc.opencl = small ? simulator() : failing_cl_hook(&cl);
     if (!CHECK_OK(gmem_context_create(&desc, &context, &error))) {
         printf("%s\n", error.message);
         return check_report();
     }
     device_largest = context->device->found.limits.largest;
     test_operations();
-    test_models();
+    if (!small) test_models();
     gmem_context_destroy(context);
     CHECK(failing_cl_is_clean(&cl));
     return check_report();
