@@ -663,17 +663,17 @@ static void lessen(attempt attempt_of, const char *name, int64_t least) {
 static void test_models(void) {
     gmem_context_desc desc;
     gmem_context *cpu = NULL;
-    lessen(try_autoencoder, "vae_f8.io.safetensors", 100);
-    lessen(try_autoencoder, "vae_f16.io.safetensors", 100);
-    lessen(try_autoencoder, "vae_noattn.io.safetensors", 100);
-    lessen(try_autoencoder, "vae_diffusers.io.safetensors", 100);
-    lessen(try_network, "dit_base.io.safetensors", 4);
-    lessen(try_network, "dit_wide.io.safetensors", 4);
-    lessen(try_network, "gmem_sit.io.safetensors", 4);
+    lessen(try_autoencoder, "vae_f8.io.safetensors", 20);
+    lessen(try_autoencoder, "vae_f16.io.safetensors", 20);
+    lessen(try_autoencoder, "vae_noattn.io.safetensors", 20);
+    lessen(try_autoencoder, "vae_diffusers.io.safetensors", 20);
+    lessen(try_network, "dit_base.io.safetensors", 3);
+    lessen(try_network, "dit_wide.io.safetensors", 3);
+    lessen(try_network, "gmem_sit.io.safetensors", 3);
     memset(&desc, 0, sizeof desc);
     desc.backend = GMEM_BACKEND_CPU;
     CHECK_OK(gmem_context_create(&desc, &cpu, NULL));
-    if (CHECK_OK(draw(cpu, &cpu_image, NULL))) lessen(try_default_model, "the default model", 16);
+    if (CHECK_OK(draw(cpu, &cpu_image, NULL))) lessen(try_default_model, "the default model", 8);
     gmem_image_free(cpu, &cpu_image);
     gmem_context_destroy(cpu);
 }
