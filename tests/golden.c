@@ -214,6 +214,19 @@ static void describe(text *header, const char *list, const char *skip, int64_t *
     }
 }
 
+/* In parts, for as many threads as there are. */
+static void fill(const listed *tensor, float *values) {
+    enum { PART = 1 << 18 };
+    const int parts = (int)((tensor->count + PART - 1) / PART);
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic)
+#endif
+    for (int i = 0; i < parts; i++) {
+        const int64_t first = (int64_t)i * PART, left = tensor->count - first;
+        procedural_fill(tensor->name, tensor->rank, tensor->shape, first, left < PART ? left : PART, values + first);
+    }
+}
+
 golden_network golden_procedural(gmem_context *context, const gmem_file *io, const char *skip) {
     golden_network network = {NULL, NULL};
     const char *list = gmem_file_metadata(io, "tensors"), *config = gmem_file_metadata(io, "config");
@@ -244,7 +257,7 @@ golden_network golden_procedural(gmem_context *context, const gmem_file *io, con
     listed tensor;
     for (const char *at = list; next_listed(&at, &tensor);) {
         if (skip && strstr(tensor.name, skip)) continue;
-        procedural_fill(tensor.name, tensor.rank, tensor.shape, 0, tensor.count, values);
+        fill(&tensor, values);
         values += tensor.count;
     }
     free(header.data);
