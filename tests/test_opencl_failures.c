@@ -10,7 +10,7 @@
 
 #include <unistd.h>
 
-enum { LIMIT = 60 /* seconds that nothing may take */, SOME = 40 /* failures in each stage */ };
+enum { LIMIT = 60 /* seconds that nothing may take */, SOME = 25 /* failures in each stage */ };
 
 static const int codes[] = {FAILING_CL_OUT_OF_RESOURCES, FAILING_CL_MEM_OBJECT_ALLOCATION_FAILURE,
                             FAILING_CL_DEVICE_NOT_AVAILABLE, FAILING_CL_INVALID_KERNEL_ARGS,
@@ -392,8 +392,10 @@ static void test_contexts(const world *from, gmem_backend backend, int all) {
     close_all(&it);
     check_clean();
     for (int f = 0; f < FAILING_CL_COUNT; f++) {
+        /* the comparison with scalar code takes most of a second */
+        const int64_t last = all || backend == GMEM_BACKEND_OPENCL ? calls[f] : 1;
         const int64_t step = all ? 1 : calls[f] - 1;
-        for (int64_t at = 1; at <= calls[f]; at += step > 0 ? step : 1) {
+        for (int64_t at = 1; at <= last && calls[f]; at += step > 0 ? step : 1) {
             failing_cl_arm(&cl, (failing_cl_function)f, at, codes[failures++ % CODES], 0);
             attempt_context(from, backend);
         }
