@@ -251,7 +251,8 @@ typedef struct gmem_context gmem_context;
 GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_context **out, gmem_error *error);
 GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, as in every destroy and close */
 
-/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar", "opencl/NAME". Lives as long as the context. */
+/* What runs: "cpu/avx2", "cpu/avx512", "cpu/scalar", "opencl/NAME"; the CPU's once it went on for a device. Lives as
+ * long as the context. */
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
@@ -872,9 +873,10 @@ typedef struct gmem_tune_desc {
     void *user;
 } gmem_tune_desc;
 
-/* For the context's device, while nothing else runs on it. CLBlast keeps what was tried last for the rest of the
- * process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED, E_MEMORY, E_DEVICE, those of
- * writing. */
+/* For the context's device, while nothing else runs on it. What the folder holds from before is where the search
+ * begins; the context is best made without it, or that is what CLBlast comes with. CLBlast keeps what was tried last
+ * for the rest of the process: go on in a new one. Errors: E_COMBINATION (no device), E_ARGUMENT, E_CANCELLED,
+ * E_MEMORY, E_DEVICE, those of writing. */
 GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_desc *desc, gmem_tune_report *report,
                                       gmem_error *error);
 
@@ -954,6 +956,18 @@ GMEM_API void gmem_image_free(gmem_context *context, gmem_image *image);
 #define GMEM__ALWAYS_INLINE static inline
 #endif
 
+/* What threads share and write. */
+#if defined(__GNUC__) || defined(__clang__)
+#define GMEM__ATOMIC_LOAD(p)         __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define GMEM__ATOMIC_STORE(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
+#define GMEM__ATOMIC_CLAIM(p, old, new) \
+    __atomic_compare_exchange_n((p), (old), (new), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#else /* claims fail: whoever wants one does without */
+#define GMEM__ATOMIC_LOAD(p)            (*(p))
+#define GMEM__ATOMIC_STORE(p, value)    (*(p) = (value))
+#define GMEM__ATOMIC_CLAIM(p, old, new) (0)
+#endif
+
 /* errors ---------------------------------------------------------------------------------------------------------- */
 
 /* Fill `error` (may be NULL) and return `code`. Messages never depend on the locale: numbers are integers or go
@@ -1025,7 +1039,8 @@ struct gmem_context {
     const struct gmem__ops *ops;            /* of the CPU */
     const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
     struct gmem__device *device;            /* what networks run on unless they say otherwise; NULL: the CPU */
-    gmem_backend asked;                     /* AUTO: what a device fails to do the CPU does */
+    gmem_backend asked;                     /* AUTO: what a device fails to do the CPU does, ... */
+    int device_failed;                      /* ... and has done; read and written atomically */
     char backend[160];
 };
 
@@ -1046,6 +1061,7 @@ typedef struct gmem__arena {
     int64_t bytes, used;
     int64_t cut[GMEM__ARENA_CUTS]; /* where the first takes end: a device may give each its own memory */
     int cuts;
+    int64_t grain; /* bytes: what a device cannot hold in one piece may be cut at multiples of it; 0: nowhere */
 } gmem__arena;
 GMEM__FN void *gmem__take(gmem__arena *arena, int64_t count, size_t bytes); /* 64-byte aligned */
 /* Allocates what was taken so far and starts anew; 0 without memory, where `bytes` tells how much it would have been.
@@ -11704,17 +11720,6 @@ static void gmem__pack_strip_task(const void *job_, int64_t i, float *scratch) {
     job->convert->strip(job->narrow, job->weight, &part, packed->words + i * shape->strip_words);
 }
 
-#if defined(__GNUC__) || defined(__clang__)
-#define GMEM__ATOMIC_LOAD(p)         __atomic_load_n((p), __ATOMIC_ACQUIRE)
-#define GMEM__ATOMIC_STORE(p, value) __atomic_store_n((p), (value), __ATOMIC_RELEASE)
-#define GMEM__ATOMIC_CLAIM(p, old, new) \
-    __atomic_compare_exchange_n((p), (old), (new), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
-#else /* nobody packs, everybody does without */
-#define GMEM__ATOMIC_LOAD(p)            (*(p))
-#define GMEM__ATOMIC_STORE(p, value)    (*(p) = (value))
-#define GMEM__ATOMIC_CLAIM(p, old, new) (0)
-#endif
-
 /* The copy of the weight, packed now if nobody has begun to; NULL where there is none, or another thread is at it. */
 static const gmem__packed *gmem__packed_ready(const gmem__narrow_job *job) {
     gmem__packed *packed = job->gemm->weight->packed;
@@ -11988,9 +11993,6 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
 #undef GMEM__SCALES
 #undef GMEM__PANELS
 #undef GMEM__OWN_WORDS
-#undef GMEM__ATOMIC_LOAD
-#undef GMEM__ATOMIC_STORE
-#undef GMEM__ATOMIC_CLAIM
 /* ---- backends/opencl/none.c ---- */
 /* What the rest calls of the OpenCL backend, in a build that leaves it out. */
 
@@ -12235,6 +12237,8 @@ typedef struct gmem__cl_api {
 
 #endif /* GMEM__CL_H */
 
+#ifndef GMEM_NO_OPENCL
+
 /* load.c ---------------------------------------------------------------------------------------------------------- */
 
 /* The functions, and the libraries that they came from, to be closed. */
@@ -12373,12 +12377,12 @@ struct gmem__device {
     char backend[160]; /* "opencl/NAME" */
 };
 
-/* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one that
- * differs. And what a product of a usual size takes (on this device, on the context's CPU). */
+/* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one
+ * that differs. And what a product of a usual size takes (on this device, on the context's CPU). */
 GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *error);
 GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double seconds[2], gmem_error *error);
-/* program.c: from the cache folder, else compiled. And put there when it has been tested: some drivers compile more when
- * a kernel is first run, and what they have by then is in the binary. What fails of the cache is logged. */
+/* program.c: from the cache folder, else compiled. And put there when it has been tested: some drivers compile more
+ * when a kernel is first run, and what they have by then is in the binary. What fails of the cache is logged. */
 GMEM__FN gmem_status gmem__device_build(struct gmem__device *device, const char *cache_dir, gmem_error *error);
 GMEM__FN void gmem__device_keep(const struct gmem__device *device, const char *cache_dir);
 /* tune.c: applies what the cache folder holds for this device, if anything. */
@@ -12495,13 +12499,31 @@ typedef struct gmem__cl_place {
 GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address);
 /* At least so many bytes, or NULL and a failed stream. Contents are lost when it grows. */
 GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes);
-/* Bytes to and from an address (NULL: the notes) of one buffer; both wait. */
+/* Tensors of `count` things each, side by side in memory that may be cut between two of them: a walk goes through those
+ * that lie in one buffer of every tensor at a time, and through all at once where nothing is cut. */
+#define GMEM__CL_WALKED 3
+typedef struct gmem__cl_walk {
+    struct gmem__stream *stream;
+    int64_t count, first, size; /* the piece is [first, first + size) */
+    int tensors;
+    struct {
+        uint64_t address;
+        int64_t step, bytes;
+    } tensor[GMEM__CL_WALKED];
+} gmem__cl_walk;
+GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count);
+/* A tensor's things: `bytes` of each, `step` bytes apart. NULL is passed over. */
+GMEM__FN void gmem__walk_along(gmem__cl_walk *walk, const void *address, int64_t step, int64_t bytes);
+/* The next piece; 0 at the end and after a failure, that of a thing itself cut being one. */
+GMEM__FN int gmem__walk_next(gmem__cl_walk *walk);
+/* Bytes to and from an address (NULL: the notes); both wait. */
 GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes);
 GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes);
 /* Waits for everything so far. */
 GMEM__FN void gmem__stream_finish(struct gmem__stream *stream);
-/* gmem__ops.reserve and .release: a buffer for each take, for devices bound the size of one; takes beyond
- * GMEM__ARENA_CUTS share the last. Returns 0 with a failed stream where there is not so much memory. */
+/* gmem__ops.reserve and .release: a buffer for each take, for devices bound the size of one, and for a larger take
+ * several, each a multiple of the arena's grain; takes beyond GMEM__ARENA_CUTS share the last. Returns 0 with a failed
+ * stream where there is not so much memory. */
 GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
 GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena);
 
@@ -12537,11 +12559,15 @@ typedef struct gmem__cl_product {
     const gmem__conv *conv;                                 /* B is this image's patches; or NULL */
     /* epilogue: C = residual + gate * activation(A B + bias); addresses */
     const float *bias, *gate, *residual;
+    int adds;                    /* the residual is C itself, wherever it lies */
     gmem__activation activation; /* SWIGLU: C (rows / 2, columns) */
     int64_t gate_stride, tokens, residual_ld;
     float alpha; /* what A B is multiplied by first */
 } gmem__cl_product;
 GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product);
+/* The epilogue alone, of `columns` of the columns: sums (rows, columns) have taken the place of A B. */
+GMEM__FN void gmem__stream_epilogue(struct gmem__stream *stream, const gmem__cl_product *product, gmem__cl_mem sums,
+                                    int64_t first_column, int64_t columns);
 /* The way that a product of WAY_AUTO takes: tuning's table, or the default. */
 GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product);
 /* Good sizes for a device of these limits; whether a device can do them; and as options of the program:
@@ -12550,6 +12576,7 @@ GMEM__FN gmem__cl_tiles gmem__product_tiles(const gmem__cl_limits *limits);
 GMEM__FN int gmem__product_tiles_fit(const gmem__cl_tiles *tiles, const gmem__cl_limits *limits);
 GMEM__FN const char *gmem__product_options(const gmem__cl_tiles *tiles, char *out, size_t capacity);
 
+#endif /* GMEM_NO_OPENCL */
 #endif /* GMEM__OPENCL_H */
 
 #include <stdio.h>
@@ -13270,416 +13297,9 @@ GMEM__FN gmem_status gmem__cl_cache_write(const gmem_context *context, const cha
 
 #include <stdio.h>
 
-/* The .cl files as literals, a line each (tools/amalgamate.awk). */
+/* The .cl files as literals, a line each (tools/amalgamate.awk). kernels.cl uses product.cl's vectors. */
 GMEM__FN const char *const *gmem__cl_source(void) {
     static const char *const lines[] = {
-/* ---- backends/opencl/kernels.cl.inc ---- */
-"#line 1 \"kernels.cl\"\n",
-"\n\n\n\n\n\n\n\n\n#pragma OPENCL FP_CONTRACT OFF\n",
-"\nfloat2 two_sum(float a, float b) {\n",
-"    const float sum = a + b, rest = sum - a;\n",
-"    return (float2)(sum, (a - (sum - rest)) + (b - rest));\n",
-"}\n",
-"\nfloat2 two_product(float a, float b) {\n",
-"    const float product = a * b;\n",
-"    return (float2)(product, fma(a, b, -product));\n",
-"}\n",
-"\nfloat2 add_float(float2 a, float b) {\n",
-"    const float2 sum = two_sum(a.x, b);\n",
-"    return (float2)(sum.x, a.y + sum.y);\n",
-"}\n",
-"\nfloat2 add_pair(float2 a, float2 b) {\n",
-"    const float2 sum = two_sum(a.x, b.x);\n",
-"    return (float2)(sum.x, (a.y + b.y) + sum.y);\n",
-"}\n",
-"\nfloat2 divide_pair(float2 a, float b) {\n",
-"    const float quotient = (a.x + a.y) / b;\n",
-"    return (float2)(quotient, (fma(-quotient, b, a.x) + a.y) / b);\n",
-"}\n",
-"\n\nfloat2 add_product(float2 a, float2 weight, float x) {\n",
-"    const float2 product = two_product(weight.x, x);\n",
-"    return add_pair(a, (float2)(product.x, fma(weight.y, x, product.y)));\n",
-"}\n",
-"\n\nfloat round_pair(float2 a) { return isfinite(a.x) ? a.x + a.y : a.x; }\n",
-"\n\nfloat deviation(float x, float2 mean) { return (x - mean.x) - mean.y; }\n",
-"\n#pragma OPENCL FP_CONTRACT ON\n",
-"\n\n\n\n\n\nfloat2 column_sum(__local float2 *partial, float2 value) {\n",
-"    const int column = get_local_id(0), columns = get_local_size(0), slices = get_local_size(1);\n",
-"    float2 sum = 0;\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    partial[get_local_id(1) * columns + column] = value;\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    for (int slice = 0; slice < slices; slice++)\n",
-"        sum = add_pair(sum, partial[slice * columns + column]);\n",
-"    return sum;\n",
-"}\n",
-"\n\n\nfloat2 group_sum(__local float2 *partial, float2 value) {\n",
-"    const int item = get_local_id(0);\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    partial[item] = value;\n",
-"    for (int count = get_local_size(0); count > 1;) {\n",
-"        const int kept = (count + 1) / 2;\n",
-"        barrier(CLK_LOCAL_MEM_FENCE);\n",
-"        if (item < count - kept) partial[item] = add_pair(partial[item], partial[item + kept]);\n",
-"        count = kept;\n",
-"    }\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    return partial[0];\n",
-"}\n",
-"\n\n\n\n\ntypedef struct moments_of {\n",
-"    float2 mean;\n",
-"    float inverse;\n",
-"} moments_of;\n",
-"\nmoments_of column_moments(__global const float *x, int rows, int count, int stride, int rms, float eps,\n",
-"                          __local float2 *partial) {\n",
-"    const int slice = get_local_id(1), slices = get_local_size(1), steps = (count + slices - 1) / slices;\n",
-"    moments_of moments;\n",
-"    float2 sum = 0;\n",
-"    moments.mean = 0;\n",
-"    if (!rms) {\n",
-"        for (int step = 0; step < steps; step++) {\n",
-"            const int i = step * slices + slice;\n",
-"            if (i < rows) sum = add_float(sum, x[(ulong)i * stride]);\n",
-"        }\n",
-"        moments.mean = divide_pair(column_sum(partial, sum), count);\n",
-"    }\n",
-"    sum = 0;\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int i = step * slices + slice;\n",
-"        const float d = i < rows ? deviation(x[(ulong)i * stride], moments.mean) : 0;\n",
-"        sum = add_float(sum, d * d);\n",
-"    }\n",
-"    sum = column_sum(partial, sum);\n",
-"    moments.inverse = 1 / sqrt((sum.x + sum.y) / count + eps);\n",
-"    return moments;\n",
-"}\n",
-"\n\nenum { GIVEN_WEIGHT = 1, GIVEN_BIAS = 2, GIVEN_SHIFT = 4, GIVEN_SCALE = 8 };\n",
-"\n\nfloat affine(float x, moments_of moments, __global const float *weight, __global const float *bias, int given, int i) {\n",
-"    float y = deviation(x, moments.mean) * moments.inverse;\n",
-"    if (given & GIVEN_WEIGHT) y *= weight[i];\n",
-"    if (given & GIVEN_BIAS) y += bias[i];\n",
-"    return y;\n",
-"}\n",
-"\n\n\n__kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong y_at, __global const float *weight,\n",
-"                   ulong weight_at, __global const float *bias, ulong bias_at, __global const float *shift,\n",
-"                   ulong shift_at, __global const float *scale, ulong scale_at, int given, int rms, float eps,\n",
-"                   int channels, int columns, int first, int y_stride, int tokens, int modulation_stride,\n",
-"                   __local float2 *partial) {\n",
-"    const int place = get_global_id(0), column = first + place, rows = column < columns ? channels : 0;\n",
-"    const int slice = get_local_id(1), slices = get_local_size(1), steps = (channels + slices - 1) / slices;\n",
-"    const ulong modulation = (ulong)(column / tokens) * modulation_stride;\n",
-"    x += x_at + column;\n",
-"    y += y_at + place;\n",
-"    weight += weight_at;\n",
-"    bias += bias_at;\n",
-"    shift += shift_at + modulation;\n",
-"    scale += scale_at + modulation;\n",
-"    const moments_of moments = column_moments(x, rows, channels, columns, rms, eps, partial);\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int c = step * slices + slice;\n",
-"        if (c >= rows) continue;\n",
-"        float value = affine(x[(ulong)c * columns], moments, weight, bias, given, c);\n",
-"        if (given & GIVEN_SCALE) value *= 1 + scale[c];\n",
-"        if (given & GIVEN_SHIFT) value += shift[c];\n",
-"        y[(ulong)c * y_stride] = value;\n",
-"    }\n",
-"}\n",
-"\n\n\n__kernel void rotate_heads(__global float *x, ulong x_at, __global const float *weight, ulong weight_at,\n",
-"                           __global const float *bias, ulong bias_at, __global const float *cosine, ulong cosine_at,\n",
-"                           __global const float *sine, ulong sine_at, int given, int norm, int rms, int turn, float eps,\n",
-"                           int head_dim, int columns, int tokens, __local float2 *partial) {\n",
-"    const int column = get_global_id(0), token = column % tokens, rows = column < columns ? head_dim : 0;\n",
-"    const int slice = get_local_id(1), slices = get_local_size(1), steps = ((head_dim + 1) / 2 + slices - 1) / slices;\n",
-"    moments_of moments;\n",
-"    x += x_at + (ulong)get_global_id(2) * head_dim * columns + column;\n",
-"    weight += weight_at;\n",
-"    bias += bias_at;\n",
-"    cosine += cosine_at + token;\n",
-"    sine += sine_at + token;\n",
-"    if (norm) moments = column_moments(x, rows, head_dim, columns, rms, eps, partial);\n",
-"    barrier(CLK_GLOBAL_MEM_FENCE);\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int pair = step * slices + slice, even = 2 * pair, odd = even + 1;\n",
-"        if (even >= rows) continue;\n",
-"        float a = x[(ulong)even * columns], b = odd < head_dim ? x[(ulong)odd * columns] : 0;\n",
-"        if (norm) {\n",
-"            a = affine(a, moments, weight, bias, given, even);\n",
-"            if (odd < head_dim) b = affine(b, moments, weight, bias, given, odd);\n",
-"        }\n",
-"        if (turn && odd < head_dim) {\n",
-"            const float c = cosine[(ulong)pair * tokens], s = sine[(ulong)pair * tokens], before = a;\n",
-"            a = before * c - b * s;\n",
-"            b = b * c + before * s;\n",
-"        }\n",
-"        x[(ulong)even * columns] = a;\n",
-"        if (odd < head_dim) x[(ulong)odd * columns] = b;\n",
-"    }\n",
-"}\n",
-"\n\n\n__kernel void softmax(__global float *scores, ulong scores_at, float scale, int keys, int queries,\n",
-"                      __local float2 *partial) {\n",
-"    const int query = get_global_id(0), rows = query < queries ? keys : 0;\n",
-"    const int slice = get_local_id(1), slices = get_local_size(1), steps = (keys + slices - 1) / slices;\n",
-"    float largest = -INFINITY, sum = 0;\n",
-"    scores += scores_at + (ulong)get_global_id(2) * keys * queries + query;\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int key = step * slices + slice;\n",
-"        if (key < rows) largest = fmax(largest, scores[(ulong)key * queries]);\n",
-"    }\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    partial[get_local_id(1) * get_local_size(0) + get_local_id(0)].x = largest;\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    for (int other = 0; other < slices; other++)\n",
-"        largest = fmax(largest, partial[other * get_local_size(0) + get_local_id(0)].x);\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int key = step * slices + slice;\n",
-"        if (key >= rows) continue;\n",
-"        const float p = exp(scale * (scores[(ulong)key * queries] - largest));\n",
-"        scores[(ulong)key * queries] = p;\n",
-"        sum += p;\n",
-"    }\n",
-"    const float2 total = column_sum(partial, (float2)(sum, 0));\n",
-"    const float inverse = 1 / (total.x + total.y);\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int key = step * slices + slice;\n",
-"        if (key < rows) scores[(ulong)key * queries] *= inverse;\n",
-"    }\n",
-"}\n",
-"\n\n\n__kernel void group_moments(__global const float *x, ulong x_at, __global float *parts, ulong parts_at, int count,\n",
-"                            int chunk, __local float2 *partial) {\n",
-"    const int part = get_group_id(1), group = get_global_id(2), item = get_local_id(0), items = get_local_size(0);\n",
-"    const int first = part * chunk, size = min(chunk, count - first), steps = (size + items - 1) / items;\n",
-"    float2 sum = 0;\n",
-"    x += x_at + (ulong)group * count + first;\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int i = step * items + item;\n",
-"        if (i < size) sum = add_float(sum, x[i]);\n",
-"    }\n",
-"    const float2 mean = divide_pair(group_sum(partial, sum), size);\n",
-"    sum = 0;\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int i = step * items + item;\n",
-"        const float d = i < size ? deviation(x[i], mean) : 0;\n",
-"        sum = add_float(sum, d * d);\n",
-"    }\n",
-"    sum = group_sum(partial, sum);\n",
-"    if (item) return;\n",
-"    parts += parts_at + 4 * ((ulong)group * get_num_groups(1) + part);\n",
-"    parts[0] = mean.x;\n",
-"    parts[1] = mean.y;\n",
-"    parts[2] = sum.x + sum.y;\n",
-"}\n",
-"\n\n\nmoments_of merge_moments(__global const float *parts, int count, int chunk, float eps) {\n",
-"    const int last = (count + chunk - 1) / chunk;\n",
-"    moments_of moments;\n",
-"    float2 sum = 0;\n",
-"    float squares = 0;\n",
-"    for (int part = 0; part < last; part++) {\n",
-"        const float size = min(chunk, count - part * chunk);\n",
-"        sum = add_product(sum, (float2)(parts[4 * part], parts[4 * part + 1]), size);\n",
-"    }\n",
-"    moments.mean = divide_pair(sum, count);\n",
-"    for (int part = 0; part < last; part++) {\n",
-"        const float d = deviation(parts[4 * part], moments.mean) + parts[4 * part + 1];\n",
-"        squares += parts[4 * part + 2] + d * d * min(chunk, count - part * chunk);\n",
-"    }\n",
-"    moments.inverse = 1 / sqrt(squares / count + eps);\n",
-"    return moments;\n",
-"}\n",
-"\n\n\n__kernel void group_norm(__global const float *x, ulong x_at, __global float *y, ulong y_at,\n",
-"                         __global const float *weight, ulong weight_at, __global const float *bias, ulong bias_at,\n",
-"                         __global const float *parts, ulong parts_at, int channels, int area, int chunk, float eps,\n",
-"                         int silu, __local float *shared) {\n",
-"    const int channel = get_global_id(1), count = channels * area, chunks = (count + chunk - 1) / chunk;\n",
-"    moments_of moments;\n",
-"    if (get_local_id(0) == 0) {\n",
-"        moments = merge_moments(parts + parts_at + (ulong)(channel / channels) * 4 * chunks, count, chunk, eps);\n",
-"        shared[0] = moments.mean.x;\n",
-"        shared[1] = moments.mean.y;\n",
-"        shared[2] = moments.inverse;\n",
-"    }\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    moments.mean = (float2)(shared[0], shared[1]);\n",
-"    moments.inverse = shared[2];\n",
-"    x += x_at + (ulong)channel * area;\n",
-"    y += y_at + (ulong)channel * area;\n",
-"    const float w = weight[weight_at + channel], b = bias[bias_at + channel];\n",
-"    const int items = get_global_size(0), steps = (area + items - 1) / items;\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int i = step * items + get_global_id(0);\n",
-"        if (i >= area) continue;\n",
-"        const float value = deviation(x[i], moments.mean) * moments.inverse * w + b;\n",
-"        y[i] = silu ? value / (1 + exp(-value)) : value;\n",
-"    }\n",
-"}\n",
-"\n\n\n\n__kernel void copy(__global float *to, ulong to_at, __global const float *from, ulong from_at, int rows, int width,\n",
-"                   int to_stride, int from_stride) {\n",
-"    const int column = get_global_id(0), row = get_global_id(1);\n",
-"    if (row < rows && column < width)\n",
-"        to[to_at + (ulong)row * to_stride + column] = from[from_at + (ulong)row * from_stride + column];\n",
-"}\n",
-"\n\n\n__kernel void to_patches(__global const float *latents, ulong latents_at, __global float *patches, ulong patches_at,\n",
-"                         int samples, int channels, int height, int width, int patch) {\n",
-"    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;\n",
-"    const int column = get_global_id(0), row = get_global_id(1);\n",
-"    if (column >= columns || row >= channels * patch * patch) return;\n",
-"    const int sample = column / tokens, token = column % tokens, channel = row / (patch * patch);\n",
-"    const int y = token / across * patch + row / patch % patch, x = token % across * patch + row % patch;\n",
-"    patches[patches_at + (ulong)row * columns + column] =\n",
-"        latents[latents_at + (((ulong)sample * channels + channel) * height + y) * width + x];\n",
-"}\n",
-"\n\n\n__kernel void to_latents(__global float *latents, ulong latents_at, __global const float *patches, ulong patches_at,\n",
-"                         int samples, int channels, int height, int width, int patch, int patch_channels) {\n",
-"    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;\n",
-"    const int x = get_global_id(0), y = get_global_id(1), plane = get_global_id(2);\n",
-"    if (x >= width || y >= height || plane >= samples * channels) return;\n",
-"    const int sample = plane / channels, channel = plane % channels;\n",
-"    const int row = (y % patch * patch + x % patch) * patch_channels + channel;\n",
-"    latents[latents_at + ((ulong)plane * height + y) * width + x] =\n",
-"        patches[patches_at + (ulong)row * columns + sample * tokens + y / patch * across + x / patch];\n",
-"}\n",
-"\n\n\n__kernel void transpose(__global const float *x, ulong x_at, __global float *y, ulong y_at, int rows, int columns,\n",
-"                        int y_stride, __local float *tile) {\n",
-"    const int tile_columns = get_local_size(0), tile_rows = get_local_size(1);\n",
-"    const int column = get_local_id(0), row = get_local_id(1), item = row * tile_columns + column;\n",
-"    const int first_column = get_group_id(0) * tile_columns, first_row = get_group_id(1) * tile_rows;\n",
-"    if (first_row + row < rows && first_column + column < columns)\n",
-"        tile[row * (tile_columns + 1) + column] = x[x_at + (ulong)(first_row + row) * columns + first_column + column];\n",
-"    barrier(CLK_LOCAL_MEM_FENCE);\n",
-"    const int turned_row = item / tile_rows, turned_column = item % tile_rows;\n",
-"    if (first_column + turned_row < columns && first_row + turned_column < rows)\n",
-"        y[y_at + (ulong)(first_column + turned_row) * y_stride + first_row + turned_column] =\n",
-"            tile[turned_column * (tile_columns + 1) + turned_row];\n",
-"}\n",
-"\n\n\n__kernel void silu(__global float *x, ulong x_at, int count) {\n",
-"    const int i = get_global_id(0);\n",
-"    if (i >= count) return;\n",
-"    const float value = x[x_at + i];\n",
-"    x[x_at + i] = value / (1 + exp(-value));\n",
-"}\n",
-"\n\n#define TERM(j) __global const float *k##j, ulong k##j##_at, float weight##j, float weight_rest##j\n",
-"#define TERMS   TERM(0), TERM(1), TERM(2), TERM(3), TERM(4), TERM(5), TERM(6), TERM(7)\n",
-"#define ADD_TERM(sum, j, at)\\\n",
-"    if (terms > j) sum = add_product(sum, (float2)(weight##j, weight_rest##j), k##j[k##j##_at + (at)])\n",
-"#define ADD_TERMS(sum, at)\\\n",
-"    ADD_TERM(sum, 0, at);\\\n",
-"    ADD_TERM(sum, 1, at);\\\n",
-"    ADD_TERM(sum, 2, at);\\\n",
-"    ADD_TERM(sum, 3, at);\\\n",
-"    ADD_TERM(sum, 4, at);\\\n",
-"    ADD_TERM(sum, 5, at);\\\n",
-"    ADD_TERM(sum, 6, at);\\\n",
-"    ADD_TERM(sum, 7, at)\n",
-"\n\n__kernel void combine(__global float *out, ulong out_at, __global const float *x, ulong x_at, float x_weight,\n",
-"                      float x_weight_rest, int terms, TERMS, int rows, int width, int stride) {\n",
-"    const int column = get_global_id(0), row = get_global_id(1);\n",
-"    if (row >= rows || column >= width) return;\n",
-"    const ulong at = (ulong)row * stride + column;\n",
-"    float2 sum = add_product((float2)(0, 0), (float2)(x_weight, x_weight_rest), x[x_at + at]);\n",
-"    ADD_TERMS(sum, at);\n",
-"    out[out_at + at] = round_pair(sum);\n",
-"}\n",
-"\n\n__kernel void scale_shift(__global const float *x, ulong x_at, __global float *y, ulong y_at,\n",
-"                          __global const float *scale, ulong scale_at, __global const float *shift, ulong shift_at,\n",
-"                          int channels, int area) {\n",
-"    const int i = get_global_id(0), channel = get_global_id(1);\n",
-"    if (channel >= channels || i >= area) return;\n",
-"    const ulong at = (ulong)channel * area + i;\n",
-"    y[y_at + at] = x[x_at + at] * scale[scale_at + channel] + shift[shift_at + channel];\n",
-"}\n",
-"\n\n\n__kernel void pixels(__global const float *x, ulong x_at, __global uchar *out, ulong out_at, float offset, int area) {\n",
-"#pragma OPENCL FP_CONTRACT OFF\n",
-"    const int i = get_global_id(0);\n",
-"    if (i >= area) return;\n",
-"    for (int channel = 0; channel < 3; channel++) {\n",
-"        const float value = 127.5f * x[x_at + (ulong)channel * area + i] + offset;\n",
-"        out[out_at + 3 * (ulong)i + channel] = !(value > 0) ? 0 : value >= 255 ? 255 : (uchar)value;\n",
-"    }\n",
-"}\n",
-"\n\n__kernel void error_norm(__global const float *x, ulong x_at, __global const float *y, ulong y_at, int has_y, int terms,\n",
-"                         TERMS, float atol, float rtol, int count, __global float *sums, ulong sums_at,\n",
-"                         __local float2 *partial) {\n",
-"    const int items = get_global_size(0) * get_global_size(1), steps = (count + items - 1) / items;\n",
-"    const int first = get_group_id(1) * get_local_size(0) + get_local_id(0);\n",
-"    float2 total = 0;\n",
-"    for (int step = 0; step < steps; step++) {\n",
-"        const int i = step * items + first;\n",
-"        if (i >= count) continue;\n",
-"        float2 sum = 0;\n",
-"        ADD_TERMS(sum, i);\n",
-"        const float size = has_y ? fmax(fabs(x[x_at + i]), fabs(y[y_at + i])) : fabs(x[x_at + i]);\n",
-"        const float ratio = round_pair(sum) / (atol + rtol * size);\n",
-"        total = add_float(total, ratio * ratio);\n",
-"    }\n",
-"    total = group_sum(partial, total);\n",
-"    if (get_local_id(0) == 0) sums[sums_at + get_group_id(1)] = round_pair(total);\n",
-"}\n",
-"\n\n\n__kernel void change(__global const float *after, ulong after_at, __global const float *before, ulong before_at,\n",
-"                     __global const float *residual, ulong residual_at, int rows, int width, int after_stride,\n",
-"                     __global float *sums, ulong sums_at, __local float2 *partial) {\n",
-"    const int item = get_local_id(0), items = get_local_size(0), steps = (width + items - 1) / items;\n",
-"    float2 changed = 0, size = 0;\n",
-"    for (int row = get_group_id(1); row < rows; row += get_num_groups(1))\n",
-"        for (int step = 0; step < steps; step++) {\n",
-"            const int column = step * items + item;\n",
-"            if (column >= width) continue;\n",
-"            const ulong at = (ulong)row * width + column;\n",
-"            const float then = residual[residual_at + at];\n",
-"            const float2 added = two_sum(after[after_at + (ulong)row * after_stride + column], -before[before_at + at]);\n",
-"            changed = add_float(changed, fabs(round_pair(add_float(added, -then))));\n",
-"            size = add_float(size, fabs(then));\n",
-"        }\n",
-"    changed = group_sum(partial, changed);\n",
-"    size = group_sum(partial, size);\n",
-"    if (item) return;\n",
-"    sums += sums_at + 2 * get_group_id(1);\n",
-"    sums[0] = round_pair(changed);\n",
-"    sums[1] = round_pair(size);\n",
-"}\n",
-"\n\n__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes,\n",
-"                          ulong notes_at) {\n",
-"    int finite = 1;\n",
-"    for (int i = get_global_id(0); i < count; i += get_global_size(0))\n",
-"        finite &= isfinite(x[x_at + i]);\n",
-"    if (!finite) atomic_or(notes + notes_at, note);\n",
-"}\n",
-"\n\n\n\nuint4 philox(uint2 key, uint4 counter) {\n",
-"    for (int round = 0; round < 10; round++) {\n",
-"        const uint low0 = 0xD2511F53u * counter.x, high0 = mul_hi(0xD2511F53u, counter.x);\n",
-"        const uint low1 = 0xCD9E8D57u * counter.z, high1 = mul_hi(0xCD9E8D57u, counter.z);\n",
-"        counter = (uint4)(high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0);\n",
-"        key += (uint2)(0x9E3779B9u, 0xBB67AE85u);\n",
-"    }\n",
-"    return counter;\n",
-"}\n",
-"\n\nfloat normal_radius(uint a) {\n",
-"    const float unit = 0x1p-32f;\n",
-"    const float log_u = a < 0x80000000u ? log(((float)a + 0.5f) * unit) : log1p(-((float)(~a) + 0.5f) * unit);\n",
-"    return sqrt(-2 * log_u);\n",
-"}\n",
-"\n\nfloat2 normal_direction(uint b) {\n",
-"    const float turn = ((float)(b & 0x3fffffffu) + 0.5f) * 0x1p-31f, c = cospi(turn), s = sinpi(turn);\n",
-"    const uint quadrant = b >> 30;\n",
-"    return quadrant == 0   ? (float2)(c, s)\n",
-"           : quadrant == 1 ? (float2)(-s, c)\n",
-"           : quadrant == 2 ? (float2)(-c, -s)\n",
-"                           : (float2)(s, -c);\n",
-"}\n",
-"\n\n\n__kernel void normal(__global float *out, ulong out_at, uint seed_low, uint seed_high, uint index, uint picture_low,\n",
-"                     uint picture_high, uint draw, int count, int per_picture) {\n",
-"    const int block = get_global_id(0), picture = get_global_id(1);\n",
-"    if (picture >= count || block >= (per_picture + 3) / 4) return;\n",
-"    const uint low = picture_low + picture, high = picture_high + (low < picture_low ? 1 : 0);\n",
-"    const uint4 bits =\n",
-"        philox((uint2)(seed_low, seed_high), (uint4)(block, index, low, (high & 0xffffffu) | draw << 24));\n",
-"    const float2 first = normal_radius(bits.x) * normal_direction(bits.y);\n",
-"    const float2 second = normal_radius(bits.z) * normal_direction(bits.w);\n",
-"    const int at = block * 4;\n",
-"    out += out_at + (ulong)picture * per_picture + at;\n",
-"    out[0] = first.x;\n",
-"    if (at + 1 < per_picture) out[1] = first.y;\n",
-"    if (at + 2 < per_picture) out[2] = second.x;\n",
-"    if (at + 3 < per_picture) out[3] = second.y;\n",
-"}\n",
 /* ---- backends/opencl/product.cl.inc ---- */
 "#line 1 \"product.cl\"\n",
 "\n\n\n\n\n\n\n\n\n\n#ifndef ITEM_ROWS\n",
@@ -13782,8 +13402,8 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "\n\n\n#define IMAGE_PARAMETERS int filter, int stride, int upsample, int height, int width, int out_width\n",
 "#define IMAGE            filter, stride, upsample, height, width, out_width\n",
 "\n\nint2 patch_corner(int column, IMAGE_PARAMETERS) {\n",
-"    const int padding = filter == 3 && stride == 1;\n",
-"    return (int2)(column % out_width * stride - padding, column / out_width * stride - padding);\n",
+"    const int padding = filter == 3 && stride == 1, y = column / out_width, x = column - y * out_width;\n",
+"    return (int2)(x * stride - padding, y * stride - padding);\n",
 "}\n",
 "\n\nint pixel_offset(int y, int x, IMAGE_PARAMETERS) {\n",
 "    if (y < 0 || y >= height << upsample || x < 0 || x >= width << upsample) return -1;\n",
@@ -13801,8 +13421,8 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "\n\n#define EPILOGUE_BEGIN(batch)\\\n",
 "    bias = has & HAS_BIAS ? bias + bias_at : 0;\\\n",
 "    gate = has & HAS_GATE ? gate + gate_at : 0;\\\n",
-"    residual = has & HAS_RESIDUAL ? residual + residual_at + (ulong)(batch) * c_stride : 0;\\\n",
-"    c += c_at + (ulong)(batch) * c_stride;\n",
+"    residual = has & HAS_RESIDUAL ? residual + residual_at + (ulong)(batch)*c_stride : 0;\\\n",
+"    c += c_at + (ulong)(batch)*c_stride;\n",
 "\n#define EPILOGUE activation, alpha, bias, gate, gate_stride, tokens, first_column, residual, residual_ld, c, c_ld\n",
 "#define FINISH_PARAMETERS\\\n",
 "    int activation, float alpha, __global const float *bias, __global const float *gate, int gate_stride, int tokens,\\\n",
@@ -13891,11 +13511,33 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "    for (int v = 0; v < TILE_VECTORS; v++)\n",
 "        STORE(CAT(VECTOR, _rounded)(LOAD(v, lanes), compute, LOAD(v, levels)), v, to);\n",
 "}\n",
+"\n\n\nvoid panel_patches(__global const float *image, int begin, int end, int column, int lanes, const float *levels,\n",
+"                   int compute, __global float *to, IMAGE_PARAMETERS) {\n",
+"    const int taps = filter * filter;\n",
+"    for (int ky = 0; ky < filter; ky++)\n",
+"        for (int kx = 0; kx < filter; kx++) {\n",
+"            int offset[PANEL], neighbours = lanes == PANEL;\n",
+"            for (int i = 0; i < PANEL; i++) {\n",
+"                const int2 corner = patch_corner(column + i, IMAGE);\n",
+"                offset[i] = i < lanes ? pixel_offset(corner.y + ky, corner.x + kx, IMAGE) : -1;\n",
+"                neighbours &= offset[i] >= 0 && offset[i] == offset[0] + i;\n",
+"            }\n",
+"            for (int channel = begin; channel < end; channel++) {\n",
+"                __global const float *from = image + (ulong)channel * height * width;\n",
+"                __global float *row = to + (ulong)(channel * taps + ky * filter + kx) * PANEL;\n",
+"                if (neighbours)\n",
+"                    panel_row(from + offset[0], PANEL, levels, compute, row);\n",
+"                else\n",
+"                    for (int i = 0; i < PANEL; i++)\n",
+"                        row[i] = float_rounded(offset[i] < 0 ? 0.0f : from[offset[i]], compute, 1.0f);\n",
+"            }\n",
+"        }\n",
+"}\n",
 "\n\n\n#define PACK_DEPTH 72\n",
 "__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void\n",
 "pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __global float *out, ulong out_at) {\n",
 "    const int panel = get_global_id(0), batch = get_global_id(2), begin = get_global_id(1) * PACK_DEPTH;\n",
-"    const int end = min(depth, begin + PACK_DEPTH), column = first + panel * PANEL;\n",
+"    const int end = min(depth, begin + PACK_DEPTH), taps = filter * filter, column = first + panel * PANEL;\n",
 "    const int lanes = min(PANEL, first + count - column);\n",
 "    float levels[PANEL];\n",
 "    for (int i = 0; i < PANEL; i++)\n",
@@ -13903,28 +13545,11 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "            compute == COMPUTE_INT8 && i < lanes ? largest[largest_at + (ulong)batch * columns + column + i] : 1.0f;\n",
 "    b += b_at + (ulong)batch * b_stride;\n",
 "    out += out_at + ((ulong)batch * get_global_size(0) + panel) * depth * PANEL;\n",
-"    for (int k = begin; !filter && k < end; k++)\n",
-"        panel_row(b + (ulong)k * b_ld + column, lanes, levels, compute, out + (ulong)k * PANEL);\n",
-"    if (!filter) return;\n",
-"    const int taps = filter * filter;\n",
-"    for (int tap = 0; tap < taps; tap++) {\n",
-"        int offset[PANEL], neighbours = lanes == PANEL;\n",
-"        for (int i = 0; i < PANEL; i++) {\n",
-"            const int2 corner = patch_corner(column + i, IMAGE);\n",
-"            offset[i] = i < lanes ? pixel_offset(corner.y + tap / filter, corner.x + tap % filter, IMAGE) : -1;\n",
-"            neighbours &= offset[i] >= 0 && offset[i] == offset[0] + i;\n",
-"        }\n",
-"        for (int channel = begin / taps; channel < end / taps; channel++) {\n",
-"            __global const float *from = b + (ulong)channel * height * width;\n",
-"            __global float *to = out + (ulong)(channel * taps + tap) * PANEL;\n",
-"            if (neighbours) {\n",
-"                panel_row(from + offset[0], PANEL, levels, compute, to);\n",
-"            } else {\n",
-"                for (int i = 0; i < PANEL; i++)\n",
-"                    to[i] = float_rounded(offset[i] < 0 ? 0.0f : from[offset[i]], compute, 1.0f);\n",
-"            }\n",
-"        }\n",
-"    }\n",
+"    if (filter)\n",
+"        panel_patches(b, begin / taps, end / taps, column, lanes, levels, compute, out, IMAGE);\n",
+"    else\n",
+"        for (int k = begin; k < end; k++)\n",
+"            panel_row(b + (ulong)k * b_ld + column, lanes, levels, compute, out + (ulong)k * PANEL);\n",
 "}\n",
 "\n\n\n#define LEFT_STEP  (GROUP_ROWS * ITEM_ROWS + 1)\n",
 "#define RIGHT_STEP (GROUP_COLUMNS * ITEM_COLUMNS)\n",
@@ -13938,17 +13563,19 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "    a_at += (ulong)batch * a_stride;\n",
 "    b += b_at + (ulong)batch * b_stride;\n",
 "    EPILOGUE_BEGIN(batch)\n",
+"#pragma unroll\n",
 "    for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
 "        const int column = min(first + j * width_x, columns - 1);\n",
 "        corner[j] = filter ? patch_corner(column, IMAGE) : (int2)(0, 0);\n",
 "        levels[j] = compute == COMPUTE_INT8 ? largest[largest_at + (ulong)batch * columns + column] : 1.0f;\n",
+"#pragma unroll\n",
 "        for (int i = 0; i < ITEM_ROWS; i++)\n",
 "            sum[i][j] = 0.0f;\n",
 "    }\n",
 "    for (int k0 = 0; k0 < depth; k0 += GROUP_DEPTH) {\n",
 "        for (int e = item; e < group_rows * GROUP_DEPTH; e += items) {\n",
-"            const int k = transposed ? e / group_rows : e % GROUP_DEPTH;\n",
-"            const int r = transposed ? e % group_rows : e / GROUP_DEPTH;\n",
+"            int k = e % GROUP_DEPTH, r = e / GROUP_DEPTH;\n",
+"            if (transposed) k = e / group_rows, r = e - k * group_rows;\n",
 "            const int row =\n",
 "                product_row(get_group_id(1) * width_y + r / ITEM_ROWS, r % ITEM_ROWS, ITEM_ROWS, rows, activation);\n",
 "            const int inside = row < rows && k0 + k < depth;\n",
@@ -13957,6 +13584,7 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "            left[k * LEFT_STEP + r] = inside ? weight_rounded(a, a_at + at, type, scale, compute) : 0.0f;\n",
 "        }\n",
 "        for (int k = y; k < GROUP_DEPTH; k += width_y)\n",
+"#pragma unroll\n",
 "            for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
 "                const int column = first + j * width_x;\n",
 "                float value = 0.0f;\n",
@@ -13966,24 +13594,33 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "            }\n",
 "        barrier(CLK_LOCAL_MEM_FENCE);\n",
 "        float part[ITEM_ROWS][ITEM_COLUMNS];\n",
+"#pragma unroll\n",
 "        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
 "            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
 "                part[i][j] = 0.0f;\n",
 "        for (int k = 0; k < GROUP_DEPTH; k++)\n",
+"#pragma unroll\n",
 "            for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
 "                for (int j = 0; j < ITEM_COLUMNS; j++)\n",
 "                    part[i][j] = fma(left[k * LEFT_STEP + y * ITEM_ROWS + i], right[k * RIGHT_STEP + j * width_x + x],\n",
 "                                     part[i][j]);\n",
+"#pragma unroll\n",
 "        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
 "            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
 "                sum[i][j] += part[i][j];\n",
 "        barrier(CLK_LOCAL_MEM_FENCE);\n",
 "    }\n",
-"    for (int i = 0; i < (activation == ACT_SWIGLU ? ITEM_ROWS / 2 : ITEM_ROWS); i++)\n",
+"    const int out_rows = activation == ACT_SWIGLU ? rows / 2 : rows;\n",
+"#pragma unroll\n",
+"    for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
 "        for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
 "            const int row = product_row(get_global_id(1), i, ITEM_ROWS, rows, activation), column = first + j * width_x;\n",
-"            const float up = activation == ACT_SWIGLU ? sum[(i + ITEM_ROWS / 2) % ITEM_ROWS][j] : 0.0f;\n",
-"            if (row < rows && column < columns) finish(sum[i][j], up, rows, row, column, EPILOGUE);\n",
+"            if (row < out_rows && column < columns)\n",
+"                finish(sum[i][j], sum[(i + ITEM_ROWS / 2) % ITEM_ROWS][j], rows, row, column, EPILOGUE);\n",
 "        }\n",
 "}\n",
 "\n\n\n\n#define EACH_4(X)  X(0) X(1) X(2) X(3)\n",
@@ -14073,12 +13710,428 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "        activate_row(sums, i, count, rows, row, activation, alpha, bias);\n",
 "        for (int j = 0, next; j < count; j = next) {\n",
 "            const int at = first_column + column + j;\n",
-"            next = gate ? min(count, j + tokens - at % tokens) : count;\n",
+"            next = gate ? min(count, j + (at / tokens + 1) * tokens - at) : count;\n",
 "            store_row(sums + i * TILE_COLUMNS + j, next - j, gate_at_column(gate, gate_stride, tokens, row, at),\n",
 "                      residual ? residual + (ulong)row * residual_ld + column + j : 0,\n",
 "                      c + (ulong)row * c_ld + column + j);\n",
 "        }\n",
 "    }\n",
+"}\n",
+/* ---- backends/opencl/kernels.cl.inc ---- */
+"#line 1 \"kernels.cl\"\n",
+"\n\n\n\n\n\n\nVECTOR load_or(__global const float *x, int count, float rest) {\n",
+"    float some[TILE_WIDTH];\n",
+"    if (count >= TILE_WIDTH) return LOAD(0, x);\n",
+"    for (int i = 0; i < TILE_WIDTH; i++)\n",
+"        some[i] = i < count ? x[i] : rest;\n",
+"    return LOAD(0, some);\n",
+"}\n",
+"\n\nVECTOR load_columns(__global const float *x, int count) { return load_or(x, count, 0); }\n",
+"\nvoid store_columns(VECTOR value, __global float *x, int count) {\n",
+"    float some[TILE_WIDTH];\n",
+"    if (count >= TILE_WIDTH) {\n",
+"        STORE(value, 0, x);\n",
+"        return;\n",
+"    }\n",
+"    STORE(value, 0, some);\n",
+"    for (int i = 0; i < count; i++)\n",
+"        x[i] = some[i];\n",
+"}\n",
+"\n\n#define BLOCK 64\n",
+"\nfloat sum4(float4 x) { return (x.x + x.y) + (x.z + x.w); }\n",
+"float sum8(float8 x) { return sum4(x.lo + x.hi); }\n",
+"float sum16(float16 x) { return sum8(x.lo + x.hi); }\n",
+"#define SUM_OF CAT(sum, TILE_WIDTH)\n",
+"\n\n\n\n#pragma OPENCL FP_CONTRACT OFF\n",
+"\ntypedef struct pair {\n",
+"    VECTOR value, error;\n",
+"} pair;\n",
+"\n\npair two_sum(VECTOR a, VECTOR b) {\n",
+"    pair sum;\n",
+"    sum.value = a + b;\n",
+"    const VECTOR rest = sum.value - a;\n",
+"    sum.error = (a - (sum.value - rest)) + (b - rest);\n",
+"    return sum;\n",
+"}\n",
+"\npair add_vector(pair a, VECTOR b) {\n",
+"    pair sum = two_sum(a.value, b);\n",
+"    sum.error += a.error;\n",
+"    return sum;\n",
+"}\n",
+"\n\npair add_product(pair a, float high, float low, VECTOR x) {\n",
+"    const VECTOR product = high * x, error = fma((VECTOR)(high), x, -product);\n",
+"    pair sum = two_sum(a.value, product);\n",
+"    sum.error += a.error + fma((VECTOR)(low), x, error);\n",
+"    return sum;\n",
+"}\n",
+"\n\nVECTOR round_pair(pair a) { return select(a.value, a.value + a.error, isfinite(a.value)); }\n",
+"\n#pragma OPENCL FP_CONTRACT ON\n",
+"\n\n\n\n\n#define MINE (get_local_id(1) * get_local_size(0) + get_local_id(0))\n",
+"#define REDUCTION(name, operation)\\\n",
+"    VECTOR name(__local VECTOR *partial, VECTOR value) {\\\n",
+"        const int slices = get_local_size(1);\\\n",
+"        if (slices == 1) return value;\\\n",
+"        barrier(CLK_LOCAL_MEM_FENCE);\\\n",
+"        partial[MINE] = value;\\\n",
+"        barrier(CLK_LOCAL_MEM_FENCE);\\\n",
+"        value = partial[get_local_id(0)];\\\n",
+"        for (int slice = 1; slice < slices; slice++) {\\\n",
+"            const VECTOR a = value;\\\n",
+"            const VECTOR b = partial[slice * get_local_size(0) + get_local_id(0)];\\\n",
+"            value = operation;\\\n",
+"        }\\\n",
+"        return value;\\\n",
+"    }\n",
+"REDUCTION(column_sum, a + b)\n",
+"REDUCTION(column_max, max(a, b))\n",
+"\n\n\nfloat group_sum(__local float *partial, float value) {\n",
+"    const int item = get_local_id(0);\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    partial[item] = value;\n",
+"    for (int count = get_local_size(0); count > 1;) {\n",
+"        const int kept = (count + 1) / 2;\n",
+"        barrier(CLK_LOCAL_MEM_FENCE);\n",
+"        if (item < count - kept) partial[item] += partial[item + kept];\n",
+"        count = kept;\n",
+"    }\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    return partial[0];\n",
+"}\n",
+"\n\n\n\n\ntypedef struct column_moments {\n",
+"    VECTOR mean, rest, inverse;\n",
+"} column_moments;\n",
+"\n\ncolumn_moments find_moments(__global const float *x, int columns, int rows, int count, int stride, int rms, float eps,\n",
+"                            __local VECTOR *partial) {\n",
+"    const int slice = get_local_id(1), slices = get_local_size(1);\n",
+"    VECTOR sum = 0, squares = 0;\n",
+"    column_moments moments;\n",
+"    for (int i = slice; i < rows && !rms; i += slices)\n",
+"        sum += load_columns(x + (ulong)i * stride, columns);\n",
+"    moments.mean = rms ? (VECTOR)(0.0f) : column_sum(partial, sum) / count;\n",
+"    sum = 0;\n",
+"    for (int first = slice; first < rows; first += BLOCK * slices) {\n",
+"        VECTOR some = 0, some_squares = 0;\n",
+"        for (int i = first; i < min(rows, first + BLOCK * slices); i += slices) {\n",
+"            const VECTOR d = load_columns(x + (ulong)i * stride, columns) - moments.mean;\n",
+"            some += d;\n",
+"            some_squares += d * d;\n",
+"        }\n",
+"        sum += some;\n",
+"        squares += some_squares;\n",
+"    }\n",
+"    moments.rest = rms ? (VECTOR)(0.0f) : column_sum(partial, sum) / count;\n",
+"    squares = column_sum(partial, squares) / count - moments.rest * moments.rest;\n",
+"    moments.inverse = 1 / sqrt(squares + eps);\n",
+"    return moments;\n",
+"}\n",
+"\n\nenum { GIVEN_WEIGHT = 1, GIVEN_BIAS = 2, GIVEN_SHIFT = 4, GIVEN_SCALE = 8 };\n",
+"\n\nVECTOR affine(VECTOR x, column_moments moments, __global const float *weight, __global const float *bias, int given,\n",
+"              int i) {\n",
+"    VECTOR y = (x - moments.mean - moments.rest) * moments.inverse;\n",
+"    if (given & GIVEN_WEIGHT) y *= weight[i];\n",
+"    if (given & GIVEN_BIAS) y += bias[i];\n",
+"    return y;\n",
+"}\n",
+"\n\n\n__kernel void norm(__global const float *x, ulong x_at, __global float *y, ulong y_at, __global const float *weight,\n",
+"                   ulong weight_at, __global const float *bias, ulong bias_at, __global const float *shift,\n",
+"                   ulong shift_at, __global const float *scale, ulong scale_at, int given, int rms, float eps,\n",
+"                   int channels, int columns, int y_stride, int tokens, int modulation_stride,\n",
+"                   __local VECTOR *partial) {\n",
+"    const int first = get_global_id(0) * TILE_WIDTH, sample = get_global_id(2), count = tokens - first;\n",
+"    const int rows = count > 0 ? channels : 0;\n",
+"    x += x_at + (ulong)sample * tokens + first;\n",
+"    y += y_at + (ulong)sample * tokens + first;\n",
+"    weight += weight_at;\n",
+"    bias += bias_at;\n",
+"    shift += shift_at + (ulong)sample * modulation_stride;\n",
+"    scale += scale_at + (ulong)sample * modulation_stride;\n",
+"    const column_moments moments = find_moments(x, count, rows, channels, columns, rms, eps, partial);\n",
+"    for (int c = get_local_id(1); c < rows; c += get_local_size(1)) {\n",
+"        VECTOR value = affine(load_columns(x + (ulong)c * columns, count), moments, weight, bias, given, c);\n",
+"        if (given & GIVEN_SCALE) value *= 1 + scale[c];\n",
+"        if (given & GIVEN_SHIFT) value += shift[c];\n",
+"        store_columns(value, y + (ulong)c * y_stride, count);\n",
+"    }\n",
+"}\n",
+"\n\n\n__kernel void rotate_heads(__global float *x, ulong x_at, __global const float *weight, ulong weight_at,\n",
+"                           __global const float *bias, ulong bias_at, __global const float *cosine, ulong cosine_at,\n",
+"                           __global const float *sine, ulong sine_at, int given, int norm, int rms, int turn, float eps,\n",
+"                           int heads, int head_dim, int columns, int tokens, __local VECTOR *partial) {\n",
+"    const int first = get_global_id(0) * TILE_WIDTH, count = tokens - first, rows = count > 0 ? head_dim : 0;\n",
+"    const int sample = get_global_id(2) / heads, head = get_global_id(2) % heads;\n",
+"    column_moments moments;\n",
+"    x += x_at + (ulong)head * head_dim * columns + (ulong)sample * tokens + first;\n",
+"    weight += weight_at;\n",
+"    bias += bias_at;\n",
+"    cosine += cosine_at + first;\n",
+"    sine += sine_at + first;\n",
+"    if (norm) moments = find_moments(x, count, rows, head_dim, columns, rms, eps, partial);\n",
+"    barrier(CLK_GLOBAL_MEM_FENCE);\n",
+"    for (int even = 2 * get_local_id(1); even < rows; even += 2 * get_local_size(1)) {\n",
+"        const int odd = even + 1, has_odd = odd < rows;\n",
+"        __global float *at = x + (ulong)even * columns;\n",
+"        VECTOR a = load_columns(at, count), b = has_odd ? load_columns(at + columns, count) : (VECTOR)(0.0f);\n",
+"        if (norm) {\n",
+"            a = affine(a, moments, weight, bias, given, even);\n",
+"            if (has_odd) b = affine(b, moments, weight, bias, given, odd);\n",
+"        }\n",
+"        if (turn && has_odd) {\n",
+"            const VECTOR c = load_columns(cosine + (ulong)(even / 2) * tokens, count);\n",
+"            const VECTOR s = load_columns(sine + (ulong)(even / 2) * tokens, count), before = a;\n",
+"            a = before * c - b * s;\n",
+"            b = b * c + before * s;\n",
+"        }\n",
+"        store_columns(a, at, count);\n",
+"        if (has_odd) store_columns(b, at + columns, count);\n",
+"    }\n",
+"}\n",
+"\n\n\n__kernel void softmax(__global float *scores, ulong scores_at, float scale, int keys, int queries,\n",
+"                      __local VECTOR *partial) {\n",
+"    const int first = get_global_id(0) * TILE_WIDTH, count = queries - first, rows = count > 0 ? keys : 0;\n",
+"    const int slice = get_local_id(1), slices = get_local_size(1);\n",
+"    VECTOR largest = -INFINITY, sum = 0;\n",
+"    scores += scores_at + (ulong)get_global_id(2) * keys * queries + first;\n",
+"    for (int key = slice; key < rows; key += slices)\n",
+"        largest = max(largest, load_columns(scores + (ulong)key * queries, count));\n",
+"    largest = column_max(partial, largest);\n",
+"    for (int start = slice; start < rows; start += BLOCK * slices) {\n",
+"        VECTOR some = 0;\n",
+"        for (int key = start; key < min(rows, start + BLOCK * slices); key += slices) {\n",
+"            __global float *at = scores + (ulong)key * queries;\n",
+"            const VECTOR p = exp(scale * (load_columns(at, count) - largest));\n",
+"            store_columns(p, at, count);\n",
+"            some += p;\n",
+"        }\n",
+"        sum += some;\n",
+"    }\n",
+"    const VECTOR inverse = 1 / column_sum(partial, sum);\n",
+"    for (int key = slice; key < rows; key += slices) {\n",
+"        __global float *at = scores + (ulong)key * queries;\n",
+"        store_columns(load_columns(at, count) * inverse, at, count);\n",
+"    }\n",
+"}\n",
+"\n\n\n__kernel void group_moments(__global const float *x, ulong x_at, __global float *parts, ulong parts_at, int count,\n",
+"                            int chunk, __local float *partial) {\n",
+"    const int part = get_group_id(1), group = get_global_id(2), item = get_local_id(0);\n",
+"    const int size = min(chunk, count - part * chunk), step = get_local_size(0) * TILE_WIDTH;\n",
+"    VECTOR sum = 0, squares = 0;\n",
+"    x += x_at + (ulong)group * count + (ulong)part * chunk;\n",
+"    for (int i = item * TILE_WIDTH; i < size; i += step)\n",
+"        sum += load_columns(x + i, size - i);\n",
+"    const float mean = group_sum(partial, SUM_OF(sum)) / size;\n",
+"    sum = 0;\n",
+"    for (int i = item * TILE_WIDTH; i < size; i += step) {\n",
+"        const VECTOR d = load_or(x + i, size - i, mean) - mean;\n",
+"        sum += d;\n",
+"        squares += d * d;\n",
+"    }\n",
+"    const float rest = group_sum(partial, SUM_OF(sum)) / size;\n",
+"    const float total = group_sum(partial, SUM_OF(squares));\n",
+"    if (item) return;\n",
+"    parts += parts_at + 4 * ((ulong)group * get_num_groups(1) + part);\n",
+"    parts[0] = mean;\n",
+"    parts[1] = rest;\n",
+"    parts[2] = total - size * rest * rest;\n",
+"}\n",
+"\n\nfloat3 merge_moments(__global const float *parts, int count, int chunk, float eps) {\n",
+"    const int last = (count + chunk - 1) / chunk;\n",
+"    float mean = 0, rest = 0, squares = 0;\n",
+"    for (int part = 0; part < last; part++)\n",
+"        mean += parts[4 * part] * min(chunk, count - part * chunk);\n",
+"    mean /= count;\n",
+"    for (int part = 0; part < last; part++) {\n",
+"        const float size = min(chunk, count - part * chunk), d = parts[4 * part] - mean + parts[4 * part + 1];\n",
+"        rest += size * d;\n",
+"        squares += parts[4 * part + 2] + size * d * d;\n",
+"    }\n",
+"    rest /= count;\n",
+"    return (float3)(mean, rest, 1 / sqrt(squares / count - rest * rest + eps));\n",
+"}\n",
+"\n\n\n__kernel void group_norm(__global const float *x, ulong x_at, __global float *y, ulong y_at,\n",
+"                         __global const float *weight, ulong weight_at, __global const float *bias, ulong bias_at,\n",
+"                         __global const float *parts, ulong parts_at, int channels, int area, int chunk, float eps,\n",
+"                         int silu, __local float *shared) {\n",
+"    const int channel = get_global_id(1), count = channels * area, chunks = (count + chunk - 1) / chunk;\n",
+"    if (get_local_id(0) == 0)\n",
+"        vstore3(merge_moments(parts + parts_at + (ulong)(channel / channels) * 4 * chunks, count, chunk, eps), 0,\n",
+"                shared);\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    const float mean = shared[0], rest = shared[1], factor = shared[2] * weight[weight_at + channel];\n",
+"    const float b = bias[bias_at + channel];\n",
+"    x += x_at + (ulong)channel * area;\n",
+"    y += y_at + (ulong)channel * area;\n",
+"    for (int i = get_global_id(0) * TILE_WIDTH; i < area; i += get_global_size(0) * TILE_WIDTH) {\n",
+"        const VECTOR value = (load_columns(x + i, area - i) - mean - rest) * factor + b;\n",
+"        store_columns(silu ? value / (1 + exp(-value)) : value, y + i, area - i);\n",
+"    }\n",
+"}\n",
+"\n\n\n\n__kernel void copy(__global float *to, ulong to_at, __global const float *from, ulong from_at, int rows, int width,\n",
+"                   int to_stride, int from_stride) {\n",
+"    const int column = get_global_id(0), row = get_global_id(1);\n",
+"    if (row < rows && column < width)\n",
+"        to[to_at + (ulong)row * to_stride + column] = from[from_at + (ulong)row * from_stride + column];\n",
+"}\n",
+"\n\n\n__kernel void to_patches(__global const float *latents, ulong latents_at, __global float *patches, ulong patches_at,\n",
+"                         int samples, int channels, int height, int width, int patch) {\n",
+"    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;\n",
+"    const int column = get_global_id(0), row = get_global_id(1);\n",
+"    if (column >= columns || row >= channels * patch * patch) return;\n",
+"    const int sample = column / tokens, token = column % tokens, channel = row / (patch * patch);\n",
+"    const int y = token / across * patch + row / patch % patch, x = token % across * patch + row % patch;\n",
+"    patches[patches_at + (ulong)row * columns + column] =\n",
+"        latents[latents_at + (((ulong)sample * channels + channel) * height + y) * width + x];\n",
+"}\n",
+"\n\n\n__kernel void to_latents(__global float *latents, ulong latents_at, __global const float *patches, ulong patches_at,\n",
+"                         int samples, int channels, int height, int width, int patch, int patch_channels) {\n",
+"    const int across = width / patch, tokens = height / patch * across, columns = samples * tokens;\n",
+"    const int x = get_global_id(0), y = get_global_id(1), plane = get_global_id(2);\n",
+"    if (x >= width || y >= height || plane >= samples * channels) return;\n",
+"    const int sample = plane / channels, channel = plane % channels;\n",
+"    const int row = (y % patch * patch + x % patch) * patch_channels + channel;\n",
+"    latents[latents_at + ((ulong)plane * height + y) * width + x] =\n",
+"        patches[patches_at + (ulong)row * columns + sample * tokens + y / patch * across + x / patch];\n",
+"}\n",
+"\n\n\n__kernel void transpose(__global const float *x, ulong x_at, __global float *y, ulong y_at, int rows, int columns,\n",
+"                        int y_stride, __local float *tile) {\n",
+"    const int tile_columns = get_local_size(0), tile_rows = get_local_size(1);\n",
+"    const int column = get_local_id(0), row = get_local_id(1), item = row * tile_columns + column;\n",
+"    const int first_column = get_group_id(0) * tile_columns, first_row = get_group_id(1) * tile_rows;\n",
+"    if (first_row + row < rows && first_column + column < columns)\n",
+"        tile[row * (tile_columns + 1) + column] = x[x_at + (ulong)(first_row + row) * columns + first_column + column];\n",
+"    barrier(CLK_LOCAL_MEM_FENCE);\n",
+"    const int turned_row = item / tile_rows, turned_column = item % tile_rows;\n",
+"    if (first_column + turned_row < columns && first_row + turned_column < rows)\n",
+"        y[y_at + (ulong)(first_column + turned_row) * y_stride + first_row + turned_column] =\n",
+"            tile[turned_column * (tile_columns + 1) + turned_row];\n",
+"}\n",
+"\n\n\n__kernel void silu(__global float *x, ulong x_at, int count) {\n",
+"    const int i = get_global_id(0);\n",
+"    if (i >= count) return;\n",
+"    const float value = x[x_at + i];\n",
+"    x[x_at + i] = value / (1 + exp(-value));\n",
+"}\n",
+"\n\n#define TERM(j) __global const float *k##j, ulong k##j##_at, float high##j, float low##j\n",
+"#define TERMS   TERM(0), TERM(1), TERM(2), TERM(3), TERM(4), TERM(5), TERM(6), TERM(7)\n",
+"#define ADD_TERM(sum, j, at, count)\\\n",
+"    if (terms > j) sum = add_product(sum, high##j, low##j, load_columns(k##j + k##j##_at + (at), count))\n",
+"#define ADD_TERMS(sum, at, count)\\\n",
+"    ADD_TERM(sum, 0, at, count);\\\n",
+"    ADD_TERM(sum, 1, at, count);\\\n",
+"    ADD_TERM(sum, 2, at, count);\\\n",
+"    ADD_TERM(sum, 3, at, count);\\\n",
+"    ADD_TERM(sum, 4, at, count);\\\n",
+"    ADD_TERM(sum, 5, at, count);\\\n",
+"    ADD_TERM(sum, 6, at, count);\\\n",
+"    ADD_TERM(sum, 7, at, count)\n",
+"\n\n__kernel void combine(__global float *out, ulong out_at, __global const float *x, ulong x_at, float high, float low,\n",
+"                      int terms, TERMS, int rows, int width, int stride) {\n",
+"    const int first = get_global_id(0) * TILE_WIDTH, row = get_global_id(1), count = width - first;\n",
+"    const ulong at = (ulong)row * stride + first;\n",
+"    pair sum = {0, 0};\n",
+"    if (row >= rows || count <= 0) return;\n",
+"    sum = add_product(sum, high, low, load_columns(x + x_at + at, count));\n",
+"    ADD_TERMS(sum, at, count);\n",
+"    store_columns(round_pair(sum), out + out_at + at, count);\n",
+"}\n",
+"\n\n__kernel void scale_shift(__global const float *x, ulong x_at, __global float *y, ulong y_at,\n",
+"                          __global const float *scale, ulong scale_at, __global const float *shift, ulong shift_at,\n",
+"                          int channels, int area) {\n",
+"    const int i = get_global_id(0), channel = get_global_id(1);\n",
+"    if (channel >= channels || i >= area) return;\n",
+"    const ulong at = (ulong)channel * area + i;\n",
+"    y[y_at + at] = x[x_at + at] * scale[scale_at + channel] + shift[shift_at + channel];\n",
+"}\n",
+"\n\n\n__kernel void pixels(__global const float *x, ulong x_at, __global uchar *out, ulong out_at, float offset, int channels,\n",
+"                     int area) {\n",
+"#pragma OPENCL FP_CONTRACT OFF\n",
+"    const int i = get_global_id(0);\n",
+"    if (i >= area) return;\n",
+"    for (int channel = 0; channel < channels; channel++) {\n",
+"        const float value = 127.5f * x[x_at + (ulong)channel * area + i] + offset;\n",
+"        out[out_at + 3 * (ulong)i + channel] = !(value > 0) ? 0 : value >= 255 ? 255 : (uchar)value;\n",
+"    }\n",
+"}\n",
+"\n\n__kernel void error_norm(__global const float *x, ulong x_at, __global const float *y, ulong y_at, int has_y, int terms,\n",
+"                         TERMS, float atol, float rtol, int count, __global float *sums, ulong sums_at,\n",
+"                         __local float *partial) {\n",
+"    const int items = get_local_size(0) * get_num_groups(1);\n",
+"    const int item = get_group_id(1) * get_local_size(0) + get_local_id(0);\n",
+"    VECTOR total = 0;\n",
+"    for (int i = item * TILE_WIDTH; i < count; i += items * TILE_WIDTH) {\n",
+"        pair sum = {0, 0};\n",
+"        ADD_TERMS(sum, i, count - i);\n",
+"        VECTOR size = fabs(load_or(x + x_at + i, count - i, 1));\n",
+"        if (has_y) size = fmax(size, fabs(load_columns(y + y_at + i, count - i)));\n",
+"        const VECTOR ratio = round_pair(sum) / (atol + rtol * size);\n",
+"        total += ratio * ratio;\n",
+"    }\n",
+"    const float sum = group_sum(partial, SUM_OF(total));\n",
+"    if (get_local_id(0) == 0) sums[sums_at + get_group_id(1)] = sum;\n",
+"}\n",
+"\n\n\n__kernel void change(__global const float *after, ulong after_at, __global const float *before, ulong before_at,\n",
+"                     __global const float *residual, ulong residual_at, int rows, int width, int after_stride,\n",
+"                     __global float *sums, ulong sums_at, __local float *partial) {\n",
+"    VECTOR changed = 0, size = 0;\n",
+"    for (int row = get_group_id(1); row < rows; row += get_num_groups(1))\n",
+"        for (int i = get_local_id(0) * TILE_WIDTH; i < width; i += get_local_size(0) * TILE_WIDTH) {\n",
+"            const ulong at = (ulong)row * width + i;\n",
+"            const VECTOR to = load_columns(after + after_at + (ulong)row * after_stride + i, width - i);\n",
+"            const VECTOR from = load_columns(before + before_at + at, width - i);\n",
+"            const VECTOR then = load_columns(residual + residual_at + at, width - i);\n",
+"            changed += fabs(round_pair(add_vector(two_sum(to, -from), -then)));\n",
+"            size += fabs(then);\n",
+"        }\n",
+"    sums += sums_at + 2 * get_group_id(1);\n",
+"    const float all_changed = group_sum(partial, SUM_OF(changed)), all = group_sum(partial, SUM_OF(size));\n",
+"    if (get_local_id(0)) return;\n",
+"    sums[0] = all_changed;\n",
+"    sums[1] = all;\n",
+"}\n",
+"\n\n__kernel void note_finite(__global const float *x, ulong x_at, int count, int note, __global int *notes, ulong notes_at,\n",
+"                          __local float *partial) {\n",
+"    VECTOR_INT finite = -1;\n",
+"    for (int i = get_local_id(0) * TILE_WIDTH; i < count; i += get_local_size(0) * TILE_WIDTH)\n",
+"        finite &= isfinite(load_columns(x + x_at + i, count - i));\n",
+"    const float others = group_sum(partial, all(finite) ? 0 : 1);\n",
+"    if (get_local_id(0) == 0 && others > 0) notes[notes_at] |= note;\n",
+"}\n",
+"\n\n\n\nuint4 philox(uint2 key, uint4 counter) {\n",
+"    for (int round = 0; round < 10; round++) {\n",
+"        const uint low0 = 0xD2511F53u * counter.x, high0 = mul_hi(0xD2511F53u, counter.x);\n",
+"        const uint low1 = 0xCD9E8D57u * counter.z, high1 = mul_hi(0xCD9E8D57u, counter.z);\n",
+"        counter = (uint4)(high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0);\n",
+"        key += (uint2)(0x9E3779B9u, 0xBB67AE85u);\n",
+"    }\n",
+"    return counter;\n",
+"}\n",
+"\n\nfloat normal_radius(uint a) {\n",
+"    const float unit = 0x1p-32f;\n",
+"    const float log_u = a < 0x80000000u ? log(((float)a + 0.5f) * unit) : log1p(-((float)(~a) + 0.5f) * unit);\n",
+"    return sqrt(-2 * log_u);\n",
+"}\n",
+"\n\nfloat2 normal_direction(uint b) {\n",
+"    const float turn = ((float)(b & 0x3fffffffu) + 0.5f) * 0x1p-31f, c = cospi(turn), s = sinpi(turn);\n",
+"    const uint quadrant = b >> 30;\n",
+"    return quadrant == 0   ? (float2)(c, s)\n",
+"           : quadrant == 1 ? (float2)(-s, c)\n",
+"           : quadrant == 2 ? (float2)(-c, -s)\n",
+"                           : (float2)(s, -c);\n",
+"}\n",
+"\n\n\n__kernel void normal(__global float *out, ulong out_at, uint seed_low, uint seed_high, uint index, uint picture_low,\n",
+"                     uint picture_high, uint draw, int count, int per_picture) {\n",
+"    const int block = get_global_id(0), picture = get_global_id(1);\n",
+"    if (picture >= count || block >= (per_picture + 3) / 4) return;\n",
+"    const uint low = picture_low + picture, high = picture_high + (low < picture_low ? 1 : 0);\n",
+"    const uint4 bits =\n",
+"        philox((uint2)(seed_low, seed_high), (uint4)(block, index, low, (high & 0xffffffu) | draw << 24));\n",
+"    const float2 first = normal_radius(bits.x) * normal_direction(bits.y);\n",
+"    const float2 second = normal_radius(bits.z) * normal_direction(bits.w);\n",
+"    const int at = block * 4;\n",
+"    out += out_at + (ulong)picture * per_picture + at;\n",
+"    out[0] = first.x;\n",
+"    if (at + 1 < per_picture) out[1] = first.y;\n",
+"    if (at + 2 < per_picture) out[2] = second.x;\n",
+"    if (at + 3 < per_picture) out[3] = second.y;\n",
 "}\n",
         NULL};
     return lines;
@@ -14305,6 +14358,8 @@ GMEM__FN void gmem__device_keep(const struct gmem__device *device, const char *c
 #define GMEM__TUNE_H
 
 
+#ifndef GMEM_NO_OPENCL
+
 #define GMEM__TUNE_PARAMETERS 16
 #define GMEM__TUNE_VALUES     8
 
@@ -14361,9 +14416,12 @@ typedef struct gmem__tune_found {
     gmem__tune_point points[GMEM__TUNE_CLBLAST_SETS];
 } gmem__tune_found;
 GMEM__FN const char *gmem__way_name(gmem__cl_way way); /* "tile" */
+/* What the folder's file holds and this device can do, if there is one; nothing is applied. */
+GMEM__FN int gmem__tune_load(const struct gmem__device *device, const char *cache_dir, gmem__tune_found *out);
 GMEM__FN gmem_status gmem__tune_save(const struct gmem__device *device, const char *cache_dir,
                                      const gmem__tune_found *found, gmem_error *error);
 
+#endif /* GMEM_NO_OPENCL */
 #endif /* GMEM__TUNE_H */
 
 #ifndef GMEM_NO_OPENCL
@@ -14662,10 +14720,9 @@ static const char *gmem__tune_key(const struct gmem__device *device, char out[GM
 }
 
 static const char *gmem__tune_file(const struct gmem__device *device, char out[40]) {
-    char key[GMEM__TUNE_LINE];
-    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
-    for (const char *c = gmem__tune_key(device, key); *c; c++)
-        hash = (hash ^ (unsigned char)*c) * 0x100000001b3u;
+    char line[GMEM__TUNE_LINE];
+    const char *key = gmem__tune_key(device, line);
+    const uint64_t hash = gmem__fnv1a(key, (int64_t)strlen(key));
     snprintf(out, 40, "tuning-%08x%08x.txt", (unsigned)(hash >> 32), (unsigned)(hash & 0xffffffffu));
     return out;
 }
@@ -14845,26 +14902,32 @@ static void gmem__tune_take(struct gmem__device *device, const gmem__tune_found 
     }
 }
 
-GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir) {
+GMEM__FN int gmem__tune_load(const struct gmem__device *device, const char *cache_dir, gmem__tune_found *out) {
     char name[40];
     gmem__bytes bytes;
-    gmem__tune_found found;
+    memset(out, 0, sizeof *out);
     if (!cache_dir ||
         gmem__cl_cache_read(device->context, cache_dir, gmem__tune_file(device, name), &bytes, NULL) != GMEM_OK)
-        return;
-    memset(&found, 0, sizeof found);
-    found.tuning = device->tuning;
-    found.tuning.shape_count = 0;
-    found.tuning.tuned = 1;
-    const int ignored = gmem__tune_read(device, &bytes, &found);
+        return 0;
+    out->tuning = device->tuning;
+    out->tuning.shape_count = 0;
+    out->tuning.tuned = 1;
+    const int ignored = gmem__tune_read(device, &bytes, out);
     gmem__bytes_close(device->context, &bytes);
     if (ignored != 0)
         gmem__log(device->context, "%s: %s", name,
                   ignored < 0 ? "what was tuned is for another device"
                               : "lines that do not fit the device are ignored");
-    if (ignored < 0) return;
+    return ignored >= 0;
+}
+
+GMEM__FN void gmem__device_tuning_load(struct gmem__device *device, const char *cache_dir) {
+    char name[40];
+    gmem__tune_found found;
+    if (!gmem__tune_load(device, cache_dir, &found)) return;
     gmem__tune_take(device, &found);
-    gmem__log(device->context, "%s: tuned parameters of %s/%s", device->backend, cache_dir, name);
+    gmem__log(device->context, "%s: tuned parameters of %s/%s", device->backend, cache_dir,
+              gmem__tune_file(device, name));
 }
 
 #endif /* GMEM_NO_OPENCL */
@@ -14888,18 +14951,29 @@ GMEM_API gmem_status gmem_device_tune(gmem_context *context, const gmem_tune_des
 
 /* shapes ---------------------------------------------------------------------------------------------------------- */
 
-/* The linear layers of a block, for one picture of 256 tokens; the small default model's for 16 pictures of 64. */
+#define GMEM__TUNE_LAYERS (GMEM_TUNE_SHAPES + 2)
+
+/* The linear layers of a block, for one picture of 256 tokens; the small default model's for 16 pictures of 64. The
+ * last two, which nothing divides, are not timed: they must be right. */
 static const struct gmem__tune_layer {
     const char *name;
     int64_t rows, depth, columns;
     int searched; /* settings are tried on these */
-} gmem__tune_layers[GMEM_TUNE_SHAPES] = {
-    {"XL/1 qkv", 3456, 1152, 256, 0},       {"XL/1 proj", 1152, 1152, 256, 1},
-    {"XL/1 mlp_in", 6144, 1152, 256, 0},    {"XL/1 mlp_out", 1152, 3072, 256, 1},
-    {"B/1 qkv", 2304, 768, 256, 0},         {"B/1 proj", 768, 768, 256, 0},
-    {"B/1 mlp_in", 4096, 768, 256, 0},      {"B/1 mlp_out", 768, 2048, 256, 0},
-    {"default qkv", 576, 192, 1024, 0},     {"default proj", 192, 192, 1024, 0},
-    {"default mlp_in", 1024, 192, 1024, 0}, {"default mlp_out", 192, 512, 1024, 0},
+} gmem__tune_layers[GMEM__TUNE_LAYERS] = {
+    {"XL/1 qkv", 3456, 1152, 256, 0},
+    {"XL/1 proj", 1152, 1152, 256, 1},
+    {"XL/1 mlp_in", 6144, 1152, 256, 0},
+    {"XL/1 mlp_out", 1152, 3072, 256, 1},
+    {"B/1 qkv", 2304, 768, 256, 0},
+    {"B/1 proj", 768, 768, 256, 0},
+    {"B/1 mlp_in", 4096, 768, 256, 0},
+    {"B/1 mlp_out", 768, 2048, 256, 0},
+    {"default qkv", 576, 192, 1024, 0},
+    {"default proj", 192, 192, 1024, 0},
+    {"default mlp_in", 1024, 192, 1024, 0},
+    {"default mlp_out", 192, 512, 1024, 0},
+    {"odd", 611, 203, 77, 0},
+    {"odd", 13, 7, 259, 0},
 };
 
 #define GMEM__TUNE_A ((int64_t)6144 * 1152) /* floats of the largest weight, input and result */
@@ -14910,6 +14984,7 @@ static const struct gmem__tune_layer {
 #define GMEM__TUNE_TOLERANCE 1e-5 /* relative L2: a sum in another order stays far below, anything wrong far above */
 #define GMEM__TUNE_RUNS      3
 #define GMEM__TUNE_ENOUGH    0.2 /* seconds of runs */
+#define GMEM__TUNE_HOPELESS  3   /* so many times slower is not worth the time of measuring all shapes */
 #define GMEM__TUNE_TRIED     512
 #define GMEM__TUNE_ALWAYS    65536 /* XGEMM_MIN_INDIRECT_SIZE with which XgemmDirect does all */
 
@@ -14935,7 +15010,7 @@ typedef struct gmem__tuner {
     double began, limit, measuring; /* the last: seconds that one measurement of all shapes takes, about */
     /* of the host */
     float *a, *b, *c, *expected; /* expected: the shapes' results one after the other */
-    int64_t expected_at[GMEM_TUNE_SHAPES + 1];
+    int64_t expected_at[GMEM__TUNE_LAYERS + 1];
     void *scratch;
     int64_t scratch_bytes;
     /* of the device */
@@ -14947,6 +15022,8 @@ typedef struct gmem__tuner {
     gmem__cl_way own_way;
     double own_first[GMEM_TUNE_SHAPES]; /* seconds with the tiles that there were */
     gmem__cl_tiles tiles_first;
+    int has_earlier;
+    gmem__tune_found earlier; /* what the folder holds */
     double best[GMEM__GOALS]; /* seconds; DBL_MAX: none */
     gmem__tune_track tracks[GMEM__TUNE_SETS];
     uint64_t random;
@@ -15085,6 +15162,13 @@ static double gmem__tune_measure(gmem__tuner *tuner, int shape, gmem__cl_way way
     return first > 0 ? best : 0;
 }
 
+/* Whether the shapes are right that nothing divides. */
+static int gmem__tune_is_right(gmem__tuner *tuner, gmem__cl_way way) {
+    for (int i = GMEM_TUNE_SHAPES; i < GMEM__TUNE_LAYERS; i++)
+        if (gmem__tune_open_stream(tuner, NULL) != GMEM_OK || gmem__tune_check(tuner, i, way) == 0) return 0;
+    return 1;
+}
+
 /* All shapes one way, as far as there is time. */
 static gmem_status gmem__tune_measure_all(gmem__tuner *tuner, gmem__cl_way way, const char *what,
                                           double seconds[GMEM_TUNE_SHAPES], gmem_error *error) {
@@ -15153,9 +15237,20 @@ static int gmem__tune_neighbour(gmem__tuner *tuner, gmem__tune_set_id id, gmem__
     return 0;
 }
 
-/* The next point to try: seeds first. */
+/* What an earlier tuning found, 0 where there was none. */
+static int gmem__tune_earlier(const gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_point *out) {
+    if (!tuner->has_earlier || (id < GMEM__TUNE_CLBLAST_SETS && !tuner->earlier.has[id])) return 0;
+    if (id < GMEM__TUNE_CLBLAST_SETS)
+        *out = tuner->earlier.points[id];
+    else
+        gmem__tune_get_tiles(&tuner->earlier.tuning.tiles, id, out);
+    return 1;
+}
+
+/* The next point to try: the earlier one first, then the seeds. */
 static int gmem__tune_next(gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_point *out) {
     gmem__tune_track *track = &tuner->tracks[id];
+    if (gmem__tune_earlier(tuner, id, out) && gmem__tune_is_new(track, out)) return 1;
     while (gmem__tune_seed(id, track->seeds, out)) {
         track->seeds++;
         if (gmem__tune_fits(id, out, &tuner->trial.found.limits) && gmem__tune_is_new(track, out)) return 1;
@@ -15212,13 +15307,32 @@ static void gmem__tune_try(gmem__tuner *tuner, gmem__tune_set_id id) {
     track->spent += track->last;
 }
 
+/* What the next try of a set may take: CLBlast's kernels are one program, which every try compiles. */
+static double gmem__tune_cost(const gmem__tuner *tuner, gmem__tune_set_id id) {
+    double cost = tuner->tracks[id].last;
+    for (int other = 0; id < GMEM__TUNE_CLBLAST_SETS && other < GMEM__TUNE_CLBLAST_SETS; other++)
+        if (tuner->tracks[other].last > cost) cost = tuner->tracks[other].last;
+    return cost;
+}
+
+/* What was found is compiled and measured once more at the end. */
+static double gmem__tune_reserve(const gmem__tuner *tuner) {
+    double seconds = 0;
+    for (int id = 0; id < GMEM__TUNE_SETS; id++)
+        if (tuner->tracks[id].has_best &&
+            (id == GMEM__TUNE_XGEMM || id == GMEM__TUNE_XGEMM_DIRECT || id >= GMEM__TUNE_CLBLAST_SETS))
+            seconds += gmem__tune_cost(tuner, (gmem__tune_set_id)id) + tuner->measuring;
+    return seconds;
+}
+
 /* The open set that has had least of its share; one whose next try would not be done in time is left. */
-static int gmem__tune_choose(const gmem__tuner *tuner, double until) {
+static int gmem__tune_choose(const gmem__tuner *tuner) {
+    const double now = gmem__tune_elapsed(tuner), until = tuner->limit - gmem__tune_reserve(tuner);
     int best = -1;
     double least = 0;
     for (int id = 0; id < GMEM__TUNE_SETS; id++) {
         const gmem__tune_track *track = &tuner->tracks[id];
-        if (!track->open || gmem__tune_elapsed(tuner) + track->last > until) continue;
+        if (!track->open || now + gmem__tune_cost(tuner, (gmem__tune_set_id)id) > until) continue;
         const double share = track->spent / track->weight;
         if (best >= 0 && share >= least) continue;
         best = id;
@@ -15265,17 +15379,9 @@ static void gmem__tune_begin_own(gmem__tuner *tuner) {
     gmem__tune_open_track(tuner, id, GMEM__GOAL_OWN, 6, 0);
 }
 
-/* What is found is compiled and measured once more at the end. */
-static double gmem__tune_reserve(const gmem__tuner *tuner) {
-    double compiling = 0;
-    for (int id = 0; id < GMEM__TUNE_SETS; id++)
-        if (tuner->tracks[id].last > compiling) compiling = tuner->tracks[id].last;
-    return compiling + tuner->measuring;
-}
-
 static gmem_status gmem__tune_search(gmem__tuner *tuner, gmem_error *error) {
     for (;;) {
-        const int id = gmem__tune_choose(tuner, tuner->limit - gmem__tune_reserve(tuner));
+        const int id = gmem__tune_choose(tuner);
         if (id < 0) return GMEM_OK;
         GMEM__TRY(gmem__tune_tell(tuner, gmem__tune_get_set((gmem__tune_set_id)id)->name, error));
         gmem__tune_try(tuner, (gmem__tune_set_id)id);
@@ -15294,20 +15400,26 @@ static double gmem__tune_sum(const double seconds[GMEM_TUNE_SHAPES]) {
     return sum;
 }
 
+/* The found tiles where they are right and faster at all shapes together, else the first ones, measured once more: the
+ * machine may have had other things to do when they were. */
 static gmem_status gmem__tune_finish_own(gmem__tuner *tuner, gmem__cl_tiles *tiles, double own[GMEM_TUNE_SHAPES],
                                          gmem_error *error) {
+    static const char what[] = "all shapes by the own kernels";
     const gmem__tune_set_id id = tuner->own_way == GMEM__CL_WAY_TILE ? GMEM__TUNE_TILE : GMEM__TUNE_OWN;
     gmem__cl_tiles found = tuner->tiles_first;
-    double seconds[GMEM_TUNE_SHAPES];
+    double again[GMEM_TUNE_SHAPES];
     *tiles = tuner->tiles_first;
-    memcpy(own, tuner->own_first, sizeof tuner->own_first);
+    gmem__tune_use_tiles(tuner, tiles);
+    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, what, own, error));
+    for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
+        if (tuner->own_first[i] > 0 && (own[i] == 0 || tuner->own_first[i] < own[i])) own[i] = tuner->own_first[i];
     if (!tuner->tracks[id].has_best) return GMEM_OK;
     gmem__tune_set_tiles(&found, id, &tuner->tracks[id].best);
     if (memcmp(&found, tiles, sizeof found) == 0 || !gmem__tune_use_tiles(tuner, &found)) return GMEM_OK;
-    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, "all shapes by the own kernels", seconds, error));
-    if (gmem__tune_sum(seconds) >= gmem__tune_sum(own)) return GMEM_OK;
+    GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, what, again, error));
+    if (gmem__tune_sum(again) >= gmem__tune_sum(own) || !gmem__tune_is_right(tuner, tuner->own_way)) return GMEM_OK;
     *tiles = found;
-    memcpy(own, seconds, sizeof seconds);
+    memcpy(own, again, sizeof again);
     return GMEM_OK;
 }
 
@@ -15329,9 +15441,11 @@ static gmem_status gmem__tune_finish_clblast(gmem__tuner *tuner, gmem__tune_foun
     memset(seconds, 0, sizeof seconds);
     memset(tuned, 0, sizeof mixed);
     for (int goal = GMEM__GOAL_INDIRECT; goal <= GMEM__GOAL_DIRECT; goal++) {
-        if (tuner->best[goal] == DBL_MAX) continue;
+        const double other = tuner->best[GMEM__GOAL_INDIRECT + GMEM__GOAL_DIRECT - goal];
+        if (tuner->best[goal] == DBL_MAX || tuner->best[goal] / GMEM__TUNE_HOPELESS > other) continue;
         GMEM__TRY(gmem__tune_set_routine(tuner, goal == GMEM__GOAL_DIRECT ? GMEM__TUNE_ALWAYS : 1, error));
         GMEM__TRY(gmem__tune_measure_all(tuner, GMEM__CL_WAY_CLBLAST, "all shapes by CLBlast", seconds[goal], error));
+        if (!gmem__tune_is_right(tuner, GMEM__CL_WAY_CLBLAST)) memset(seconds[goal], 0, sizeof seconds[goal]);
     }
     for (int i = 0; i < gmem__tune_value_count(least); i++) {
         gmem__tune_mix(seconds[GMEM__GOAL_INDIRECT], seconds[GMEM__GOAL_DIRECT], least->values[i], mixed);
@@ -15404,7 +15518,7 @@ static void gmem__tune_expect(gmem__tuner *tuner) {
     gmem__weight weight;
     gmem__linear op;
     engine.scratch = tuner->scratch;
-    for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
+    for (int i = 0; i < GMEM__TUNE_LAYERS; i++) {
         memset(&weight, 0, sizeof weight);
         memset(&op, 0, sizeof op);
         weight.data = tuner->a;
@@ -15422,13 +15536,13 @@ static void gmem__tune_expect(gmem__tuner *tuner) {
 
 static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
     const gmem_context *context = tuner->context;
-    for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
+    for (int i = 0; i < GMEM__TUNE_LAYERS; i++)
         tuner->expected_at[i + 1] = tuner->expected_at[i] + gmem__tune_layers[i].rows * gmem__tune_layers[i].columns;
     tuner->scratch_bytes = context->ops->scratch_bytes(context->threads);
     tuner->a = (float *)gmem__alloc_raw(context, GMEM__TUNE_A, sizeof(float));
     tuner->b = (float *)gmem__alloc_raw(context, GMEM__TUNE_B, sizeof(float));
     tuner->c = (float *)gmem__alloc_raw(context, GMEM__TUNE_C, sizeof(float));
-    tuner->expected = (float *)gmem__alloc_raw(context, tuner->expected_at[GMEM_TUNE_SHAPES], sizeof(float));
+    tuner->expected = (float *)gmem__alloc_raw(context, tuner->expected_at[GMEM__TUNE_LAYERS], sizeof(float));
     tuner->scratch = gmem__alloc_raw(context, tuner->scratch_bytes, 1);
     if (!tuner->a || !tuner->b || !tuner->c || !tuner->expected || !tuner->scratch)
         return gmem__fail(error, GMEM_E_MEMORY, "no memory to tune with");
@@ -15437,6 +15551,7 @@ static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
     gmem__tune_expect(tuner);
     tuner->trial = *context->device;
     tuner->tiles_first = tuner->trial.tuning.tiles;
+    tuner->has_earlier = gmem__tune_load(context->device, tuner->desc->cache_dir, &tuner->earlier);
     for (int goal = 0; goal < GMEM__GOALS; goal++)
         tuner->best[goal] = DBL_MAX;
     return gmem__tune_open_stream(tuner, error);
@@ -15486,7 +15601,7 @@ static void gmem__tune_release(gmem__tuner *tuner) {
     gmem__free(context, tuner->a, GMEM__TUNE_A, sizeof(float));
     gmem__free(context, tuner->b, GMEM__TUNE_B, sizeof(float));
     gmem__free(context, tuner->c, GMEM__TUNE_C, sizeof(float));
-    gmem__free(context, tuner->expected, tuner->expected_at[GMEM_TUNE_SHAPES], sizeof(float));
+    gmem__free(context, tuner->expected, tuner->expected_at[GMEM__TUNE_LAYERS], sizeof(float));
     gmem__free(context, tuner->scratch, tuner->scratch_bytes, 1);
     gmem__free(context, tuner, 1, sizeof *tuner);
 }
@@ -15626,7 +15741,8 @@ static gmem_status gmem__device_load(struct gmem__device *device, const char *ca
 }
 
 static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gmem__device *device, gmem_error *error) {
-    const int any = desc->backend == GMEM_BACKEND_OPENCL;
+    /* what no CPU can do has no need of being faster */
+    const int any = desc->backend == GMEM_BACKEND_OPENCL || desc->compute == GMEM_COMPUTE_F16;
     GMEM__TRY(gmem__cl_load(desc->opencl.symbol ? &desc->opencl : NULL, &device->library, error));
     GMEM__TRY(gmem__device_choose(desc, device, error));
     gmem__device_limit(&device->found.limits, desc->device_memory);
@@ -16009,11 +16125,12 @@ static void gmem__test_return(const gmem__engine *engine, float *const *at, doub
 
 /* The notes for finite numbers and for others: a device tells when it settles. */
 static void gmem__test_finite(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
-    const float infinity = HUGE_VALF;
+    float values[700] = {0};
     int notes = 0;
     (void)test;
     int noted = engine->ops->finite(engine, at[GMEM__TEST_X], 700, GMEM__NOTE_NETWORK) ? 0 : GMEM__NOTE_NETWORK;
-    engine->ops->upload(engine, at[GMEM__TEST_WORK] + 600, &infinity, 1);
+    values[600] = HUGE_VALF;
+    engine->ops->upload(engine, at[GMEM__TEST_WORK], values, 700);
     noted |= engine->ops->finite(engine, at[GMEM__TEST_WORK], 700, GMEM__NOTE_STATE) ? 0 : GMEM__NOTE_STATE;
     (void)engine->ops->settle(engine, &notes, NULL); /* a failure stays, and is told after the case */
     gmem__test_return(engine, at, noted | notes, 0);
@@ -16237,6 +16354,7 @@ static gmem_status gmem__test_product(const gmem_context *context, struct gmem__
     gmem_linear *linear = NULL;
     gmem_context there = *context;
     there.device = device;
+    if (!device && there.compute == GMEM_COMPUTE_F16) there.compute = GMEM_COMPUTE_F32; /* which no CPU's kernel does */
     GMEM__TRY(gmem_linear_create(&there, &weight, NULL, &linear, error));
     const gmem_status status = gmem__test_measure(linear, x, y, seconds, error);
     gmem_linear_destroy(linear);
@@ -16622,6 +16740,55 @@ static gmem_status gmem__upload_streamed(const gmem__upload *upload, gmem__cl_bu
     return copy && values ? GMEM_OK : gmem__fail_host_memory(store, upload->error);
 }
 
+/* How many of a weight's rows go into one buffer: all, or where that is too large as many as fit. Of more than a few,
+ * so many that the next piece begins as well aligned as the whole. */
+static int64_t gmem__cut_rows(const gmem__device_memory *memory, const gmem__cl_buffer *buffer) {
+    const int64_t largest = memory->device->found.limits.largest;
+    if (!buffer->is_matrix || buffer->bytes <= largest) return buffer->rows;
+    const int64_t rows = gmem__max(1, largest / (buffer->bytes / buffer->rows));
+    return rows > GMEM__WRAP_ALIGN ? rows - rows % GMEM__WRAP_ALIGN : rows;
+}
+
+static gmem__cl_buffer gmem__cut_piece(const gmem__cl_buffer *buffer, int64_t row, int64_t rows) {
+    gmem__cl_buffer piece = *buffer;
+    piece.address += (uint64_t)(buffer->bytes / buffer->rows * row);
+    piece.rows = rows;
+    piece.bytes = gmem__buffer_bytes(&piece);
+    piece.host = (const char *)buffer->host + row * buffer->row_stride * (int64_t)gmem_type_bytes(buffer->from);
+    piece.scale = buffer->scale ? buffer->scale + row : NULL;
+    piece.measured = buffer->measured ? buffer->measured + row : NULL;
+    return piece;
+}
+
+/* Appends the buffer to `out`, in pieces where it is too large. */
+static int gmem__cut_buffer(const gmem__store *store, const gmem__cl_buffer *buffer, gmem__device_memory *out) {
+    const int64_t rows = gmem__cut_rows(out, buffer);
+    for (int64_t row = 0; row < buffer->rows; row += rows) {
+        const gmem__cl_buffer piece = gmem__cut_piece(buffer, row, gmem__min(rows, buffer->rows - row));
+        if (!gmem__device_memory_add(store->context, out, &piece)) return 0;
+    }
+    return 1;
+}
+
+/* Weights too large for one buffer become several, of whole rows at consecutive addresses. */
+static gmem_status gmem__upload_cut(gmem__store *store, gmem_error *error) {
+    gmem__device_memory *memory = store->uploaded, cut = *memory;
+    int64_t whole = 0;
+    while (whole < memory->count && gmem__cut_rows(memory, &memory->buffers[whole]) == memory->buffers[whole].rows)
+        whole++;
+    if (whole == memory->count) return GMEM_OK;
+    cut.buffers = NULL;
+    cut.count = cut.capacity = 0;
+    for (int64_t i = 0; i < memory->count; i++) {
+        if (gmem__cut_buffer(store, &memory->buffers[i], &cut)) continue;
+        gmem__device_memory_clear(store->context, &cut);
+        return gmem__fail_host_memory(store, error);
+    }
+    gmem__device_memory_clear(store->context, memory); /* nothing is on the device yet */
+    *memory = cut;
+    return GMEM_OK;
+}
+
 /* Bytes of matrices that may stay on the device: what other networks, vectors and activations leave of it, and where
  * that is not enough for all of them, also the slots through which the others are streamed. */
 static int64_t gmem__upload_room(const gmem__device_memory *memory) {
@@ -16689,6 +16856,7 @@ GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error) 
     gmem__upload upload;
     int32_t code = GMEM__CL_SUCCESS;
     if (!store->uploaded) return GMEM_OK;
+    GMEM__TRY(gmem__upload_cut(store, error));
     upload.store = store;
     upload.memory = store->uploaded;
     upload.error = error;
@@ -16838,6 +17006,10 @@ static const gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *str
     return buffer || !stream->shared ? buffer : gmem__device_memory_find(stream->shared, address);
 }
 
+static void gmem__stream_fail_address(struct gmem__stream *stream) {
+    gmem__stream_fail(stream, GMEM_E_ARGUMENT, "an operation was given memory that is not the device's");
+}
+
 GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const void *address_) {
     const uint64_t address = (uint64_t)(uintptr_t)address_;
     gmem__cl_place place = {NULL, 0};
@@ -16848,12 +17020,53 @@ GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const voi
     }
     const gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
     if (!buffer) {
-        gmem__stream_fail(stream, GMEM_E_ARGUMENT, "an operation was given memory that is not the device's");
+        gmem__stream_fail_address(stream);
         return place;
     }
     place.memory = buffer->memory ? buffer->memory : gmem__stream_weight(stream, buffer);
     place.offset = (int64_t)(address - buffer->address);
     return place;
+}
+
+/* walks ----------------------------------------------------------------------------------------------------------- */
+
+#define GMEM__WALK_MOST ((int64_t)1 << 30) /* things of a piece: kernels count in ints */
+
+GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count) {
+    gmem__cl_walk walk;
+    memset(&walk, 0, sizeof walk);
+    walk.stream = stream;
+    walk.count = count;
+    return walk;
+}
+
+GMEM__FN void gmem__walk_along(gmem__cl_walk *walk, const void *address, int64_t step, int64_t bytes) {
+    const uint64_t first = (uint64_t)(uintptr_t)address, end = first + (uint64_t)((walk->count - 1) * step + bytes);
+    if (!address || walk->count <= 0) return;
+    if (!gmem__stream_buffer(walk->stream, end - 1)) gmem__stream_fail_address(walk->stream);
+    walk->tensor[walk->tensors].address = first;
+    walk->tensor[walk->tensors].step = step;
+    walk->tensor[walk->tensors++].bytes = bytes;
+}
+
+/* How many things of the tensor, from the walk's first on, end in the buffer in which that one begins. */
+static int64_t gmem__walk_whole(const gmem__cl_walk *walk, int i) {
+    const uint64_t address = walk->tensor[i].address + (uint64_t)(walk->first * walk->tensor[i].step);
+    const gmem__cl_buffer *buffer = gmem__stream_buffer(walk->stream, address);
+    if (!buffer) return walk->count; /* gmem__stream_find says so */
+    const int64_t left = buffer->bytes - (int64_t)(address - buffer->address) - walk->tensor[i].bytes;
+    return left < 0 ? 0 : left / walk->tensor[i].step + 1;
+}
+
+GMEM__FN int gmem__walk_next(gmem__cl_walk *walk) {
+    walk->first += walk->size;
+    if (walk->first >= walk->count || !gmem__stream_ok(walk->stream)) return 0;
+    walk->size = gmem__min(walk->count - walk->first, GMEM__WALK_MOST);
+    for (int i = 0; i < walk->tensors; i++)
+        walk->size = gmem__min(walk->size, gmem__walk_whole(walk, i));
+    if (walk->size == 0)
+        gmem__stream_fail(walk->stream, GMEM_E_ARGUMENT, "an operation was given memory that is cut in its middle");
+    return walk->size > 0;
 }
 
 GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes) {
@@ -16868,44 +17081,66 @@ GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int whic
 }
 
 GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes) {
-    const gmem__cl_place place = gmem__stream_find(stream, address);
-    if (!gmem__stream_ok(stream) || bytes == 0) return;
-    const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
-        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, from, 0, NULL, NULL);
-    (void)gmem__stream_check(stream, "clEnqueueWriteBuffer", status);
+    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__walk_along(&walk, address, 1, 1);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
+        if (!gmem__stream_ok(stream)) return;
+        const int32_t status = gmem__stream_api(stream)->clEnqueueWriteBuffer(
+            stream->queue, place.memory, 1, (size_t)place.offset, (size_t)walk.size, (const char *)from + walk.first, 0,
+            NULL, NULL);
+        (void)gmem__stream_check(stream, "clEnqueueWriteBuffer", status);
+    }
 }
 
 GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes) {
-    const gmem__cl_place place = gmem__stream_find(stream, address);
-    if (!gmem__stream_ok(stream) || bytes == 0) return;
-    const int32_t status = gmem__stream_api(stream)->clEnqueueReadBuffer(
-        stream->queue, place.memory, 1, (size_t)place.offset, (size_t)bytes, to, 0, NULL, NULL);
-    (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
+    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__walk_along(&walk, address, 1, 1);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
+        if (!gmem__stream_ok(stream)) return;
+        const int32_t status =
+            gmem__stream_api(stream)->clEnqueueReadBuffer(stream->queue, place.memory, 1, (size_t)place.offset,
+                                                          (size_t)walk.size, (char *)to + walk.first, 0, NULL, NULL);
+        (void)gmem__stream_check(stream, "clEnqueueReadBuffer", status);
+    }
 }
 
-/* The widest activations are about half of a pass's memory, and a pass is seldom alone. */
+/* A pass takes about five times its widest activations, scratch included, and is seldom alone. */
 GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
-    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 4);
+    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 8);
 }
 
 /* arenas ---------------------------------------------------------------------------------------------------------- */
 
+/* Makes the memory of [start, end), in pieces where it is too large for one: as many whole grains as one may have.
+ * Returns 0 without memory. */
+static int gmem__stream_reserve_bytes(struct gmem__stream *stream, const gmem_context *context, int64_t grain,
+                                      uint64_t start, uint64_t end) {
+    const int64_t largest = stream->device->found.limits.largest, bytes = (int64_t)(end - start);
+    const int64_t most = grain > 0 && bytes > largest ? gmem__max(1, largest / grain) * grain : bytes;
+    gmem__cl_buffer buffer;
+    memset(&buffer, 0, sizeof buffer);
+    for (buffer.address = start; buffer.address < end; buffer.address += (uint64_t)buffer.bytes) {
+        buffer.bytes = gmem__min(most, (int64_t)(end - buffer.address));
+        if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK)
+            return 0;
+        if (gmem__device_memory_add(context, &stream->own, &buffer)) continue;
+        gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
+        gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
+        return 0;
+    }
+    return 1;
+}
+
 /* The memory of take i: from where the one before ends, aligned as gmem__take does, to its own end; the last one's
- * reaches to the end of all. Returns 0 without memory. */
+ * reaches to the end of all. */
 static int gmem__stream_reserve_take(struct gmem__stream *stream, const gmem_context *context, const gmem__arena *arena,
                                      uint64_t first, int i) {
     const int64_t start = i > 0 ? gmem__round_up(arena->cut[i - 1], 64) : 0;
     const int64_t end = i + 1 < arena->cuts ? arena->cut[i] : arena->bytes;
-    gmem__cl_buffer buffer;
-    memset(&buffer, 0, sizeof buffer);
-    buffer.address = first + (uint64_t)start;
-    buffer.bytes = end - start;
-    if (buffer.bytes <= 0) return 1; /* a take of nothing */
-    if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK) return 0;
-    if (gmem__device_memory_add(context, &stream->own, &buffer)) return 1;
-    gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
-    gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
-    return 0;
+    return end <= start || /* a take of nothing */
+           gmem__stream_reserve_bytes(stream, context, arena->grain, first + (uint64_t)start, first + (uint64_t)end);
 }
 
 GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
@@ -17039,6 +17274,7 @@ GMEM__FN void gmem__launch_run(gmem__cl_launch *launch, int dimensions, const in
 }
 
 #undef GMEM__LAUNCHES_A_FLUSH
+#undef GMEM__WALK_MOST
 
 #endif /* GMEM_NO_OPENCL */
 /* ---- backends/opencl/product.c ---- */
@@ -17052,8 +17288,9 @@ GMEM__FN void gmem__launch_run(gmem__cl_launch *launch, int dimensions, const in
 #include <stdio.h>
 
 #define GMEM__PRODUCT_SCRATCH  ((int64_t)64 << 20) /* bytes of one scratch buffer, at most */
-#define GMEM__PANELS_OF_UNIT   ((int64_t)2 << 20)  /* what a processor's core should find in its caches */
+#define GMEM__PANELS_OF_UNIT   ((int64_t)1 << 20)  /* what a processor's core should find in its caches */
 #define GMEM__PACK_DEPTH       72                  /* of a work-item of pack_panels: PACK_DEPTH of product.cl */
+#define GMEM__BLAS_COLUMNS     32                  /* of a part for CLBlast, at least */
 #define GMEM__CLBLAST_PRODUCTS ((int64_t)1 << 24)  /* from so many on CLBlast is worth its launches */
 
 /* tiles ----------------------------------------------------------------------------------------------------------- */
@@ -17192,7 +17429,8 @@ static void gmem__launch_epilogue(gmem__cl_launch *launch, const gmem__cl_job *j
     enum { HAS_BIAS = 1, HAS_GATE = 2, HAS_RESIDUAL = 4 };
     const gmem__cl_product *p = job->product;
     const int64_t first = job->first_batch * p->c_stride + job->first_column;
-    gmem__launch_int(launch, (p->bias ? HAS_BIAS : 0) | (p->gate ? HAS_GATE : 0) | (p->residual ? HAS_RESIDUAL : 0));
+    const int has_residual = p->residual || p->adds;
+    gmem__launch_int(launch, (p->bias ? HAS_BIAS : 0) | (p->gate ? HAS_GATE : 0) | (has_residual ? HAS_RESIDUAL : 0));
     gmem__launch_int(launch, p->activation);
     gmem__launch_float(launch, p->alpha);
     gmem__launch_floats(launch, p->bias, 0);
@@ -17200,8 +17438,11 @@ static void gmem__launch_epilogue(gmem__cl_launch *launch, const gmem__cl_job *j
     gmem__launch_int(launch, p->gate_stride);
     gmem__launch_int(launch, p->tokens);
     gmem__launch_int(launch, job->first_column);
-    gmem__launch_floats(launch, p->residual, first);
-    gmem__launch_int(launch, p->residual_ld);
+    if (p->adds)
+        gmem__launch_place(launch, p->c, sizeof(float), first);
+    else
+        gmem__launch_floats(launch, p->residual, first);
+    gmem__launch_int(launch, p->adds ? p->c_ld : p->residual_ld);
     gmem__launch_place(launch, p->c, sizeof(float), first);
     gmem__launch_int(launch, p->c_ld);
     gmem__launch_int(launch, p->c_stride);
@@ -17249,6 +17490,18 @@ static void gmem__job_parts(gmem__cl_job *job, int64_t column_bytes, int64_t byt
 
 static int64_t gmem__job_scratch(const gmem__cl_job *job) {
     return gmem__min(GMEM__PRODUCT_SCRATCH, job->stream->device->found.limits.largest);
+}
+
+/* The epilogue of sums (batch, rows, columns) of this part. */
+static void gmem__job_finish(const gmem__cl_job *job, gmem__cl_mem sums) {
+    if (!gmem__stream_ok(job->stream)) return;
+    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_finish_product);
+    gmem__launch_buffer(&launch, sums, 0);
+    gmem__launch_int(&launch, job->product->rows * job->columns);
+    gmem__launch_int(&launch, job->product->rows);
+    gmem__launch_int(&launch, job->columns);
+    gmem__launch_epilogue(&launch, job);
+    gmem__launch_run3(&launch, job->columns, gmem__job_out_rows(job), job->batch, 16, 4);
 }
 
 /* the `product` kernel -------------------------------------------------------------------------------------------- */
@@ -17330,7 +17583,7 @@ static int gmem__blas_keeps_columns(const gmem__cl_job *job) { return !job->conv
 /* The result needs nothing more. */
 static int gmem__blas_keeps_result(const gmem__cl_job *job) {
     const gmem__cl_product *p = job->product;
-    return !p->bias && !p->gate && !p->residual && p->activation == GMEM__ACT_NONE;
+    return !p->bias && !p->gate && !p->residual && !p->adds && p->activation == GMEM__ACT_NONE;
 }
 
 static gmem__blas_matrix gmem__blas_rows(const gmem__cl_job *job) {
@@ -17403,22 +17656,7 @@ static void gmem__product_blas(const gmem__cl_job *job) {
     const gmem__blas_matrix a = gmem__blas_rows(job), b = gmem__blas_columns(job), c = gmem__blas_result(job);
     if (!gmem__stream_ok(job->stream)) return;
     gmem__blas_multiply(job, &a, &b, &c);
-    if (gmem__blas_keeps_result(job) || !gmem__stream_ok(job->stream)) return;
-    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_finish_product);
-    gmem__launch_buffer(&launch, c.memory, 0);
-    gmem__launch_int(&launch, (int64_t)c.stride);
-    gmem__launch_int(&launch, job->product->rows);
-    gmem__launch_int(&launch, job->columns);
-    gmem__launch_epilogue(&launch, job);
-    gmem__launch_run3(&launch, job->columns, gmem__job_out_rows(job), job->batch, 16, 4);
-}
-
-/* CLBlast is there, and what it needs converted fits in scratch. */
-static int gmem__blas_can(const gmem__cl_job *job) {
-    const gmem__cl_product *p = job->product;
-    return job->stream->device->library.has_clblast &&
-           (gmem__blas_keeps_rows(job) ||
-            (double)p->batch * (double)p->rows * (double)p->depth * 4 <= (double)gmem__job_scratch(job));
+    if (!gmem__blas_keeps_result(job)) gmem__job_finish(job, c.memory);
 }
 
 /* Bytes of scratch for each column, the larger of its two buffers' shares. */
@@ -17429,14 +17667,35 @@ static int64_t gmem__blas_column_bytes(const gmem__cl_job *job) {
     return gmem__max(1, 4 * gmem__max(before, after));
 }
 
+/* CLBlast is there, and what it needs converted fits in scratch. */
+static int gmem__blas_can(const gmem__cl_job *job) {
+    const gmem__cl_product *p = job->product;
+    const double scratch = (double)gmem__job_scratch(job);
+    const int64_t columns = gmem__min(p->columns, GMEM__BLAS_COLUMNS);
+    return job->stream->device->library.has_clblast && (double)(columns * gmem__blas_column_bytes(job)) <= scratch &&
+           (gmem__blas_keeps_rows(job) || (double)p->batch * (double)p->rows * (double)p->depth * 4 <= scratch);
+}
+
 /* ----------------------------------------------------------------------------------------------------------------- */
 
-GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product) {
-    const struct gmem__device *device = stream->device;
-    const gmem__cl_limits *limits = &device->found.limits;
-    gmem__cl_way way = product->way == GMEM__CL_WAY_AUTO ? gmem__product_way(device, product) : product->way;
+/* Columns are packed by the panel, the last of a part beyond what is there. */
+static int64_t gmem__panel_bytes(const gmem__cl_job *job) {
+    const gmem__cl_tiles *tiles = &job->stream->device->tuning.tiles;
+    return tiles->tile_vectors * tiles->tile_width * job->product->depth * 4;
+}
+
+/* The way that was chosen, or another where this one wants more scratch than a buffer has. */
+static gmem__cl_way gmem__job_way(const gmem__cl_job *job, gmem__cl_way way) {
+    const struct gmem__device *device = job->stream->device;
+    const int64_t columns = gmem__min(job->product->columns, device->tuning.tiles.tile_columns);
+    const int64_t tile_bytes = columns * job->product->depth * 4 + gmem__panel_bytes(job);
+    if (way == GMEM__CL_WAY_CLBLAST && !gmem__blas_can(job))
+        way = device->found.limits.is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
+    return way == GMEM__CL_WAY_TILE && tile_bytes > device->found.limits.largest ? GMEM__CL_WAY_OWN : way;
+}
+
+static gmem__cl_job gmem__job_of(struct gmem__stream *stream, const gmem__cl_product *product) {
     gmem__cl_job job;
-    if (!gmem__stream_ok(stream) || product->columns == 0 || product->batch == 0) return;
     memset(&job, 0, sizeof job);
     job.stream = stream;
     job.product = product;
@@ -17446,18 +17705,35 @@ GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_p
     /* int8 has weights on levels and columns of one token each; else it counts as bf16 */
     job.compute = product->compute == GMEM_COMPUTE_INT8 && (product->a_type != GMEM_I8 || job.conv) ? GMEM_COMPUTE_BF16
                                                                                                     : product->compute;
+    return job;
+}
+
+GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_product *product) {
+    const struct gmem__device *device = stream->device;
+    gmem__cl_way way = product->way == GMEM__CL_WAY_AUTO ? gmem__product_way(device, product) : product->way;
+    if (!gmem__stream_ok(stream) || product->columns == 0 || product->batch == 0) return;
+    gmem__cl_job job = gmem__job_of(stream, product);
     if (job.compute == GMEM_COMPUTE_INT8) job.largest = gmem__job_largest(&job);
     if (!gmem__stream_ok(stream)) return;
-    if (way == GMEM__CL_WAY_CLBLAST && !gmem__blas_can(&job))
-        way = limits->is_cpu ? GMEM__CL_WAY_TILE : GMEM__CL_WAY_OWN;
+    way = gmem__job_way(&job, way);
     if (way == GMEM__CL_WAY_TILE)
         gmem__job_parts(&job, product->depth * 4,
-                        gmem__min(GMEM__PANELS_OF_UNIT * limits->units, gmem__job_scratch(&job)),
+                        gmem__min(GMEM__PANELS_OF_UNIT * device->found.limits.units,
+                                  gmem__job_scratch(&job) - gmem__panel_bytes(&job)),
                         device->tuning.tiles.tile_columns, gmem__product_tile);
     else if (way == GMEM__CL_WAY_CLBLAST)
-        gmem__job_parts(&job, gmem__blas_column_bytes(&job), gmem__job_scratch(&job), 32, gmem__product_blas);
+        gmem__job_parts(&job, gmem__blas_column_bytes(&job), gmem__job_scratch(&job), GMEM__BLAS_COLUMNS,
+                        gmem__product_blas);
     else
         gmem__product_own(&job);
+}
+
+GMEM__FN void gmem__stream_epilogue(struct gmem__stream *stream, const gmem__cl_product *product, gmem__cl_mem sums,
+                                    int64_t first_column, int64_t columns) {
+    gmem__cl_job job = gmem__job_of(stream, product);
+    job.first_column = first_column;
+    job.columns = columns;
+    gmem__job_finish(&job, sums);
 }
 
 #endif
@@ -17471,15 +17747,20 @@ GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_p
 
 /* Work-groups are of one size whatever the operation's, since some compilers make a kernel anew for each. */
 
-#define GMEM__CL_ITEMS 256 /* in a group */
+#define GMEM__CL_ITEMS  256                /* in a group */
+#define GMEM__CL_SCORES (64 * 1024 * 1024) /* bytes at most, if the device has so many in one buffer */
 
-/* Adds the last argument, local memory for pairs, and runs (columns, slices, batch): work-groups share their columns
- * among slices (kernels.cl), of which a GPU needs many, whereas a processor is best at long rows of columns. */
+/* Floats of a work-item's vector (product.cl). */
+static int64_t gmem__cl_width(const gmem__cl_launch *launch) { return launch->stream->device->tuning.tiles.tile_width; }
+
+/* Adds the last argument, local memory for vectors, and runs (items, slices, batch): work-groups share their columns
+ * among slices (kernels.cl), of which a GPU needs many and a processor none. */
 static void gmem__cl_run_columns(gmem__cl_launch *launch, int64_t columns, int64_t batch) {
     const int is_cpu = launch->stream->device->found.limits.is_cpu;
-    const int64_t local[3] = {is_cpu ? 64 : 32, is_cpu ? 1 : GMEM__CL_ITEMS / 32, 1};
-    const int64_t global[3] = {columns, 1, batch}; /* one group, of as many slices as the device can do */
-    gmem__launch_local(launch, (size_t)(local[0] * local[1]) * 2 * sizeof(float));
+    const int64_t local[3] = {is_cpu ? 1 : 8, is_cpu ? 1 : GMEM__CL_ITEMS / 8, 1};
+    const int64_t width = gmem__cl_width(launch);
+    const int64_t global[3] = {gmem__ceil_div(columns, width), 1, batch}; /* as many slices as the device can do */
+    gmem__launch_local(launch, (size_t)(local[0] * local[1] * width) * sizeof(float));
     gmem__launch_run(launch, 3, global, local);
 }
 
@@ -17495,10 +17776,11 @@ static void gmem__cl_run_grid(gmem__cl_launch *launch, int64_t width, int64_t ro
     gmem__launch_run(launch, 3, global, local);
 }
 
-/* Adds the last argument, local memory for pairs, and runs one work-group for each of `parts` of `batch`. */
+/* Adds the last argument, local memory for floats, and runs one work-group for each of `parts` of `batch`. */
 static void gmem__cl_run_parts(gmem__cl_launch *launch, int64_t parts, int64_t batch) {
-    const int64_t global[3] = {1, parts, batch}, local[3] = {GMEM__CL_ITEMS, 1, 1};
-    gmem__launch_local(launch, GMEM__CL_ITEMS * 2 * sizeof(float));
+    const int is_cpu = launch->stream->device->found.limits.is_cpu;
+    const int64_t global[3] = {1, parts, batch}, local[3] = {is_cpu ? 16 : GMEM__CL_ITEMS, 1, 1};
+    gmem__launch_local(launch, (size_t)local[0] * sizeof(float));
     gmem__launch_run(launch, 3, global, local);
 }
 
@@ -17527,6 +17809,16 @@ static void gmem__launch_bits(gmem__cl_launch *launch, uint64_t bits) {
     gmem__launch_int(launch, value);
 }
 
+/* Along `count` things of so many floats, side by side in x and y; either may be NULL. */
+static gmem__cl_walk gmem__walk_floats(struct gmem__stream *stream, int64_t count, int64_t floats, const float *x,
+                                       const float *y) {
+    const int64_t bytes = floats * (int64_t)sizeof(float);
+    gmem__cl_walk walk = gmem__walk(stream, count);
+    gmem__walk_along(&walk, x, bytes, bytes);
+    gmem__walk_along(&walk, y, bytes, bytes);
+    return walk;
+}
+
 /* norms ----------------------------------------------------------------------------------------------------------- */
 
 /* kernels.cl: which of the optional arguments are given. */
@@ -17534,9 +17826,10 @@ enum { GMEM__GIVEN_WEIGHT = 1, GMEM__GIVEN_BIAS = 2, GMEM__GIVEN_SHIFT = 4, GMEM
 
 static int64_t gmem__norm_stride(const gmem__norm *op) { return op->y_stride ? op->y_stride : op->columns; }
 
+/* y_column is for the CPU's kernels: of an operation it is 0. */
 static void gmem__cl_norm(const gmem__engine *engine, const gmem__norm *op) {
-    const int modulated = op->shift || op->scale;
-    if (!gmem__stream_ok(engine->stream) || op->columns <= op->y_column || op->channels <= 0) return;
+    const int64_t tokens = op->shift || op->scale ? op->tokens : op->columns;
+    if (!gmem__stream_ok(engine->stream) || op->columns <= 0 || op->channels <= 0) return;
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_norm);
     gmem__launch_f32(&launch, op->x);
     gmem__launch_f32(&launch, op->y);
@@ -17550,14 +17843,14 @@ static void gmem__cl_norm(const gmem__engine *engine, const gmem__norm *op) {
     gmem__launch_float(&launch, op->eps);
     gmem__launch_int(&launch, op->channels);
     gmem__launch_int(&launch, op->columns);
-    gmem__launch_int(&launch, op->y_column);
     gmem__launch_int(&launch, gmem__norm_stride(op));
-    gmem__launch_int(&launch, modulated ? op->tokens : op->columns);
-    gmem__launch_int(&launch, modulated ? op->modulation_stride : 0);
-    gmem__cl_run_columns(&launch, op->columns - op->y_column, 1);
+    gmem__launch_int(&launch, tokens);
+    gmem__launch_int(&launch, op->modulation_stride);
+    gmem__cl_run_columns(&launch, tokens, op->columns / tokens);
 }
 
 static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) {
+    const int64_t tokens = op->cosine ? op->tokens : op->columns;
     if (!gmem__stream_ok(engine->stream) || op->columns <= 0 || op->heads <= 0 || op->head_dim <= 0) return;
     gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_rotate_heads);
     gmem__launch_f32(&launch, op->x);
@@ -17570,104 +17863,207 @@ static void gmem__cl_rotate(const gmem__engine *engine, const gmem__rotate *op) 
     gmem__launch_int(&launch, op->rms != 0);
     gmem__launch_int(&launch, op->cosine != NULL);
     gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->heads);
     gmem__launch_int(&launch, op->head_dim);
     gmem__launch_int(&launch, op->columns);
-    gmem__launch_int(&launch, op->cosine ? op->tokens : op->columns);
-    gmem__cl_run_columns(&launch, op->columns, op->heads);
+    gmem__launch_int(&launch, tokens);
+    gmem__cl_run_columns(&launch, tokens, op->columns / tokens * op->heads);
 }
 
 /* What one work-group sums up of a group, in parts of four floats. */
 #define GMEM__CL_CHUNK  4096
 #define GMEM__CL_CHUNKS 64 /* at most */
 
-static void gmem__cl_group_moments(struct gmem__stream *stream, const gmem__group_norm *op, gmem__cl_mem parts,
-                                   int64_t chunk) {
-    const int64_t count = op->channels / op->groups * op->area;
-    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_moments);
-    gmem__launch_f32(&launch, op->x);
+/* Some of the groups. */
+typedef struct gmem__cl_groups {
+    struct gmem__stream *stream;
+    const gmem__group_norm *op;
+    int64_t first, count, channels, chunk; /* channels of a group */
+} gmem__cl_groups;
+
+static void gmem__cl_group_moments(const gmem__cl_groups *groups, gmem__cl_mem parts) {
+    const int64_t values = groups->channels * groups->op->area;
+    gmem__cl_launch launch = gmem__launch(groups->stream, GMEM__CL_group_moments);
+    gmem__launch_f32(&launch, groups->op->x + groups->first * values);
     gmem__launch_buffer(&launch, parts, 0);
-    gmem__launch_int(&launch, count);
-    gmem__launch_int(&launch, chunk);
-    gmem__cl_run_parts(&launch, gmem__ceil_div(count, chunk), op->groups);
+    gmem__launch_int(&launch, values);
+    gmem__launch_int(&launch, groups->chunk);
+    gmem__cl_run_parts(&launch, gmem__ceil_div(values, groups->chunk), groups->count);
+}
+
+static void gmem__cl_group_values(const gmem__cl_groups *groups, gmem__cl_mem parts) {
+    const gmem__group_norm *op = groups->op;
+    const int64_t first = groups->first * groups->channels, channels = groups->count * groups->channels;
+    gmem__cl_launch launch = gmem__launch(groups->stream, GMEM__CL_group_norm);
+    gmem__launch_f32(&launch, op->x + first * op->area);
+    gmem__launch_f32(&launch, op->y + first * op->area);
+    gmem__launch_f32(&launch, op->weight + first);
+    gmem__launch_f32(&launch, op->bias + first);
+    gmem__launch_buffer(&launch, parts, 0);
+    gmem__launch_int(&launch, groups->channels);
+    gmem__launch_int(&launch, op->area);
+    gmem__launch_int(&launch, groups->chunk);
+    gmem__launch_float(&launch, op->eps);
+    gmem__launch_int(&launch, op->silu);
+    gmem__launch_local(&launch, 4 * sizeof(float));
+    const int is_cpu = groups->stream->device->found.limits.is_cpu;
+    const int64_t each = is_cpu ? 64 : 4; /* vectors of an item */
+    const int64_t global[2] = {gmem__ceil_div(op->area, each * gmem__cl_width(&launch)), channels};
+    const int64_t local[2] = {is_cpu ? 1 : GMEM__CL_ITEMS, 1};
+    gmem__launch_run(&launch, 2, global, local);
 }
 
 static void gmem__cl_group_norm(const gmem__engine *engine, const gmem__group_norm *op) {
     struct gmem__stream *stream = engine->stream;
-    if (!gmem__stream_ok(stream) || op->channels <= 0 || op->area <= 0) return;
-    const int64_t channels = op->channels / op->groups, count = channels * op->area;
-    const int64_t chunk = gmem__max(GMEM__CL_CHUNK, gmem__ceil_div(count, GMEM__CL_CHUNKS));
-    const int64_t bytes = op->groups * gmem__ceil_div(count, chunk) * 4 * (int64_t)sizeof(float);
-    gmem__cl_mem parts = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SUMS, bytes);
-    gmem__cl_group_moments(stream, op, parts, chunk);
-    const int64_t global[2] = {gmem__ceil_div(op->area, 16), op->channels}, local[2] = {GMEM__CL_ITEMS, 1};
-    gmem__cl_launch launch = gmem__launch(stream, GMEM__CL_group_norm);
-    gmem__launch_f32(&launch, op->x);
-    gmem__launch_f32(&launch, op->y);
-    gmem__launch_f32(&launch, op->weight);
-    gmem__launch_f32(&launch, op->bias);
-    gmem__launch_buffer(&launch, parts, 0);
-    gmem__launch_int(&launch, channels);
-    gmem__launch_int(&launch, op->area);
-    gmem__launch_int(&launch, chunk);
-    gmem__launch_float(&launch, op->eps);
-    gmem__launch_int(&launch, op->silu);
-    gmem__launch_local(&launch, 4 * sizeof(float));
-    gmem__launch_run(&launch, 2, global, local);
+    if (op->channels <= 0 || op->area <= 0) return;
+    const int64_t channels = op->channels / op->groups, values = channels * op->area;
+    const int64_t chunk = gmem__max(GMEM__CL_CHUNK, gmem__ceil_div(values, GMEM__CL_CHUNKS));
+    gmem__cl_walk walk = gmem__walk_floats(stream, op->groups, values, op->x, op->y);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_groups groups = {stream, op, walk.first, walk.size, channels, chunk};
+        const int64_t bytes = walk.size * gmem__ceil_div(values, chunk) * 4 * (int64_t)sizeof(float);
+        gmem__cl_mem parts = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SUMS, bytes);
+        gmem__cl_group_moments(&groups, parts);
+        gmem__cl_group_values(&groups, parts);
+    }
 }
 
 /* products -------------------------------------------------------------------------------------------------------- */
 
-static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem__weight *weight) {
+/* What lies in one buffer: rows of the weight and of the result, or the depth that goes with some channels of x. */
+typedef struct gmem__cl_range {
+    int64_t first, count;
+} gmem__cl_range;
+
+static const char *gmem__weight_row(const gmem__weight *weight, int64_t row, int64_t column) {
+    return (const char *)weight->data + (row * weight->row_stride + column) * (int64_t)gmem_type_bytes(weight->type);
+}
+
+static gmem__cl_walk gmem__walk_rows(struct gmem__stream *stream, const gmem__weight *weight) {
+    const int64_t bytes = (int64_t)gmem_type_bytes(weight->type);
+    gmem__cl_walk walk = gmem__walk(stream, weight->rows);
+    gmem__walk_along(&walk, weight->data, weight->row_stride * bytes, weight->cols * bytes);
+    return walk;
+}
+
+static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem__weight *weight, gmem__cl_range rows,
+                                         gmem__cl_range depth) {
     gmem__cl_product product;
     memset(&product, 0, sizeof product);
-    product.a = gmem__stream_find(stream, weight->data);
+    product.a = gmem__stream_find(stream, gmem__weight_row(weight, rows.first, depth.first));
     product.a_type = weight->type;
-    product.a_scale = weight->scale;
+    product.a_scale = weight->scale ? weight->scale + rows.first : NULL;
     product.a_ld = weight->row_stride;
     product.compute = weight->compute;
-    product.rows = weight->rows;
-    product.depth = weight->cols;
+    product.rows = rows.count;
+    product.depth = depth.count;
     product.batch = 1;
     product.alpha = 1;
     return product;
 }
 
+static gmem__cl_product gmem__linear_product(struct gmem__stream *stream, const gmem__linear *op, gmem__cl_range rows) {
+    const gmem__cl_range depth = {0, op->weight->cols};
+    gmem__cl_product product = gmem__product_of(stream, op->weight, rows, depth);
+    product.b = gmem__stream_find(stream, op->norm ? op->norm->y : op->x);
+    product.b_ld = op->norm ? gmem__norm_stride(op->norm) : op->x_stride;
+    product.columns = op->columns;
+    product.tokens = op->gate ? op->tokens : op->columns;
+    return product;
+}
+
+static void gmem__linear_epilogue(struct gmem__stream *stream, const gmem__linear *op, int64_t row,
+                                  gmem__cl_product *product) {
+    product->c = gmem__stream_find(stream, op->y + row * op->y_stride);
+    product->c_ld = op->y_stride;
+    product->bias = op->bias ? op->bias + row : NULL;
+    product->activation = op->activation;
+    product->gate = op->gate ? op->gate + row : NULL;
+    product->gate_stride = op->gate_stride;
+    product->adds = op->residual || op->gate;
+}
+
+/* SwiGLU needs both halves of the rows at a time. Where these do not lie in one buffer, sums for some of the columns
+ * wait in scratch. */
+static void gmem__linear_halves(struct gmem__stream *stream, const gmem__linear *op) {
+    const int64_t most = gmem__min(stream->device->found.limits.largest, GMEM__CL_SCORES);
+    const int64_t rows = op->weight->rows, column_bytes = rows * (int64_t)sizeof(float);
+    const int64_t columns = gmem__min(op->columns, gmem__max(1, most / column_bytes));
+    const gmem__cl_range all = {0, rows};
+    gmem__cl_product whole = gmem__linear_product(stream, op, all);
+    gmem__linear_epilogue(stream, op, 0, &whole);
+    gmem__cl_mem sums = gmem__stream_scratch(stream, GMEM__CL_SCRATCH_SCORES, columns * column_bytes);
+    for (int64_t first = 0; first < op->columns && gmem__stream_ok(stream); first += columns) {
+        const int64_t count = gmem__min(columns, op->columns - first);
+        gmem__cl_walk walk = gmem__walk_rows(stream, op->weight);
+        while (gmem__walk_next(&walk)) {
+            const gmem__cl_range part = {walk.first, walk.size};
+            gmem__cl_product product = gmem__linear_product(stream, op, part);
+            product.b.offset += first * (int64_t)sizeof(float);
+            product.c.memory = sums;
+            product.c.offset = walk.first * count * (int64_t)sizeof(float);
+            product.c_ld = product.columns = product.tokens = count;
+            gmem__stream_product(stream, &product);
+        }
+        gmem__stream_epilogue(stream, &whole, sums, first, count);
+    }
+}
+
 static void gmem__cl_linear(const gmem__engine *engine, const gmem__linear *op) {
     struct gmem__stream *stream = engine->stream;
     if (op->norm) gmem__cl_norm(engine, op->norm);
-    if (!gmem__stream_ok(stream) || op->columns <= 0) return;
-    gmem__cl_product product = gmem__product_of(stream, op->weight);
-    product.b = gmem__stream_find(stream, op->norm ? op->norm->y : op->x);
-    product.b_ld = op->norm ? gmem__norm_stride(op->norm) : op->x_stride;
-    product.c = gmem__stream_find(stream, op->y);
-    product.c_ld = op->y_stride;
-    product.columns = op->columns;
-    product.bias = op->bias;
-    product.activation = op->activation;
-    product.gate = op->gate;
-    product.gate_stride = op->gate_stride;
-    product.tokens = op->gate ? op->tokens : op->columns;
-    product.residual = op->residual || op->gate ? op->y : NULL;
-    product.residual_ld = op->y_stride;
+    if (op->columns <= 0) return;
+    gmem__cl_walk walk = gmem__walk_rows(stream, op->weight);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_range rows = {walk.first, walk.size};
+        if (op->activation == GMEM__ACT_SWIGLU && walk.size < walk.count) {
+            gmem__linear_halves(stream, op);
+            return;
+        }
+        gmem__cl_product product = gmem__linear_product(stream, op, rows);
+        gmem__linear_epilogue(stream, op, rows.first, &product);
+        gmem__stream_product(stream, &product);
+    }
+}
+
+/* Rows of the result from channels of x: the first of these bring bias and residual, the others add to them. */
+static void gmem__conv_part(struct gmem__stream *stream, const gmem__conv *op, int64_t area, gmem__cl_range rows,
+                            gmem__cl_range channels) {
+    const int64_t taps = (int64_t)op->kernel * op->kernel;
+    const gmem__cl_range depth = {channels.first * taps, channels.count * taps};
+    gmem__cl_product product = gmem__product_of(stream, op->weight, rows, depth);
+    product.conv = op;
+    product.b = gmem__stream_find(stream, op->x + channels.first * op->height * op->width);
+    product.b_ld = area;
+    product.c = gmem__stream_find(stream, op->y + rows.first * area);
+    product.c_ld = area;
+    product.columns = area;
+    product.tokens = area;
+    product.adds = channels.first > 0;
+    if (!product.adds) {
+        product.bias = op->bias ? op->bias + rows.first : NULL;
+        product.residual = op->residual ? op->residual + rows.first * area : NULL;
+        product.residual_ld = area;
+    }
     gmem__stream_product(stream, &product);
 }
 
 static void gmem__cl_conv(const gmem__engine *engine, const gmem__conv *op) {
     struct gmem__stream *stream = engine->stream;
     const int64_t area = (op->height << op->upsample) / op->stride * ((op->width << op->upsample) / op->stride);
-    if (!gmem__stream_ok(stream) || area <= 0) return;
-    gmem__cl_product product = gmem__product_of(stream, op->weight);
-    product.conv = op;
-    product.b = gmem__stream_find(stream, op->x);
-    product.b_ld = area;
-    product.c = gmem__stream_find(stream, op->y);
-    product.c_ld = area;
-    product.columns = area;
-    product.bias = op->bias;
-    product.tokens = area;
-    product.residual = op->residual;
-    product.residual_ld = area;
-    gmem__stream_product(stream, &product);
+    const int64_t bytes = area * (int64_t)sizeof(float);
+    if (area <= 0) return;
+    gmem__cl_walk rows = gmem__walk_rows(stream, op->weight);
+    gmem__walk_along(&rows, op->y, bytes, bytes);
+    gmem__walk_along(&rows, op->residual, bytes, bytes);
+    while (gmem__walk_next(&rows)) {
+        gmem__cl_walk channels = gmem__walk_floats(stream, op->in_channels, op->height * op->width, op->x, NULL);
+        const gmem__cl_range out = {rows.first, rows.size};
+        while (gmem__walk_next(&channels)) {
+            const gmem__cl_range in = {channels.first, channels.size};
+            gmem__conv_part(stream, op, area, out, in);
+        }
+    }
 }
 
 /* attention ------------------------------------------------------------------------------------------------------- */
@@ -17680,15 +18076,27 @@ typedef struct gmem__cl_attend {
     int64_t sample, head, heads, query, queries;
 } gmem__cl_attend;
 
-/* The first of the sample's tokens in the block's first head. */
-static gmem__cl_place gmem__attend_place(const gmem__cl_attend *block, const float *x, int64_t stride) {
-    const int64_t row = block->head * block->op->head_dim;
-    return gmem__stream_find(block->stream, x + row * stride + block->sample * block->op->tokens);
+/* The first of the sample's tokens in the block's first head, or `row` rows below. */
+static const float *gmem__attend_at(const gmem__cl_attend *block, const float *x, int64_t stride, int64_t row) {
+    return x + (block->head * block->op->head_dim + row) * stride + block->sample * block->op->tokens;
 }
 
-static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block) {
+/* Along the rows of a head in x and y: row i of all the block's heads is one thing. */
+static gmem__cl_walk gmem__attend_walk(const gmem__cl_attend *block, const float *x, const float *y, int64_t y_stride) {
+    const gmem__attention *op = block->op;
+    const int64_t size = (int64_t)sizeof(float), last = (block->heads - 1) * op->head_dim;
+    gmem__cl_walk walk = gmem__walk(block->stream, op->head_dim);
+    gmem__walk_along(&walk, gmem__attend_at(block, x, op->stride, 0), op->stride * size,
+                     (last * op->stride + op->tokens) * size);
+    gmem__walk_along(&walk, gmem__attend_at(block, y, y_stride, 0), y_stride * size,
+                     (last * y_stride + op->tokens) * size);
+    return walk;
+}
+
+static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block, const float *a, int64_t row) {
     gmem__cl_product product;
     memset(&product, 0, sizeof product);
+    product.a = gmem__stream_find(block->stream, gmem__attend_at(block, a, block->op->stride, row));
     product.a_type = GMEM_F32;
     product.a_ld = block->op->stride;
     product.a_stride = block->op->head_dim * block->op->stride;
@@ -17700,18 +18108,23 @@ static gmem__cl_product gmem__attend_product(const gmem__cl_attend *block) {
 
 /* scores = k^T q */
 static void gmem__attend_scores(const gmem__cl_attend *block) {
-    gmem__cl_product product = gmem__attend_product(block);
-    product.a = gmem__attend_place(block, block->op->k, block->op->stride);
-    product.a_transposed = 1;
-    product.b = gmem__attend_place(block, block->op->q + block->query, block->op->stride);
-    product.b_ld = block->op->stride;
-    product.b_stride = product.a_stride;
-    product.c.memory = block->scores;
-    product.c_ld = block->queries;
-    product.c_stride = block->op->tokens * block->queries;
-    product.rows = block->op->tokens;
-    product.depth = block->op->head_dim;
-    gmem__stream_product(block->stream, &product);
+    const gmem__attention *op = block->op;
+    gmem__cl_walk walk = gmem__attend_walk(block, op->k, op->q, op->stride);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_product product = gmem__attend_product(block, op->k, walk.first);
+        product.a_transposed = 1;
+        product.b =
+            gmem__stream_find(block->stream, gmem__attend_at(block, op->q, op->stride, walk.first) + block->query);
+        product.b_ld = op->stride;
+        product.b_stride = product.a_stride;
+        product.c.memory = block->scores;
+        product.c_ld = block->queries;
+        product.c_stride = op->tokens * block->queries;
+        product.rows = op->tokens;
+        product.depth = walk.size;
+        product.adds = walk.first > 0;
+        gmem__stream_product(block->stream, &product);
+    }
 }
 
 static void gmem__attend_softmax(const gmem__cl_attend *block) {
@@ -17725,20 +18138,22 @@ static void gmem__attend_softmax(const gmem__cl_attend *block) {
 
 /* y = v scores */
 static void gmem__attend_values(const gmem__cl_attend *block) {
-    gmem__cl_product product = gmem__attend_product(block);
-    product.a = gmem__attend_place(block, block->op->v, block->op->stride);
-    product.b.memory = block->scores;
-    product.b_ld = block->queries;
-    product.b_stride = block->op->tokens * block->queries;
-    product.c = gmem__attend_place(block, block->op->y + block->query, block->op->y_stride);
-    product.c_ld = block->op->y_stride;
-    product.c_stride = block->op->head_dim * block->op->y_stride;
-    product.rows = block->op->head_dim;
-    product.depth = block->op->tokens;
-    gmem__stream_product(block->stream, &product);
+    const gmem__attention *op = block->op;
+    gmem__cl_walk walk = gmem__attend_walk(block, op->v, op->y, op->y_stride);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_product product = gmem__attend_product(block, op->v, walk.first);
+        product.b.memory = block->scores;
+        product.b_ld = block->queries;
+        product.b_stride = op->tokens * block->queries;
+        product.c =
+            gmem__stream_find(block->stream, gmem__attend_at(block, op->y, op->y_stride, walk.first) + block->query);
+        product.c_ld = op->y_stride;
+        product.c_stride = op->head_dim * op->y_stride;
+        product.rows = walk.size;
+        product.depth = op->tokens;
+        gmem__stream_product(block->stream, &product);
+    }
 }
-
-#define GMEM__CL_SCORES (64 * 1024 * 1024) /* bytes at most, if the device has so many in one buffer */
 
 /* As many queries as there is room for, with as many heads as make the products large. */
 static void gmem__attend_size(gmem__cl_attend *block) {
@@ -17828,14 +18243,20 @@ static void gmem__cl_copy_overlapping(struct gmem__stream *stream, const gmem__c
 
 static void gmem__cl_copy(const gmem__engine *engine, const gmem__copy *op) {
     struct gmem__stream *stream = engine->stream;
+    const int64_t size = (int64_t)sizeof(float);
     if (!gmem__stream_ok(stream) || op->rows <= 0 || op->width <= 0) return;
     if (gmem__cl_overlap(op)) {
         gmem__cl_copy_overlapping(stream, op);
         return;
     }
-    const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from, op->from_stride);
-    const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to, op->to_stride);
-    gmem__cl_copy_rows(stream, &to, &from, op->rows, op->width);
+    gmem__cl_walk walk = gmem__walk(stream, op->rows);
+    gmem__walk_along(&walk, op->from, op->from_stride * size, op->width * size);
+    gmem__walk_along(&walk, op->to, op->to_stride * size, op->width * size);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_rows from = gmem__cl_rows_at(stream, op->from + walk.first * op->from_stride, op->from_stride);
+        const gmem__cl_rows to = gmem__cl_rows_at(stream, op->to + walk.first * op->to_stride, op->to_stride);
+        gmem__cl_copy_rows(stream, &to, &from, walk.size, op->width);
+    }
 }
 
 static void gmem__cl_patches(const gmem__engine *engine, const gmem__patches *op) {
@@ -17901,7 +18322,7 @@ static void gmem__cl_combine(const gmem__engine *engine, const gmem__combine *op
     gmem__launch_int(&launch, op->rows);
     gmem__launch_int(&launch, op->width);
     gmem__launch_int(&launch, op->stride);
-    gmem__cl_run_grid(&launch, op->width, op->rows, 1);
+    gmem__cl_run_grid(&launch, gmem__ceil_div(op->width, gmem__cl_width(&launch)), op->rows, 1);
 }
 
 static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) {
@@ -17921,25 +18342,30 @@ static void gmem__cl_normal(const gmem__engine *engine, const gmem__normal *op) 
 }
 
 static void gmem__cl_scale_shift(const gmem__engine *engine, const gmem__scale_shift *op) {
-    if (!gmem__stream_ok(engine->stream) || op->channels <= 0 || op->area <= 0) return;
-    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_scale_shift);
-    gmem__launch_f32(&launch, op->x);
-    gmem__launch_f32(&launch, op->y);
-    gmem__launch_f32(&launch, op->scale);
-    gmem__launch_f32(&launch, op->shift);
-    gmem__launch_int(&launch, op->channels);
-    gmem__launch_int(&launch, op->area);
-    gmem__cl_run_grid(&launch, op->area, op->channels, 1);
+    if (op->channels <= 0 || op->area <= 0) return;
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, op->channels, op->area, op->x, op->y);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_scale_shift);
+        gmem__launch_f32(&launch, op->x + walk.first * op->area);
+        gmem__launch_f32(&launch, op->y + walk.first * op->area);
+        gmem__launch_f32(&launch, op->scale + walk.first);
+        gmem__launch_f32(&launch, op->shift + walk.first);
+        gmem__launch_int(&launch, walk.size);
+        gmem__launch_int(&launch, op->area);
+        gmem__cl_run_grid(&launch, op->area, walk.size, 1);
+    }
 }
 
 static int gmem__cl_finite(const gmem__engine *engine, const float *x, int64_t count, int note) {
-    if (!gmem__stream_ok(engine->stream) || count <= 0) return 1;
-    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
-    gmem__launch_f32(&launch, x);
-    gmem__launch_int(&launch, count);
-    gmem__launch_int(&launch, note);
-    gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
-    gmem__cl_run_flat(&launch, gmem__cl_parts(count) * GMEM__CL_ITEMS);
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, count, 1, x, NULL);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_note_finite);
+        gmem__launch_f32(&launch, x + walk.first);
+        gmem__launch_int(&launch, walk.size);
+        gmem__launch_int(&launch, note);
+        gmem__launch_pointer(&launch, NULL, sizeof(int)); /* the notes */
+        gmem__cl_run_parts(&launch, 1, 1);
+    }
     return 1;
 }
 
@@ -18005,12 +18431,16 @@ static void gmem__cl_change(const gmem__engine *engine, const gmem__change *op, 
 static void gmem__cl_pixels(const gmem__engine *engine, uint8_t *pixels, const float *x, int64_t area, float offset) {
     if (!gmem__stream_ok(engine->stream) || area <= 0) return;
     gmem__cl_mem out = gmem__stream_scratch(engine->stream, GMEM__CL_SCRATCH_SCORES, 3 * area);
-    gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_pixels);
-    gmem__launch_f32(&launch, x);
-    gmem__launch_buffer(&launch, out, 0);
-    gmem__launch_float(&launch, offset);
-    gmem__launch_int(&launch, area);
-    gmem__cl_run_flat(&launch, area);
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, 3, area, x, NULL);
+    while (gmem__walk_next(&walk)) {
+        gmem__cl_launch launch = gmem__launch(engine->stream, GMEM__CL_pixels);
+        gmem__launch_f32(&launch, x + walk.first * area);
+        gmem__launch_buffer(&launch, out, walk.first);
+        gmem__launch_float(&launch, offset);
+        gmem__launch_int(&launch, walk.size);
+        gmem__launch_int(&launch, area);
+        gmem__cl_run_flat(&launch, area);
+    }
     (void)gmem__cl_read_scratch(engine->stream, out, pixels, 3 * area);
 }
 
@@ -18029,14 +18459,24 @@ static void gmem__cl_upload(const gmem__engine *engine, float *to, const float *
     if (count > 0) gmem__stream_write(engine->stream, to, from, count * (int64_t)sizeof(float));
 }
 
+/* What lies in one buffer of `from` to one or more of `to`. */
+static void gmem__cl_hand_over_piece(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
+                                     int64_t count) {
+    gmem__cl_walk walk = gmem__walk_floats(with->stream, count, 1, to, NULL);
+    while (gmem__walk_next(&walk)) {
+        const gmem__cl_rows source = gmem__cl_rows_at(engine->stream, from + walk.first, walk.size);
+        const gmem__cl_rows target = gmem__cl_rows_at(with->stream, to + walk.first, walk.size);
+        gmem__cl_copy_rows(with->stream, &target, &source, 1, walk.size);
+    }
+}
+
 /* By the stream that receives, whose queue knows nothing of the other: each must be done before the other goes on. */
 static void gmem__cl_hand_over(const gmem__engine *engine, const float *from, const gmem__engine *with, float *to,
                                int64_t count) {
     gmem__stream_finish(engine->stream);
-    if (!gmem__stream_ok(engine->stream) || !gmem__stream_ok(with->stream) || count <= 0) return;
-    const gmem__cl_rows source = gmem__cl_rows_at(engine->stream, from, count);
-    const gmem__cl_rows target = gmem__cl_rows_at(with->stream, to, count);
-    gmem__cl_copy_rows(with->stream, &target, &source, 1, count);
+    gmem__cl_walk walk = gmem__walk_floats(engine->stream, count, 1, from, NULL);
+    while (gmem__walk_next(&walk))
+        gmem__cl_hand_over_piece(engine, from + walk.first, with, to + walk.first, walk.size);
     gmem__stream_finish(with->stream);
 }
 
@@ -18180,13 +18620,15 @@ GMEM_API void gmem_context_destroy(gmem_context *context) {
     context->allocator.release(context->allocator.user, context, sizeof *context);
 }
 
-GMEM_API const char *gmem_context_backend(const gmem_context *context) { return context->backend; }
+GMEM_API const char *gmem_context_backend(const gmem_context *context) {
+    return GMEM__ATOMIC_LOAD(&context->device_failed) ? context->ops->name : context->backend;
+}
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context) { return context->isa; }
 GMEM_API int gmem_context_threads(const gmem_context *context) { return context->threads; }
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
 
 GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
-    if (context->device) return "opencl";
+    if (context->device && !GMEM__ATOMIC_LOAD(&context->device_failed)) return "opencl";
     if (context->int8) return gmem__cpu_narrow_name(context->int8);
     if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
     return gmem__isa_name(context->isa);
@@ -19227,6 +19669,7 @@ GMEM__FN int gmem__falls_back(const gmem_context *context, gmem_status status, c
     if (context->asked != GMEM_BACKEND_AUTO || !context->device) return 0;
     if (status != GMEM_E_DEVICE && status != GMEM_E_MEMORY) return 0;
     gmem__log(context, "%s failed (%s): the CPU goes on", context->backend, why->message);
+    GMEM__ATOMIC_STORE(&((gmem_context *)(uintptr_t)context)->device_failed, 1);
     return 1;
 }
 
@@ -19689,6 +20132,15 @@ static int64_t gmem__pass_most(const gmem_pass *pass) {
     return gmem__max(1, gmem__min(pass->max_batch, gmem__stream_largest(pass->engine.stream) / sample));
 }
 
+/* How many columns of modulation are held: as GMEM__PREPARED_BYTES and a device's buffers take, but a batch's and the
+ * null condition's at least. */
+static int64_t gmem__pass_held(const gmem_pass *pass) {
+    const int64_t column = gmem__column_size(&pass->network->info) * (int64_t)sizeof(float);
+    int64_t bytes = GMEM__PREPARED_BYTES;
+    if (pass->engine.stream) bytes = gmem__min(bytes, gmem__stream_largest(pass->engine.stream));
+    return gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, bytes / column), pass->max_batch + 1);
+}
+
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
                                        gmem_pass **out, gmem_error *error) {
     if (!network || !out || max_batch < 1)
@@ -19696,18 +20148,16 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     const gmem_context *context = network->context;
     gmem_pass *pass = (gmem_pass *)gmem__alloc(context, 1, sizeof *pass);
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
-    int64_t column_bytes = gmem__column_size(&network->info) * (int64_t)sizeof(float);
     pass->network = network;
     pass->max_batch = max_batch;
     pass->missing.capacity = max_batch;
-    pass->prepared.capacity =
-        gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column_bytes), max_batch + 1);
     pass->cache.threshold = network->info.depth > 1 ? cache_threshold : 0;
     pass->cache.slots = max_batch;
     pass->cache.hidden = network->info.hidden;
     pass->cache.tokens = network->info.tokens;
     gmem_status status = gmem__engine_open(&network->store, &pass->engine, error);
     pass->most = gmem__pass_most(pass);
+    pass->prepared.capacity = gmem__pass_held(pass);
     if (status == GMEM_OK) status = gmem__pass_reserve(pass, error);
     if (status != GMEM_OK) {
         gmem_pass_destroy(pass);
@@ -20723,8 +21173,21 @@ GMEM_API const gmem_autoencoder_info *gmem_autoencoder_get_info(const gmem_autoe
 /* The working memory of one image: two states that layers read and write in turn, and what a layer needs inside. */
 typedef struct gmem__ae_plan {
     int64_t input, state, work; /* floats */
+    int64_t grain;              /* floats: a multiple of every state's groups or channels; 0: there is none */
     int64_t out_channels, out_height, out_width;
 } gmem__ae_plan;
+
+/* Makes the grain a multiple of one group of the layer's norms, where it has these, else of one channel. */
+static void gmem__ae_refine(gmem__ae_plan *plan, const gmem__ae_layer *layer, int64_t channels, int64_t volume) {
+    const int64_t floats = volume / (layer->kind == GMEM__AE_CONV ? channels : GMEM__AE_GROUPS);
+    int64_t divisor = plan->grain, other = floats;
+    while (other > 0) { /* Euclid's */
+        const int64_t rest = divisor % other;
+        divisor = other;
+        other = rest;
+    }
+    if (divisor == 0 || !gmem__mul(plan->grain / divisor, floats, &plan->grain)) plan->grain = 0;
+}
 
 static int gmem__ae_volume(int64_t channels, int64_t height, int64_t width, int64_t *out) {
     return gmem__mul(channels, height, out) && gmem__mul(*out, width, out);
@@ -20733,14 +21196,17 @@ static int gmem__ae_volume(int64_t channels, int64_t height, int64_t width, int6
 /* The largest states of a run over an image of this size; 0 where a size overflows. */
 static int gmem__ae_measure_run(const gmem__ae_net *net, int64_t height, int64_t width, gmem__ae_plan *plan) {
     plan->state = plan->work = 0;
+    plan->grain = 1;
     for (int64_t i = 0; i < net->count; i++) {
         const gmem__ae_layer *layer = net->layers + i;
         int64_t before = 0, after = 0, inside = 0;
         if (!gmem__ae_volume(layer->in, height, width, &before)) return 0;
+        gmem__ae_refine(plan, layer, layer->in, before);
         if (layer->upsample && (!gmem__mul(height, 2, &height) || !gmem__mul(width, 2, &width))) return 0;
         height /= layer->stride;
         width /= layer->stride;
         if (!gmem__ae_volume(layer->out, height, width, &after)) return 0;
+        gmem__ae_refine(plan, layer, layer->out, after);
         if (layer->kind == GMEM__AE_RESIDUAL) inside = after;
         if (layer->kind == GMEM__AE_ATTENTION && !gmem__mul(after, 3, &inside)) return 0;
         if (i == 0) plan->input = before; /* the first layer reads the caller's memory */
@@ -20936,6 +21402,7 @@ static gmem_status gmem__ae_job_begin(gmem__ae_job *job, gmem_error *error) {
                           (long long)job->arena.bytes);
     gmem__ae_take_host(job);
     gmem__ae_take_engine(job);
+    if (!gmem__mul(job->plan.grain, (int64_t)sizeof(float), &job->memory.grain)) job->memory.grain = 0;
     GMEM__TRY(gmem__engine_reserve(&job->engine, job->context, &job->memory, "the autoencoder", error));
     gmem__ae_take_engine(job);
     return GMEM_OK;
@@ -23461,7 +23928,7 @@ static gmem_status gmem__check_integrate(const gmem_context *context, const gmem
 GMEM__FN void gmem__run_draw(const gmem__run *run, gmem_draw draw, int64_t index, float *out) {
     gmem__normal op;
     op.seed = run->how->philox->seed;
-    op.draw = draw;
+    op.draw = (int)draw;
     op.index = index;
     op.picture = run->how->picture;
     op.count = run->desc->batch;
@@ -23855,7 +24322,7 @@ static gmem_status gmem__sample_pixels_check(const gmem_network *network, const 
                                              const gmem_sample_pixels_desc *desc, const uint8_t *pixels,
                                              gmem_error *error) {
     if (!network || !autoencoder || !desc || !pixels)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "job needs a network, an autoencoder and room for the pixels");
+        return gmem__fail(error, GMEM_E_ARGUMENT, "drawing needs a network, an autoencoder and room for the pixels");
     if (!(desc->multiplier >= 0 && desc->multiplier - desc->multiplier == 0))
         return gmem__fail(error, GMEM_E_ARGUMENT, "the multiplier is negative or not finite");
     if (!desc->z && (!desc->sample.rng || desc->sample.rng->kind != GMEM_RNG_PHILOX))
@@ -23873,11 +24340,13 @@ GMEM_API gmem_status gmem_sample_pixels(const gmem_network *network, const gmem_
     GMEM__TRY(gmem__sample_pixels_check(network, autoencoder, desc, pixels, error));
     if (!network->store.device && !autoencoder->store.device)
         return gmem__sample_pixels(network, autoencoder, desc, pixels, error);
+    if (!network->store.device != !autoencoder->store.device) {
+        if (GMEM__ATOMIC_LOAD(&network->context->device_failed)) /* after one of them was opened, before the other */
+            return gmem__sample_pixels_on_cpu(network, autoencoder, desc, pixels, error);
+        return gmem__fail(error, GMEM_E_COMBINATION, "the network and the autoencoder are on different backends");
+    }
     if (desc->sample.rng) rng = *desc->sample.rng;
-    const gmem_status status =
-        !network->store.device == !autoencoder->store.device
-            ? gmem__sample_pixels(network, autoencoder, desc, pixels, &why)
-            : gmem__fail(&why, GMEM_E_COMBINATION, "the network and the autoencoder are on different backends");
+    const gmem_status status = gmem__sample_pixels(network, autoencoder, desc, pixels, &why);
     if (!gmem__falls_back(network->context, status, &why)) {
         if (status != GMEM_OK && error) *error = why;
         return status;
