@@ -66,20 +66,30 @@ build() {
     eval run "'build $folder'" make -s -j"$jobs" BUILD="$folder" "$variables" "${*/#/$folder/tests/}"
 }
 
-# The same for programs of one thread each, side by side.
-variant_serial() {
-    local folder=$1 name status seconds
-    build "$@"
+# side_by_side FOLDER COMMAND PROGRAM...: the command with NAME for each program's name; logs go to the folder.
+side_by_side() {
+    local folder=$1 command=$2 name status seconds
     shift 2
+    mkdir -p "$folder"
     printf '%s\n' "$@" | xargs -P "$jobs" -I NAME bash -c \
-        '"$0/tests/NAME" >"$0/NAME.log" 2>&1; echo "$? $SECONDS" >"$0/NAME.status"' "$folder"
+        "($command)"' >"$0/NAME.log" 2>&1; echo "$? $SECONDS" >"$0/NAME.status"' "$folder"
     for name in "$@"; do
         read -r status seconds <"$folder/$name.status"
         report "$folder $name" "$status" "$seconds" "$folder/$name.log"
     done
 }
 
-all_tests=$(ls tests/test_*.c | sed 's,tests/\(.*\)\.c,\1,')
+# The same as variant for programs of one thread each.
+variant_serial() {
+    local folder=$1
+    build "$@"
+    shift 2
+    side_by_side "$folder" "$folder/tests/NAME" "$@"
+}
+
+every_test=$(ls tests/test_*.c | sed 's,tests/\(.*\)\.c,\1,')
+opencl_tests=$(echo "$every_test" | grep opencl)
+all_tests=$(echo "$every_test" | grep -v -e opencl -e 'full$') # those run with a device
 # Once is enough for whole models: their operations are tested in every variant.
 quick_tests=$(echo "$all_tests" | grep -v -e full -e emoji -e compute)
 
@@ -121,6 +131,43 @@ step_threads() {
     variant build/tsan "CC=clang OPENMP= CFLAGS='-O1 -g -fsanitize=thread'" test_threads
 }
 
+# PoCL is the device that every machine has; GMEM_TEST_DEVICE names another one. Its compiler's results are kept.
+device="env OCL_ICD_VENDORS=${GMEM_TEST_VENDORS:-/etc/OpenCL/vendors/pocl.icd} POCL_CACHE_DIR=$PWD/build/pocl"
+[ -n "${GMEM_TEST_DEVICE:-}" ] && device="env -u OCL_ICD_VENDORS"
+
+# The recorded cases on a device, with the bars of the CPU, then what there is for devices alone.
+step_opencl() {
+    local name recorded="test_network test_recordings test_autoencoder test_full test_full_vae test_emoji test_cache
+        test_sample test_generate test_threads"
+    mkdir -p build/pocl
+    build build "CC=gcc" $recorded $opencl_tests
+    for name in $recorded; do
+        run "opencl $name" $device GMEM_TEST_BACKEND=opencl "build/tests/$name"
+    done
+    side_by_side build/device "$device build/tests/NAME" $opencl_tests # most of it is compiling, on one core
+}
+
+# simulate PROGRAM: every report of oclgrind is a failure. Unoptimised, since oclgrind 21.10 takes optimised vectors for
+# uninitialised.
+simulate() {
+    local reports=build/$1.reports status
+    rm -f "$reports"
+    OCL_ICD_VENDORS=/usr/lib/oclgrind/liboclgrind-rt-icd.so OCLGRIND_DATA_RACES=1 OCLGRIND_UNINITIALIZED=1 \
+        OCLGRIND_BUILD_OPTIONS=-cl-opt-disable OCLGRIND_LOG=$reports "build/tests/$1" small
+    status=$?
+    [ -e "$reports" ] || { echo "oclgrind did not run"; return 1; }
+    if [ -s "$reports" ]; then head -n 30 "$reports"; return 1; fi
+    return $status
+}
+
+# Every kernel in a simulator that sees data races, memory that was never written, and accesses out of bounds.
+step_simulator() {
+    local name
+    build build "CC=gcc" test_opencl_ops test_opencl_values test_opencl_product
+    export -f simulate
+    side_by_side build/simulated "simulate NAME" test_opencl_ops test_opencl_values test_opencl_product
+}
+
 step_fuzz() {
     run "fuzz the readers" tests/fuzz.sh
 }
@@ -140,6 +187,8 @@ for step in "${@:-}"; do
         step_clang
         step_sanitizers
         step_threads
+        step_opencl
+        step_simulator
         step_fuzz
         step_command
     fi
