@@ -281,7 +281,7 @@ typedef struct gmem__cl_walk {
         int64_t step, bytes;
     } tensor[GMEM__CL_WALKED];
 } gmem__cl_walk;
-GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count);
+GMEM__FN gmem__cl_walk gmem__cl_walk_start(struct gmem__stream *stream, int64_t count);
 /* A tensor's things: `bytes` of each, `step` bytes apart. NULL is passed over. */
 GMEM__FN void gmem__walk_along(gmem__cl_walk *walk, const void *address, int64_t step, int64_t bytes);
 /* The next piece; 0 at the end and after a failure, that of a thing itself cut being one. */

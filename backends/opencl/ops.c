@@ -74,7 +74,7 @@ static void gmem__launch_bits(gmem__cl_launch *launch, uint64_t bits) {
 static gmem__cl_walk gmem__walk_floats(struct gmem__stream *stream, int64_t count, int64_t floats, const float *x,
                                        const float *y) {
     const int64_t bytes = floats * (int64_t)sizeof(float);
-    gmem__cl_walk walk = gmem__walk(stream, count);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, count);
     gmem__walk_along(&walk, x, bytes, bytes);
     gmem__walk_along(&walk, y, bytes, bytes);
     return walk;
@@ -196,13 +196,13 @@ typedef struct gmem__cl_range {
     int64_t first, count;
 } gmem__cl_range;
 
-static const char *gmem__weight_row(const gmem__weight *weight, int64_t row, int64_t column) {
+static const char *gmem__cl_weight_row(const gmem__weight *weight, int64_t row, int64_t column) {
     return (const char *)weight->data + (row * weight->row_stride + column) * (int64_t)gmem_type_bytes(weight->type);
 }
 
 static gmem__cl_walk gmem__walk_rows(struct gmem__stream *stream, const gmem__weight *weight) {
     const int64_t bytes = (int64_t)gmem_type_bytes(weight->type);
-    gmem__cl_walk walk = gmem__walk(stream, weight->rows);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, weight->rows);
     gmem__walk_along(&walk, weight->data, weight->row_stride * bytes, weight->cols * bytes);
     return walk;
 }
@@ -211,7 +211,7 @@ static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem
                                          gmem__cl_range depth) {
     gmem__cl_product product;
     memset(&product, 0, sizeof product);
-    product.a = gmem__stream_find(stream, gmem__weight_row(weight, rows.first, depth.first));
+    product.a = gmem__stream_find(stream, gmem__cl_weight_row(weight, rows.first, depth.first));
     product.a_type = weight->type;
     product.a_scale = weight->scale ? weight->scale + rows.first : NULL;
     product.a_ld = weight->row_stride;
@@ -346,7 +346,7 @@ static const float *gmem__attend_at(const gmem__cl_attend *block, const float *x
 static gmem__cl_walk gmem__attend_walk(const gmem__cl_attend *block, const float *x, const float *y, int64_t y_stride) {
     const gmem__attention *op = block->op;
     const int64_t size = (int64_t)sizeof(float), last = (block->heads - 1) * op->head_dim;
-    gmem__cl_walk walk = gmem__walk(block->stream, op->head_dim);
+    gmem__cl_walk walk = gmem__cl_walk_start(block->stream, op->head_dim);
     gmem__walk_along(&walk, gmem__attend_at(block, x, op->stride, 0), op->stride * size,
                      (last * op->stride + op->tokens) * size);
     gmem__walk_along(&walk, gmem__attend_at(block, y, y_stride, 0), y_stride * size,
@@ -510,7 +510,7 @@ static void gmem__cl_copy(const gmem__engine *engine, const gmem__copy *op) {
         gmem__cl_copy_overlapping(stream, op);
         return;
     }
-    gmem__cl_walk walk = gmem__walk(stream, op->rows);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, op->rows);
     gmem__walk_along(&walk, op->from, op->from_stride * size, op->width * size);
     gmem__walk_along(&walk, op->to, op->to_stride * size, op->width * size);
     while (gmem__walk_next(&walk)) {

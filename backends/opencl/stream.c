@@ -153,7 +153,7 @@ GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const voi
 
 #define GMEM__WALK_MOST ((int64_t)1 << 30) /* things of a piece: kernels count in ints */
 
-GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count) {
+GMEM__FN gmem__cl_walk gmem__cl_walk_start(struct gmem__stream *stream, int64_t count) {
     gmem__cl_walk walk;
     memset(&walk, 0, sizeof walk);
     walk.stream = stream;
@@ -202,7 +202,7 @@ GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int whic
 }
 
 GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes) {
-    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, bytes);
     gmem__walk_along(&walk, address, 1, 1);
     while (gmem__walk_next(&walk)) {
         const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
@@ -215,7 +215,7 @@ GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *addres
 }
 
 GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes) {
-    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, bytes);
     gmem__walk_along(&walk, address, 1, 1);
     while (gmem__walk_next(&walk)) {
         const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
