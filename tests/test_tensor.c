@@ -276,6 +276,14 @@ static edit_list *weight_list(void) {
     return list;
 }
 
+static gmem__store store_make(gmem_context *context, gmem_file *file) {
+    gmem__store store;
+    memset(&store, 0, sizeof store);
+    store.context = context;
+    store.file = file;
+    return store;
+}
+
 static void test_weights(void) {
     static const char *const stay[] = {"F32", "F16", "BF16", "I8"};
     failing memory = {0, 0, 0};
@@ -283,7 +291,7 @@ static void test_weights(void) {
     int64_t before = memory.live;
     edit_list *list = weight_list();
     gmem_file *file = edit_open(context, list);
-    gmem__store store = {context, file, NULL, 0, 0};
+    gmem__store store = store_make(context, file);
     gmem__weight weight;
     const float *vector = NULL;
     gmem_error error;
@@ -322,7 +330,7 @@ static void test_strided_weights(void) {
     gmem_context *context = golden_context(GMEM_ISA_SCALAR);
     gmem_file *file = golden_open(context, "container_zip.pth");
     gmem_file *expected = golden_open(context, "container.expect.safetensors");
-    gmem__store store = {context, file, NULL, 0, 0};
+    gmem__store store = store_make(context, file);
     gmem__weight weight;
     CHECK(gmem_file_find(file, "view_t")->stride[0] == 1);
     CHECK_OK(gmem__store_matrix(&store, "view_t", 10, 6, &weight, NULL));
