@@ -174,7 +174,7 @@ step_fuzz() {
 
 step_command() {
     run "make build/gmem" make -s -j"$jobs" build/gmem
-    run "the command from outside" tests/test_command.sh
+    run "the command from outside" $device tests/test_command.sh
 }
 
 for step in "${@:-}"; do
