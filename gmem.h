@@ -12511,7 +12511,7 @@ typedef struct gmem__cl_walk {
         int64_t step, bytes;
     } tensor[GMEM__CL_WALKED];
 } gmem__cl_walk;
-GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count);
+GMEM__FN gmem__cl_walk gmem__cl_walk_start(struct gmem__stream *stream, int64_t count);
 /* A tensor's things: `bytes` of each, `step` bytes apart. NULL is passed over. */
 GMEM__FN void gmem__walk_along(gmem__cl_walk *walk, const void *address, int64_t step, int64_t bytes);
 /* The next piece; 0 at the end and after a failure, that of a thing itself cut being one. */
@@ -17032,7 +17032,7 @@ GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const voi
 
 #define GMEM__WALK_MOST ((int64_t)1 << 30) /* things of a piece: kernels count in ints */
 
-GMEM__FN gmem__cl_walk gmem__walk(struct gmem__stream *stream, int64_t count) {
+GMEM__FN gmem__cl_walk gmem__cl_walk_start(struct gmem__stream *stream, int64_t count) {
     gmem__cl_walk walk;
     memset(&walk, 0, sizeof walk);
     walk.stream = stream;
@@ -17081,7 +17081,7 @@ GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int whic
 }
 
 GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *address, const void *from, int64_t bytes) {
-    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, bytes);
     gmem__walk_along(&walk, address, 1, 1);
     while (gmem__walk_next(&walk)) {
         const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
@@ -17094,7 +17094,7 @@ GMEM__FN void gmem__stream_write(struct gmem__stream *stream, const void *addres
 }
 
 GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address, void *to, int64_t bytes) {
-    gmem__cl_walk walk = gmem__walk(stream, bytes);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, bytes);
     gmem__walk_along(&walk, address, 1, 1);
     while (gmem__walk_next(&walk)) {
         const gmem__cl_place place = gmem__stream_find(stream, address ? (const char *)address + walk.first : NULL);
@@ -17813,7 +17813,7 @@ static void gmem__launch_bits(gmem__cl_launch *launch, uint64_t bits) {
 static gmem__cl_walk gmem__walk_floats(struct gmem__stream *stream, int64_t count, int64_t floats, const float *x,
                                        const float *y) {
     const int64_t bytes = floats * (int64_t)sizeof(float);
-    gmem__cl_walk walk = gmem__walk(stream, count);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, count);
     gmem__walk_along(&walk, x, bytes, bytes);
     gmem__walk_along(&walk, y, bytes, bytes);
     return walk;
@@ -17935,13 +17935,13 @@ typedef struct gmem__cl_range {
     int64_t first, count;
 } gmem__cl_range;
 
-static const char *gmem__weight_row(const gmem__weight *weight, int64_t row, int64_t column) {
+static const char *gmem__cl_weight_row(const gmem__weight *weight, int64_t row, int64_t column) {
     return (const char *)weight->data + (row * weight->row_stride + column) * (int64_t)gmem_type_bytes(weight->type);
 }
 
 static gmem__cl_walk gmem__walk_rows(struct gmem__stream *stream, const gmem__weight *weight) {
     const int64_t bytes = (int64_t)gmem_type_bytes(weight->type);
-    gmem__cl_walk walk = gmem__walk(stream, weight->rows);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, weight->rows);
     gmem__walk_along(&walk, weight->data, weight->row_stride * bytes, weight->cols * bytes);
     return walk;
 }
@@ -17950,7 +17950,7 @@ static gmem__cl_product gmem__product_of(struct gmem__stream *stream, const gmem
                                          gmem__cl_range depth) {
     gmem__cl_product product;
     memset(&product, 0, sizeof product);
-    product.a = gmem__stream_find(stream, gmem__weight_row(weight, rows.first, depth.first));
+    product.a = gmem__stream_find(stream, gmem__cl_weight_row(weight, rows.first, depth.first));
     product.a_type = weight->type;
     product.a_scale = weight->scale ? weight->scale + rows.first : NULL;
     product.a_ld = weight->row_stride;
@@ -18085,7 +18085,7 @@ static const float *gmem__attend_at(const gmem__cl_attend *block, const float *x
 static gmem__cl_walk gmem__attend_walk(const gmem__cl_attend *block, const float *x, const float *y, int64_t y_stride) {
     const gmem__attention *op = block->op;
     const int64_t size = (int64_t)sizeof(float), last = (block->heads - 1) * op->head_dim;
-    gmem__cl_walk walk = gmem__walk(block->stream, op->head_dim);
+    gmem__cl_walk walk = gmem__cl_walk_start(block->stream, op->head_dim);
     gmem__walk_along(&walk, gmem__attend_at(block, x, op->stride, 0), op->stride * size,
                      (last * op->stride + op->tokens) * size);
     gmem__walk_along(&walk, gmem__attend_at(block, y, y_stride, 0), y_stride * size,
@@ -18249,7 +18249,7 @@ static void gmem__cl_copy(const gmem__engine *engine, const gmem__copy *op) {
         gmem__cl_copy_overlapping(stream, op);
         return;
     }
-    gmem__cl_walk walk = gmem__walk(stream, op->rows);
+    gmem__cl_walk walk = gmem__cl_walk_start(stream, op->rows);
     gmem__walk_along(&walk, op->from, op->from_stride * size, op->width * size);
     gmem__walk_along(&walk, op->to, op->to_stride * size, op->width * size);
     while (gmem__walk_next(&walk)) {
