@@ -20206,7 +20206,9 @@ GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
 }
 
 GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
-    if (pass) gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, profile);
+    if (!pass) return;
+    gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, profile);
+    gmem_pass_profile(pass->fallback, profile);
 }
 
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }
@@ -20697,6 +20699,7 @@ GMEM_API gmem_status gmem_pass_run(gmem_pass *pass, int64_t batch, const float *
             return status;
         }
         GMEM__TRY(gmem__pass_on_cpu(pass->network, pass->max_batch, &pass->fallback, error));
+        if (pass->engine.profiler) gmem_pass_profile(pass->fallback, pass->profiler.profile);
     }
     return gmem_pass_run(pass->fallback, batch, x, t, snippets, labels, v, error);
 }

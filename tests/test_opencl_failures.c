@@ -514,6 +514,38 @@ static void test_lost(const world *from, gmem_backend backend) {
     lose(from, backend, 4, FAILING_clSetKernelArg, FAILING_CL_DEVICE_NOT_AVAILABLE);
 }
 
+static double no_time(void *user) {
+    (void)user;
+    return 0;
+}
+
+/* A profile goes on where the CPU does, and ends when it is told to. */
+static void test_profile(const world *from) {
+    static opened it;
+    gmem_error error;
+    gmem_pass *pass = NULL;
+    gmem_profile profile;
+    memset(&profile, 0, sizeof profile);
+    profile.clock = no_time;
+    failing_cl_arm(&cl, FAILING_CL_ANY, 0, 0, 0);
+    if (!CHECK_OK(open_all(&it, from, GMEM_BACKEND_AUTO, &error)) || !CHECK(on_device(&it))) exit(check_report());
+    CHECK_OK(gmem_pass_create(it.network, 1, &pass, NULL));
+    gmem_pass_profile(pass, &profile);
+    failing_cl_arm(&cl, FAILING_clFinish, 1, FAILING_CL_OUT_OF_RESOURCES, 1);
+    CHECK_OK(gmem_pass_run(pass, 1, from->x, from->t, from->snippets, NULL, it.out, NULL));
+    CHECK(!on_device(&it));
+    memset(profile.operations, 0, sizeof profile.operations);
+    CHECK_OK(gmem_pass_run(pass, 1, from->x, from->t, from->snippets, NULL, it.out, NULL));
+    CHECK(profile.operations[GMEM_OPERATION_QKV].calls > 0);
+    gmem_pass_profile(pass, NULL);
+    memset(profile.operations, 0, sizeof profile.operations);
+    CHECK_OK(gmem_pass_run(pass, 1, from->x, from->t, from->snippets, NULL, it.out, NULL));
+    CHECK_INT(profile.operations[GMEM_OPERATION_QKV].calls, 0);
+    gmem_pass_destroy(pass);
+    close_all(&it);
+    check_clean();
+}
+
 int main(int argc, char **argv) {
     const int all = argc > 1 && strcmp(argv[1], "all") == 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -528,6 +560,7 @@ int main(int argc, char **argv) {
     cl.type = GMEM__CL_DEVICE_TYPE_GPU | GMEM__CL_DEVICE_TYPE_CPU;
     test_stages(&from, GMEM_BACKEND_AUTO, all);
     test_lost(&from, GMEM_BACKEND_AUTO);
+    test_profile(&from);
     test_contexts(&from, GMEM_BACKEND_AUTO, 0);
     world_close(&from);
     return check_report();
