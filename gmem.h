@@ -27,6 +27,7 @@
  *     >>sampler      from noise to latents, with a network or with your own velocity
  *     >>bank         the memory: rows, names, mixing
  *     >>autoencoder  latents to pixels and back
+ *     >>encoder      pictures to snippets: resizing, cropping, the image encoder
  *     >>joints       raw passes
  *     >>generate     one call from files to pixels: start here; it stands last because it uses the others' types
  *
@@ -133,6 +134,7 @@ GMEM_API const char *gmem_version(void);
     X(E_ROW_ZERO, "a bank row is zero or not finite")                                 \
     X(E_NAME_UNKNOWN, "no such name in the bank")                                     \
     X(E_NAMES, "the names do not match the bank's rows")                              \
+    X(E_LOCKED, "another writer holds the bank")                                      \
     X(E_LABEL, "no such class label")                                                 \
     X(E_NONFINITE, "the network produced a value that is not finite")                 \
     X(E_STIFF, "the adaptive solver's step became too small")                         \
@@ -196,6 +198,11 @@ typedef struct gmem_io {
     /* Moves a finished file over `to`, durably where the system can; 0 on success. */
     int (*rename)(void *user, const char *from, const char *to);
     int (*remove)(void *user, const char *path);
+    /* Keeps other writers of the file `path` out, whether it exists or not, until unlock or the end of the process,
+     * however it comes. NULL: somebody holds it (*held is set to 1), or it cannot be had (0). Both or neither; without
+     * them nobody is kept out. */
+    void *(*lock)(void *user, const char *path, int *held);
+    void (*unlock)(void *user, void *lock);
 } gmem_io;
 
 typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_AVX512, GMEM_ISA_AMX } gmem_isa;
@@ -717,6 +724,73 @@ GMEM_API gmem_status gmem_normalize(float *x, int64_t width, gmem_error *error);
 GMEM_API gmem_status gmem_bank_interpolate(const gmem_bank *bank, int64_t a, int64_t b, double alpha, float *out,
                                            gmem_error *error);
 
+/* A found row and the cosine between it and the query. */
+typedef struct gmem_match {
+    int64_t row;
+    float cosine;
+} gmem_match;
+
+typedef struct gmem_bank_search_desc {
+    const float *queries; /* (count, width), of any length but 0 */
+    int64_t count;
+    int64_t k;               /* rows to find for each; at most the bank's */
+    const gmem_bank *rerank; /* the same rows, more exact: what was found in `bank`, and somewhat more, is ordered by
+                                their cosines here, which are then returned; or NULL */
+    int64_t candidates;      /* with rerank: rows to take from `bank` for each query; 0: 4 * k + 64 */
+} gmem_bank_search_desc;
+
+/* The k rows of largest cosine to each query, best first, the lower row where two are equal: out (count, k). Exact
+ * over all rows, as the bank's type holds them; rows that are zero or not finite are never found, and where too few are
+ * left `row` is -1. All queries share one scan. Memory does not grow with the bank.
+ * Errors: E_ARGUMENT, E_MEMORY, E_ROW_ZERO (a query), E_WIDTH (rerank). */
+GMEM_API gmem_status gmem_bank_search(const gmem_bank *bank, const gmem_bank_search_desc *desc, gmem_match *out,
+                                      gmem_error *error);
+
+/* Rows for a bank's file, from memory or one after the other. */
+typedef struct gmem_bank_source {
+    int64_t rows, width;
+    const float *features; /* (rows, width); or NULL: `fill` */
+    /* Rows [first, first + count) into out (count, width). Asked for in order, once each. */
+    gmem_status (*fill)(void *user, int64_t first, int64_t count, float *out, gmem_error *error);
+    void *fill_user;
+    const char *const *names; /* (rows), UTF-8, NULL for a row without; or NULL: no names */
+} gmem_bank_source;
+
+/* Adds rows to the bank of these files, in order, of which only the last is written: a native file, made anew with
+ * `type` (F32, F16, BF16, I8; an old file keeps its own) where it does not exist. The new file is written whole beside
+ * the old one and renamed over it, so that readers and a crash see the one or the other; a second writer is refused.
+ * Opened banks keep the old rows. Refuses rows that are zero or not finite, other widths, and names that the bank has
+ * already. first_row (or NULL) receives the number of the first row added. Errors: E_ARGUMENT, E_LOCKED, E_COMBINATION
+ * (the last file is not native), E_WIDTH, E_ROW_ZERO, E_NAMES, those of files and of gmem_save. */
+GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *paths, int path_count, gmem_type type,
+                                   const gmem_bank_source *source, int64_t *first_row, gmem_error *error);
+/* Removes rows (count) of the last file from it in the same way; later rows move up. A bank keeps at least one row.
+ * Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
+GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *paths, int path_count,
+                                      const int64_t *rows, int64_t count, gmem_error *error);
+/* Writes a bank as one native file, whatever it is made of, names included. Errors: those of gmem_save. */
+GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type, gmem_error *error);
+
+typedef struct gmem_bank_compress_desc {
+    int64_t rank;   /* directions that are kept: C, M, S, mean; 0: all rows as `type` alone */
+    gmem_type type; /* of C or of the rows; F32, F16, BF16, I8 with a scale for each row (rank 0 only) */
+    /* Now and then; not 0 ends it: E_CANCELLED. done of total rows, all passes over the bank together. Or NULL. */
+    int (*progress)(void *user, int64_t done, int64_t total);
+    void *user;
+} gmem_bank_compress_desc;
+
+typedef struct gmem_bank_compress_report {
+    double energy;                     /* kept, of the centred rows: 1 - |row - its image|^2 / |row - mean|^2, summed */
+    double mean_cosine, least_cosine;  /* between a row and its image */
+    int64_t bytes_before, bytes_after; /* of the files */
+} gmem_bank_compress_report;
+
+/* Makes a smaller bank: of rank `rank` by the eigenvectors of the covariance (C = U sqrt(S), M = V sqrt(S), as the
+ * published utils/svd_utils.py), or int8. Reads the bank twice; memory is bounded by the width, not by the rows. Names
+ * travel. Errors: E_ARGUMENT, E_COMBINATION (a decomposed bank), E_ROW_ZERO (not finite), E_CANCELLED, gmem_save's. */
+GMEM_API gmem_status gmem_bank_compress(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
+                                        gmem_bank_compress_report *report, gmem_error *error);
+
 /* How GMem's first version chose a row: from the start noise z (count) and the rows' frequencies memoryfreq (rows):
  * u = Phi(mean(z) sqrt(count)); the row is the number of entries of cumsum(memoryfreq) / sum that are <= u. */
 GMEM_API gmem_status gmem_choose_row(const int64_t *memoryfreq, int64_t rows, const float *z, int64_t count,
@@ -773,6 +847,66 @@ GMEM_API gmem_status gmem_read_latent_stats(const gmem_file *file, int64_t chann
                                             gmem_error *error);
 /* Decoded (count, 3, height, width) -> pixels (count, height, width, 3): clamp(127.5 y + 128, 0, 255), truncated. */
 GMEM_API void gmem_pixels(const float *decoded, int64_t count, int64_t height, int64_t width, uint8_t *pixels);
+
+/* >>encoder ------------------------------------------------------------------------------------------------------ */
+
+/* Resizing as PIL's Image.resize does it, antialiased when it shrinks, in its 8-bit arithmetic. */
+typedef enum gmem_filter {
+    GMEM_FILTER_BOX,
+    GMEM_FILTER_BICUBIC /* Catmull-Rom's, a = -0.5 */
+} gmem_filter;
+
+/* pixels (height, width, 3) -> out (out_height, out_width, 3). Errors: E_ARGUMENT, E_MEMORY. */
+GMEM_API gmem_status gmem_resize(gmem_context *context, gmem_filter filter, int64_t height, int64_t width,
+                                 const uint8_t *pixels, int64_t out_height, int64_t out_width, uint8_t *out,
+                                 gmem_error *error);
+/* As the published bank builder crops (datasets/construct_memory_bank.py): halved by boxes while the shorter side has
+ * at least 2 * size, bicubic to `size`, the middle. pixels (height, width, 3) -> out (size, size, 3).
+ * Errors: E_ARGUMENT, E_MEMORY. */
+GMEM_API gmem_status gmem_center_crop(gmem_context *context, int64_t height, int64_t width, const uint8_t *pixels,
+                                      int64_t size, uint8_t *out, gmem_error *error);
+
+typedef struct gmem_image_encoder_info {
+    const char *name; /* "DINOv2 ViT-B/14", "DINOv2 ViT-B/14 with registers"; the family alone for unpublished sizes */
+    int64_t width;    /* of a feature: what a network's snippet_width must be */
+    int64_t depth, heads, head_dim, mlp_hidden;
+    int64_t patch, registers; /* pixels on a side; register tokens */
+    int64_t picture_size;     /* side that pictures are cropped to: 256 for patch 14, else input_size */
+    int64_t input_size;       /* side that the transformer sees: `image_size` of the file's metadata; else 224 for
+                                 patch 14; else what pos_embed was made for */
+    int64_t tokens;           /* patches of input_size, without class and register tokens */
+    int64_t parameters, weight_bytes;
+    double flop; /* of one picture */
+} gmem_image_encoder_info;
+
+typedef struct gmem_image_encoder_desc {
+    const char *path;
+    gmem_file *file; /* or one open file, which must outlive the encoder */
+    const char *key;
+    int heads;            /* 0: from the file's metadata or configuration, else 64 channels a head */
+    gmem_backend backend; /* as for a network */
+} gmem_image_encoder_desc;
+
+/* A DINOv2 vision transformer in its official key names (arXiv 2304.07193; registers: arXiv 2309.16588).
+ * Errors: those of files, E_ARCHITECTURE, E_MISSING_TENSOR, E_SHAPE, E_TYPE, E_HEADS, E_COMBINATION. */
+typedef struct gmem_image_encoder gmem_image_encoder;
+GMEM_API gmem_status gmem_image_encoder_open(gmem_context *context, const gmem_image_encoder_desc *desc,
+                                             gmem_image_encoder **out, gmem_error *error);
+GMEM_API void gmem_image_encoder_close(gmem_image_encoder *encoder);
+GMEM_API const gmem_image_encoder_info *gmem_image_encoder_get_info(const gmem_image_encoder *encoder);
+
+/* image (count, 3, height, width) in [-1, 1] -> cls (count, width), the class token after the final norm, and patch
+ * (count, tokens, width), the patch tokens after it; either may be NULL. As the published wrapper preprocesses
+ * (models/dinov2.py): to [0, 1], ImageNet's mean and deviation, bicubic (A = -0.75, not antialiased) to input_size.
+ * Safe from several threads. Errors: E_ARGUMENT, E_MEMORY, E_NONFINITE, E_DEVICE. */
+GMEM_API gmem_status gmem_image_features(const gmem_image_encoder *encoder, int64_t count, int64_t height,
+                                         int64_t width, const float *image, float *cls, float *patch,
+                                         gmem_error *error);
+/* The same for pixels (count, height, width, 3). published: feeds [0, 1] where [-1, 1] is meant, as the published
+ * script for novel images does. */
+GMEM_API gmem_status gmem_pixel_features(const gmem_image_encoder *encoder, int64_t count, int64_t height,
+                                         int64_t width, const uint8_t *pixels, int published, float *cls, float *patch,
+                                         gmem_error *error);
 
 /* >>joints ------------------------------------------------------------------------------------------------------- */
 

@@ -5,45 +5,55 @@
 #include "report.h"
 
 /* X(id, words, operands, fewest, most, summary, example): operands are what stands beside the flags. */
-#define COMMAND_LIST(X)                                                                                            \
-    X(SAMPLE, "sample", "", 0, 0, "draw pictures", "gmem sample --memory \"cat face\" pizza -s 7 -o two.png")      \
-    X(EVAL, "eval", "", 0, 0, "one forward pass: x, t and c (or label) in, v out",                                 \
-      "gmem eval -m network.pth --input io.safetensors -o v.safetensors")                                          \
-    X(INTEGRATE, "integrate", "", 0, 0, "a trajectory from given noise: z, c (or label), for an SDE noise; out",   \
-      "gmem integrate -m network.pth --input io.safetensors --method heun2 -o out.safetensors")                    \
-    X(DECODE, "decode", "", 0, 0, "latents to pictures: z in, decoded and decoded_u8 out",                         \
-      "gmem decode --autoencoder vae.pt --input latents.safetensors -o pictures.safetensors")                      \
-    X(ENCODE, "encode", "", 0, 0, "pictures to latents: image in, mean and logvar out",                            \
-      "gmem encode --autoencoder vae.pt --input pictures.safetensors -o latents.safetensors")                      \
-    X(FEATURES, "features", "[IMAGE...]", 0, -1, "features of pictures (not in this version)", "")                 \
-    X(BANK_INFO, "bank info", "", 0, 0, "what a bank holds", "gmem bank info --bank imagenet.pth --json")          \
-    X(BANK_GET, "bank get", "", 0, 0, "rows of a bank, as stored",                                                 \
-      "gmem bank get --bank imagenet.pth --rows 0-9,77 -o rows.safetensors")                                       \
-    X(BANK_MIX, "bank mix", "[A B]", 0, 2, "the mixtures of two rows, or of a and b of --input",                   \
-      "gmem bank mix \"cat face\" pizza --mix-method spherical --alpha 0.25 0.5 -o mixed.safetensors")             \
-    X(BANK_SEARCH, "bank search", "", 0, 0, "nearest rows (not in this version)", "")                              \
-    X(BANK_ADD, "bank add", "[IMAGE...]", 0, -1, "add rows (not in this version)", "")                             \
-    X(BANK_COMPRESS, "bank compress", "", 0, 0, "make a bank smaller (not in this version)", "")                   \
-    X(BANK_BUILD, "bank build", "[IMAGE...]", 0, -1, "a bank of pictures (not in this version)", "")               \
-    X(BANK_REMOVE, "bank remove", "", 0, 0, "remove rows (not in this version)", "")                               \
-    X(BANK_EXPORT, "bank export", "", 0, 0, "write a bank as one file (not in this version)", "")                  \
-    X(INFO, "info", "FILE", 1, 1, "what a file is: architecture, tensors, types, parameters, foreign objects",     \
-      "gmem info network.pth")                                                                                     \
-    X(CONVERT, "convert", "FILE", 1, 1, "a checkpoint as safetensors",                                             \
-      "gmem convert network.pth --dtype bf16 -o network.safetensors")                                              \
-    X(SYNTH, "synth", "ARCH", 1, 1,                                                                                \
-      "a full-size model with procedural weights, to measure with; torch's where -o ends in .pth",                 \
-      "gmem synth bank:1281167x768 -o bank.pth")                                                                   \
-    X(BENCH_NETWORK, "bench network", "", 0, 0, "time a forward pass", "gmem bench network -m network.pth --json") \
-    X(BENCH_AUTOENCODER, "bench autoencoder", "", 0, 0, "time the decoding of a picture",                          \
-      "gmem bench autoencoder --autoencoder vae.pt --dtype bf16")                                                  \
-    X(BENCH_BANK, "bench bank", "", 0, 0, "time opening a network and its bank, and reading rows",                 \
-      "gmem bench bank -m network.pth --bank imagenet.pth")                                                        \
-    X(BENCH_GEMM, "bench gemm", "", 0, 0, "time the linear layers of XL/1 by every kernel",                        \
-      "gmem bench gemm --dtype bf16 --json")                                                                       \
-    X(BENCH_ALL, "bench all", "", 0, 0, "time everything, in f32, bf16 and int8, against this machine's peaks",    \
-      "gmem bench all -m network.pth --bank imagenet.pth --autoencoder vae.pt --json")                             \
-    X(DEVICES, "devices", "", 0, 0, "what can compute here, tested; --tune finds the fastest kernels",             \
+#define COMMAND_LIST(X)                                                                                                \
+    X(SAMPLE, "sample", "", 0, 0, "draw pictures", "gmem sample --memory \"cat face\" pizza -s 7 -o two.png")          \
+    X(EVAL, "eval", "", 0, 0, "one forward pass: x, t and c (or label) in, v out",                                     \
+      "gmem eval -m network.pth --input io.safetensors -o v.safetensors")                                              \
+    X(INTEGRATE, "integrate", "", 0, 0, "a trajectory from given noise: z, c (or label), for an SDE noise; out",       \
+      "gmem integrate -m network.pth --input io.safetensors --method heun2 -o out.safetensors")                        \
+    X(DECODE, "decode", "", 0, 0, "latents to pictures: z in, decoded and decoded_u8 out",                             \
+      "gmem decode --autoencoder vae.pt --input latents.safetensors -o pictures.safetensors")                          \
+    X(ENCODE, "encode", "", 0, 0, "pictures to latents: image in, mean and logvar out",                                \
+      "gmem encode --autoencoder vae.pt --input pictures.safetensors -o latents.safetensors")                          \
+    X(FEATURES, "features", "[IMAGE...]", 0, -1, "features of pictures: cls and patch out",                            \
+      "gmem features --image-encoder dinov2_vitb14.pth photo.jpg -o features.safetensors")                             \
+    X(BANK_INFO, "bank info", "", 0, 0, "what a bank holds", "gmem bank info --bank imagenet.pth --json")              \
+    X(BANK_GET, "bank get", "", 0, 0, "rows of a bank, as stored",                                                     \
+      "gmem bank get --bank imagenet.pth --rows 0-9,77 -o rows.safetensors")                                           \
+    X(BANK_MIX, "bank mix", "[A B]", 0, 2, "the mixtures of two rows, or of a and b of --input",                       \
+      "gmem bank mix \"cat face\" pizza --mix-method spherical --alpha 0.25 0.5 -o mixed.safetensors")                 \
+    X(BANK_SEARCH, "bank search", "[WHAT...]", 0, -1, "the rows nearest to rows, names, pictures or query of --input", \
+      "gmem bank search \"cat face\" photo.jpg -k 5")                                                                  \
+    X(BANK_ADD, "bank add", "[IMAGE...]", 0, -1, "add rows from pictures, or features of --input",                     \
+      "gmem bank add --bank imagenet.pth --bank mine.safetensors photo.jpg")                                           \
+    X(BANK_COMPRESS, "bank compress", "", 0, 0, "a smaller bank: of rank R, or int8",                                  \
+      "gmem bank compress --bank imagenet.pth --rank 256 -o small.safetensors")                                        \
+    X(BANK_BUILD, "bank build", "FOLDER...", 1, -1,                                                                    \
+      "a bank of every picture below folders; goes on where it was stopped",                                           \
+      "gmem bank build photos --image-encoder dinov2_vitb14.pth -o photos.safetensors")                                \
+    X(BANK_REMOVE, "bank remove", "[WHAT...]", 0, -1, "remove rows from the bank's last file",                         \
+      "gmem bank remove --bank mine.safetensors --rows 3-5")                                                           \
+    X(BANK_EXPORT, "bank export", "", 0, 0, "the whole bank as one file",                                              \
+      "gmem bank export --bank imagenet.pth --bank mine.safetensors --dtype f16 -o all.safetensors")                   \
+    X(INFO, "info", "FILE", 1, 1, "what a file is: architecture, tensors, types, parameters, foreign objects",         \
+      "gmem info network.pth")                                                                                         \
+    X(CONVERT, "convert", "FILE", 1, 1, "a checkpoint as safetensors",                                                 \
+      "gmem convert network.pth --dtype bf16 -o network.safetensors")                                                  \
+    X(SYNTH, "synth", "ARCH", 1, 1,                                                                                    \
+      "a full-size model with procedural weights, to measure with; torch's where -o ends in .pth",                     \
+      "gmem synth bank:1281167x768 -o bank.pth")                                                                       \
+    X(BENCH_NETWORK, "bench network", "", 0, 0, "time a forward pass", "gmem bench network -m network.pth --json")     \
+    X(BENCH_AUTOENCODER, "bench autoencoder", "", 0, 0, "time the decoding of a picture",                              \
+      "gmem bench autoencoder --autoencoder vae.pt --dtype bf16")                                                      \
+    X(BENCH_ENCODER, "bench encoder", "", 0, 0, "time the image encoder",                                              \
+      "gmem bench encoder --image-encoder b14.safetensors")                                                            \
+    X(BENCH_BANK, "bench bank", "", 0, 0, "time opening a network and its bank, and reading rows",                     \
+      "gmem bench bank -m network.pth --bank imagenet.pth")                                                            \
+    X(BENCH_GEMM, "bench gemm", "", 0, 0, "time the linear layers of XL/1 by every kernel",                            \
+      "gmem bench gemm --dtype bf16 --json")                                                                           \
+    X(BENCH_ALL, "bench all", "", 0, 0, "time everything, in f32, bf16 and int8, against this machine's peaks",        \
+      "gmem bench all -m network.pth --bank imagenet.pth --autoencoder vae.pt --json")                                 \
+    X(DEVICES, "devices", "", 0, 0, "what can compute here, tested; --tune finds the fastest kernels",                 \
       "gmem devices --tune --device 1 --cache-dir ~/.cache/gmem")
 
 typedef enum command_id {
@@ -53,17 +63,25 @@ typedef enum command_id {
         COMMAND_COUNT
 } command_id;
 
-#define IN(id)       (1u << COMMAND_##id)
-#define EVERYWHERE   (~0u)
-#define SAMPLERS     (IN(SAMPLE) | IN(INTEGRATE))
-#define NETWORKS     (SAMPLERS | IN(EVAL) | IN(BENCH_NETWORK) | IN(BENCH_BANK) | IN(BENCH_ALL))
-#define BANKS        (IN(SAMPLE) | IN(BANK_INFO) | IN(BANK_GET) | IN(BANK_MIX) | IN(BENCH_BANK) | IN(BENCH_ALL))
+#define IN(id)     (1u << COMMAND_##id)
+#define EVERYWHERE (~0u)
+#define SAMPLERS   (IN(SAMPLE) | IN(INTEGRATE))
+#define NETWORKS   (SAMPLERS | IN(EVAL) | IN(BENCH_NETWORK) | IN(BENCH_BANK) | IN(BENCH_ALL))
+#define BANK_EDITS (IN(BANK_ADD) | IN(BANK_REMOVE) | IN(BANK_EXPORT) | IN(BANK_COMPRESS))
+#define BANKS                                                                                                   \
+    (IN(SAMPLE) | IN(BANK_INFO) | IN(BANK_GET) | IN(BANK_MIX) | IN(BANK_SEARCH) | BANK_EDITS | IN(BENCH_BANK) | \
+     IN(BENCH_ALL))
+#define ENCODERS                                                                                                      \
+    (IN(SAMPLE) | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_SEARCH) | IN(BANK_ADD) | IN(BANK_BUILD) | IN(BENCH_ENCODER) | \
+     IN(BENCH_BANK))
 #define CODERS       (IN(DECODE) | IN(ENCODE))
 #define AUTOENCODERS (IN(SAMPLE) | CODERS | IN(BENCH_AUTOENCODER) | IN(BENCH_ALL))
-#define INPUTS       (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(BANK_MIX))
-#define OUTPUTS      (INPUTS | IN(SAMPLE) | IN(BANK_GET) | IN(CONVERT) | IN(SYNTH))
-#define RANDOM       (IN(SAMPLE) | IN(BANK_MIX))
-#define COMPUTES     (NETWORKS | AUTOENCODERS | BANKS | IN(INFO) | IN(CONVERT) | IN(SYNTH) | IN(BENCH_GEMM))
+#define INPUTS       (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_SEARCH) | IN(BANK_ADD))
+#define OUTPUTS                                                                                           \
+    (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_BUILD) | IN(BANK_EXPORT) | \
+     IN(BANK_COMPRESS) | IN(SAMPLE) | IN(BANK_GET) | IN(CONVERT) | IN(SYNTH))
+#define RANDOM   (IN(SAMPLE) | IN(BANK_MIX))
+#define COMPUTES (NETWORKS | AUTOENCODERS | BANKS | ENCODERS | IN(INFO) | IN(CONVERT) | IN(SYNTH) | IN(BENCH_GEMM))
 
 /* X(kind, name, letter, member, allowed, value, default, commands, help)
  * `allowed` constrains the value: names joined by | for CHOICE (the member gets 1 for the first; 0: not given),
@@ -76,23 +94,30 @@ typedef enum command_id {
     X(TEXT, "latent-stats", 0, latent_stats, "", "FILE", "mean 0, std 1", IN(SAMPLE), "mean and std of the latents")  \
     X(NUMBER, "multiplier", 0, multiplier, "1e-9..", "X", "the autoencoder's", IN(SAMPLE),                            \
       "latents are divided by it")                                                                                    \
-    X(TEXT, "image-encoder", 0, image_encoder, "", "FILE", "", IN(SAMPLE) | IN(BANK_MIX), "pictures to snippets")     \
+    X(TEXT, "image-encoder", 0, image_encoder, "", "FILE", "the built-in model's", ENCODERS, "pictures to snippets")  \
+    X(SWITCH, "published-range", 0, published_range, "", "", "", ENCODERS,                                            \
+      "pictures as the published script for novel ones feeds them")                                                   \
     X(TEXT, "input", 0, input, "", "FILE", "", INPUTS, "a file with the input tensors")                               \
     X(TEXT, "output", 'o', output, "", "FILE", "", OUTPUTS, "what to write; %03d in a picture's name: one file each") \
     X(LIST, "memory", 0, memory, "", "WHAT...", "random rows", IN(SAMPLE), "rows by number or name")                  \
-    X(TEXT, "rows", 0, rows, "", "A-B,C", "", IN(SAMPLE) | IN(BANK_GET), "rows by number")                            \
+    X(TEXT, "rows", 0, rows, "", "A-B,C", "", IN(SAMPLE) | IN(BANK_GET) | IN(BANK_REMOVE), "rows by number")          \
     X(LIST, "mix", 0, mix, "", "A B", "", IN(SAMPLE), "the frames between two rows")                                  \
     X(CHOICE, "mix-method", 0, mix_method, "linear|spherical|concat|mask", "METHOD", "linear",                        \
       IN(SAMPLE) | IN(BANK_MIX), "how to mix")                                                                        \
     X(INTEGER, "frames", 0, frames, "1..100000", "N", "8", IN(SAMPLE), "pictures from A to B of --mix")               \
     X(LIST, "alpha", 0, alpha, "", "X...", "0.5", IN(BANK_MIX), "how far from A to B, 0 to 1")                        \
     X(LIST, "label", 0, label, "", "N...", "random labels", IN(SAMPLE), "classes, for class-conditional networks")    \
-    X(TEXT, "like", 0, like, "", "IMAGE", "", IN(SAMPLE), "the rows nearest to a picture (not in this version)")      \
+    X(LIST, "like", 0, like, "", "IMAGE...", "", IN(SAMPLE), "variations of pictures, each beside its original")      \
+    X(NUMBER, "strength", 0, strength, "0..1", "X", "1", IN(SAMPLE),                                                  \
+      "of --like; less: mixed with a random row for each")                                                            \
+    X(INTEGER, "k", 'k', k, "1..100000000", "K", "10", IN(BANK_SEARCH), "rows to find for each")                      \
+    X(TEXT, "rerank", 0, rerank, "", "FILE", "", IN(BANK_SEARCH), "the same rows, more exact: orders what was found") \
+    X(INTEGER, "rank", 0, rank, "1..65536", "R", "", IN(BANK_COMPRESS), "directions to keep; without: int8")          \
     X(INTEGER, "count", 'n', count, "1..1000000", "N", "what is chosen; 16 without -o", IN(SAMPLE), "pictures")       \
     X(SEED, "seed", 's', seed, "", "N", "from the clock", RANDOM, "of the random numbers")                            \
     X(CHOICE, "rng", 0, rng, "philox|torch-cpu|torch-cuda", "KIND", "philox", RANDOM, "whose random numbers")         \
-    X(INTEGER, "batch", 'b', batch, "1..65536", "N", "what fits the caches", SAMPLERS | IN(EVAL) | CODERS,            \
-      "most pictures at a time")                                                                                      \
+    X(INTEGER, "batch", 'b', batch, "1..65536", "N", "what fits the caches",                                          \
+      SAMPLERS | IN(EVAL) | CODERS | IN(FEATURES) | IN(BANK_BUILD) | IN(BANK_ADD), "most pictures at a time")         \
     X(SWITCH, "show", 0, show, "", "", "", IN(SAMPLE), "print the picture in the terminal")                           \
     X(CHOICE, "method", 0, method,                                                                                    \
       "euler|midpoint|heun2|heun3|rk4|dopri5|sde-euler|sde-heun|repa-euler|repa-heun|repa-sde|ab2|ab3|dpmpp2m",       \

@@ -27,7 +27,7 @@ outcome choose_check(const arguments *args, gmem_error *error) {
         return misused(error, "--count and --mix cannot be combined: --frames says how many pictures there are");
     if (!args->mix.count && args->given[FLAG_frames]) return misused(error, "--frames needs --mix A B");
     if (!args->mix.count && args->given[FLAG_mix_method]) return misused(error, "--mix-method needs --mix A B");
-    if (args->like || args->image_encoder)
+    if (args->like.count || args->image_encoder)
         return failed(error, NULL, "gmem %s has no image encoder: --like and --image-encoder come with a later version",
                       gmem_version());
     return OUTCOME_DONE;

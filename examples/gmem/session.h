@@ -7,12 +7,14 @@
 typedef struct session {
     const arguments *args;
     gmem_context *context;
-    gmem_file *network_file, *bank_file, *autoencoder_file, *input;
+    gmem_file *network_file, *bank_file, *autoencoder_file, *encoder_file, *input;
     gmem_network *network;
     gmem_bank *bank;
     gmem_autoencoder *autoencoder;
+    gmem_image_encoder *encoder;
     const gmem_network_info *network_info;         /* where a network is open */
     const gmem_autoencoder_info *autoencoder_info; /* where an autoencoder is open */
+    const gmem_image_encoder_info *encoder_info;   /* where an image encoder is open */
     float *mean, *std;                             /* (latent_channels) of the latent statistics, or NULL for 0 and 1 */
     double multiplier;
     int64_t latent_height, latent_width; /* of the input's latents, for networks whose files do not tell; or 0 */
