@@ -56,6 +56,7 @@
 #include "linear.c"
 
 /* ... the models ... */
+#include "layers.c"
 #include "recognise.c"
 #include "network.c"
 #include "fallback.c"
@@ -67,6 +68,7 @@
 #include "bank.c"
 #include "bank_names.c"
 #include "mix.c"
+#include "resample.c"
 
 /* ... and the samplers, to the picture. */
 #include "random.c"
