@@ -68,6 +68,7 @@
 #include "bank.c"
 #include "bank_names.c"
 #include "mix.c"
+#include "eigen.c"
 #include "resample.c"
 
 /* ... and the samplers, to the picture. */
