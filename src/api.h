@@ -175,7 +175,8 @@ typedef struct gmem_allocator {
  * each can be injected, which is how the tests prove the error paths. */
 typedef struct gmem_io {
     void *user;
-    /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure. */
+    /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure, with errno
+     * ENOENT where there is no such file: only then does gmem_bank_add make it. */
     void *(*open)(void *user, const char *path, int write);
     /* Bytes in the file, or -1. */
     int64_t (*size)(void *user, void *file);
@@ -197,7 +198,7 @@ typedef struct gmem_io {
     int (*remove)(void *user, const char *path);
     /* Keeps other writers of the file `path` out, whether it exists or not, until unlock or the end of the process,
      * however it comes. NULL: somebody holds it (*held is set to 1), or it cannot be had (0). Both or neither; without
-     * them nobody is kept out. */
+     * them nobody is kept out. Default: a lock on PATH.lock, where the system has flock. */
     void *(*lock)(void *user, const char *path, int *held);
     void (*unlock)(void *user, void *lock);
 } gmem_io;
@@ -704,7 +705,8 @@ GMEM_API gmem_status gmem_bank_project(const gmem_bank *bank, const float *snipp
 
 /* The row's name, or NULL. Lives as long as the bank; UTF-8 as in the file. */
 GMEM_API const char *gmem_bank_name(const gmem_bank *bank, int64_t row);
-/* The first row of that name, ASCII case ignored. Errors: E_NAME_UNKNOWN (the message offers the nearest names). */
+/* The first row of that name, else the first whose name is the same but for the case of ASCII letters.
+ * Errors: E_NAME_UNKNOWN (the message offers the nearest names). */
 GMEM_API gmem_status gmem_bank_find(const gmem_bank *bank, const char *name, int64_t *row, gmem_error *error);
 
 typedef enum gmem_mix_method { GMEM_MIX_LINEAR, GMEM_MIX_SPHERICAL, GMEM_MIX_CONCAT, GMEM_MIX_MASK } gmem_mix_method;
@@ -747,25 +749,30 @@ GMEM_API gmem_status gmem_bank_search(const gmem_bank *bank, const gmem_bank_sea
 typedef struct gmem_bank_source {
     int64_t rows, width;
     const float *features; /* (rows, width); or NULL: `fill` */
-    /* Rows [first, first + count) into out (count, width). Asked for in order, once each. */
+    /* Rows [first, first + count) into out (count, width). Asked for in order, once each; for a file of I8 once more,
+     * for its scales come before its rows. */
     gmem_status (*fill)(void *user, int64_t first, int64_t count, float *out, gmem_error *error);
     void *fill_user;
     const char *const *names; /* (rows), UTF-8, NULL for a row without; or NULL: no names */
 } gmem_bank_source;
 
-/* Adds rows to the bank of these files, in order, of which only the last is written: a native file, made anew with
- * `type` (F32, F16, BF16, I8; an old file keeps its own) where it does not exist. The new file is written whole beside
+/* Adds rows to the bank of these files, in order, of which only the last is written: a native file (safetensors with
+ * `features`), made anew with `type` (F32, F16, BF16, F64, I8: largest magnitude of a row / 127 is its scale) where it
+ * does not exist; an old one keeps its type, its metadata and its other tensors. The new file is written whole beside
  * the old one and renamed over it, so that readers and a crash see the one or the other; a second writer is refused.
- * Opened banks keep the old rows. Refuses rows that are zero or not finite, other widths, and names that the bank has
- * already. first_row (or NULL) receives the number of the first row added. Errors: E_ARGUMENT, E_LOCKED, E_COMBINATION
- * (the last file is not native), E_WIDTH, E_ROW_ZERO, E_NAMES, those of files and of gmem_save. */
+ * Opened banks keep the old rows. Memory does not grow with the old rows, but for their names.
+ * Refuses rows that are zero or not finite, or would be in the file's type, and names that the bank has already, byte
+ * for byte, or that hold the end of a line. first_row (or NULL) receives the number of the first row added. Errors:
+ * E_ARGUMENT, E_LOCKED, E_COMBINATION (the last file is not native, or holds a tensor of one value a row), E_WIDTH,
+ * E_ROW_ZERO, E_TYPE (a value that F16 or BF16 cannot hold), E_NAMES, those of files and of gmem_save. */
 GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *paths, int path_count, gmem_type type,
                                    const gmem_bank_source *source, int64_t *first_row, gmem_error *error);
-/* Removes rows (count) of the last file from it in the same way; later rows move up. A bank keeps at least one row.
- * Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
+/* Removes rows (count; in any order) of the last file from it in the same way; later rows move up. The file must keep
+ * at least one (E_ARGUMENT). Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
 GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *paths, int path_count,
                                       const int64_t *rows, int64_t count, gmem_error *error);
-/* Writes a bank as one native file, whatever it is made of, names included. Errors: those of gmem_save. */
+/* Writes a bank as one native file, whatever it is made of, names included. What is of `type` already is copied bit by
+ * bit. Errors: E_ARGUMENT, E_TYPE (as gmem_bank_add), E_ROW_ZERO (I8: a row that is not finite), those of gmem_save. */
 GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type, gmem_error *error);
 
 typedef struct gmem_bank_compress_desc {

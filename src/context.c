@@ -22,8 +22,8 @@ static const char *gmem__isa_name(gmem_isa isa) {
 static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io *io) {
     const int given = (io->open != NULL) + (io->size != NULL) + (io->read != NULL) + (io->write != NULL) +
                       (io->sync != NULL) + (io->close != NULL) + (io->rename != NULL) + (io->remove != NULL);
-    return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map)) &&
-           !io->map == !io->unmap && (io->map || !io->discard);
+    return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map && !io->lock)) &&
+           !io->map == !io->unmap && (io->map || !io->discard) && !io->lock == !io->unlock;
 }
 
 /* The device, where the description wants one. AUTO goes on without and says why. */

@@ -100,5 +100,11 @@ GMEM__FN void gmem__sort(int32_t *order, int64_t count, int (*compare)(const voi
  * gmem__io_forget before the call. */
 GMEM__FN void gmem__io_forget(void);
 GMEM__FN const char *gmem__io_reason(void);
+GMEM__FN int gmem__io_no_such_file(void); /* it was an opening, of a file that is not there */
+
+/* gmem_save for a path that the caller has locked: the unfinished file is always PATH.unfinished, so that no more than
+ * one is left by crashes, and the next save removes it. */
+GMEM__FN gmem_status gmem__save_locked(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                       gmem_error *error);
 
 #endif /* GMEM__FILE_H */

@@ -10,6 +10,7 @@
 #if (defined(__unix__) || defined(__APPLE__)) && !defined(GMEM__C_FILES)
 #define GMEM__POSIX
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -56,6 +57,12 @@ GMEM__FN const char *gmem__io_reason(void) {
 #ifdef EFBIG
         {EFBIG, ": too large for the file system"},
 #endif
+#ifdef ENOLCK
+        {ENOLCK, ": there are no locks"},
+#endif
+#ifdef EOPNOTSUPP
+        {EOPNOTSUPP, ": the file system cannot do it"},
+#endif
 #ifdef EMFILE
         {EMFILE, ": too many open files"},
 #endif
@@ -77,6 +84,14 @@ GMEM__FN const char *gmem__io_reason(void) {
     while (reasons[i].code != 0 && reasons[i].code != errno)
         i++;
     return reasons[i].text;
+}
+
+GMEM__FN int gmem__io_no_such_file(void) {
+#ifdef ENOENT
+    return errno == ENOENT;
+#else
+    return 0;
+#endif
 }
 
 #ifdef GMEM__POSIX
@@ -235,7 +250,87 @@ static int gmem__system_remove(void *user, const char *path) {
     return unlink(path);
 }
 
-#else /* the C library's files */
+/* A lock on PATH.lock, which holds nothing and is there while PATH is being written. It belongs to the open file, so it
+ * keeps the process's own threads apart too and ends with the process, however that ends; what is left of the file then
+ * hinders nobody. */
+#if defined(LOCK_EX) && defined(LOCK_NB)
+#define GMEM__SYSTEM_LOCK   gmem__system_lock
+#define GMEM__SYSTEM_UNLOCK gmem__system_unlock
+
+typedef struct gmem__system_lock_file {
+    int descriptor;
+    char path[1]; /* and more */
+} gmem__system_lock_file;
+
+/* For reading alone where another user's process left it, whose file may be locked but not written. */
+static int gmem__lock_file_open(const char *path) {
+    int descriptor = open(path, O_RDWR | O_CREAT | O_NONBLOCK, 0666);
+    if (descriptor < 0 && errno == EACCES) descriptor = open(path, O_RDONLY | O_NONBLOCK);
+    if (descriptor < 0) return -1;
+    (void)fcntl(descriptor, F_SETFD, FD_CLOEXEC); /* a program that is started meanwhile must not hold it */
+    if (gmem__check_regular(descriptor)) return descriptor;
+    int reason = errno;
+    close(descriptor);
+    errno = reason;
+    return -1;
+}
+
+/* Whether the open file is the one of that name. Its holder before may have removed it between opening and locking, and
+ * then somebody else's may be there already. */
+static int gmem__lock_file_is_current(const gmem__system_lock_file *lock, struct stat *opened) {
+    struct stat named;
+    return fstat(lock->descriptor, opened) == 0 && stat(lock->path, &named) == 0 && opened->st_dev == named.st_dev &&
+           opened->st_ino == named.st_ino;
+}
+
+/* 1: locked; 0: it failed, or somebody holds it; -1: to be tried again. */
+static int gmem__lock_file_try(gmem__system_lock_file *lock, int *held) {
+    struct stat opened;
+    int result;
+    lock->descriptor = gmem__lock_file_open(lock->path);
+    if (lock->descriptor < 0) return 0;
+    do {
+        result = flock(lock->descriptor, LOCK_EX | LOCK_NB);
+    } while (result != 0 && errno == EINTR);
+    if (result == 0 && gmem__lock_file_is_current(lock, &opened)) return 1;
+    int reason = errno;
+    close(lock->descriptor);
+    errno = reason;
+    *held = result != 0 && reason == EWOULDBLOCK;
+    return result == 0 ? -1 : 0;
+}
+
+static void *gmem__system_lock(void *user, const char *path, int *held) {
+    size_t bytes = sizeof(gmem__system_lock_file) + strlen(path) + sizeof ".lock";
+    gmem__system_lock_file *lock = (gmem__system_lock_file *)malloc(bytes);
+    int locked = -1;
+    (void)user;
+    *held = 0;
+    if (!lock) return NULL;
+    snprintf(lock->path, bytes - offsetof(gmem__system_lock_file, path), "%s.lock", path);
+    for (int attempt = 0; attempt < 100 && locked < 0; attempt++) /* every time another writer came and went */
+        locked = gmem__lock_file_try(lock, held);
+    if (locked > 0) return lock;
+    *held |= locked < 0;
+    int reason = errno;
+    free(lock);
+    errno = reason;
+    return NULL;
+}
+
+/* Removes the file while it is still locked: nobody else then does. One that somebody wrote to is somebody's. */
+static void gmem__system_unlock(void *user, void *held) {
+    gmem__system_lock_file *lock = (gmem__system_lock_file *)held;
+    struct stat opened;
+    (void)user;
+    if (gmem__lock_file_is_current(lock, &opened) && opened.st_size == 0) (void)unlink(lock->path);
+    (void)flock(lock->descriptor, LOCK_UN); /* a process that was forked meanwhile has the file open too */
+    close(lock->descriptor);
+    free(lock);
+}
+#endif
+
+#else /* the C library's files, which have no locks */
 
 /* long has 32 bits in some places where files are larger. */
 #ifdef _WIN32
@@ -321,6 +416,10 @@ GMEM__FN gmem_io gmem__system_io(void) {
     io.write = gmem__system_write;
     io.sync = gmem__system_sync;
     io.close = gmem__system_close;
+#ifdef GMEM__SYSTEM_LOCK
+    io.lock = GMEM__SYSTEM_LOCK;
+    io.unlock = GMEM__SYSTEM_UNLOCK;
+#endif
 #if defined(GMEM__POSIX) && !defined(GMEM_NO_MMAP)
     io.map = gmem__system_map;
     io.unmap = gmem__system_unmap;
@@ -399,3 +498,5 @@ GMEM__FN void gmem__bytes_close(const gmem_context *context, gmem__bytes *bytes)
 
 #undef GMEM__POSIX
 #undef GMEM__SYSTEM_DISCARD
+#undef GMEM__SYSTEM_LOCK
+#undef GMEM__SYSTEM_UNLOCK

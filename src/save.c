@@ -18,6 +18,7 @@ typedef struct gmem__output {
     const char *path;
     char *temporary; /* (path_bytes) beside path */
     int64_t path_bytes;
+    int locked; /* nobody else writes there */
     void *file;
     gmem_error *error;
 } gmem__output;
@@ -53,10 +54,21 @@ static int gmem__output_name_taken(void) {
 #endif
 }
 
+/* A name that nobody uses; or with a lock always the same, and what a crash left there goes. */
+static void gmem__output_choose_name(gmem__output *output, int attempt) {
+    const gmem_io *io = &output->context->io;
+    if (output->locked) {
+        snprintf(output->temporary, (size_t)output->path_bytes, "%s.unfinished", output->path);
+        (void)io->remove(io->user, output->temporary);
+    } else {
+        snprintf(output->temporary, (size_t)output->path_bytes, "%s.tmp%d", output->path, attempt);
+    }
+}
+
 static gmem_status gmem__output_create(gmem__output *output) {
     const gmem_io *io = &output->context->io;
-    for (int attempt = 0; attempt < GMEM__SAVE_ATTEMPT; attempt++) {
-        snprintf(output->temporary, (size_t)output->path_bytes, "%s.tmp%d", output->path, attempt);
+    for (int attempt = 0; attempt < (output->locked ? 1 : GMEM__SAVE_ATTEMPT); attempt++) {
+        gmem__output_choose_name(output, attempt);
         gmem__io_forget();
         output->file = io->open(io->user, output->temporary, 1);
         if (output->file) return GMEM_OK;
@@ -65,11 +77,12 @@ static gmem_status gmem__output_create(gmem__output *output) {
     return gmem__fail_at(output->error, GMEM_E_OPEN, output->path, -1, "cannot write beside it%s", gmem__io_reason());
 }
 
-static gmem_status gmem__output_open(gmem__output *output, const gmem_context *context, const char *path,
+static gmem_status gmem__output_open(gmem__output *output, const gmem_context *context, const char *path, int locked,
                                      gmem_error *error) {
     memset(output, 0, sizeof *output);
     output->context = context;
     output->path = path;
+    output->locked = locked;
     output->error = error;
     GMEM__TRY(gmem__output_check_target(output));
     output->path_bytes = (int64_t)strlen(path) + 16;
@@ -130,7 +143,7 @@ GMEM_API gmem_status gmem_save_bytes(gmem_context *context, const char *path, co
     gmem__output output;
     if (!context || !path || (!data && bytes) || (uint64_t)bytes > INT64_MAX)
         return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a path and the bytes to write are needed");
-    GMEM__TRY(gmem__output_open(&output, context, path, error));
+    GMEM__TRY(gmem__output_open(&output, context, path, 0, error));
     return gmem__output_close(&output, gmem__output_write(&output, data, (int64_t)bytes));
 }
 
@@ -204,6 +217,7 @@ typedef struct gmem__saver {
     const gmem_context *context;
     const gmem_save_desc *desc;
     gmem_error *error;
+    int locked;
     int32_t *order; /* (count) the tensors in the order of their names, then of their data */
     int64_t *begin; /* (count) where a tensor's data lies, from the header's end */
 } gmem__saver;
@@ -350,11 +364,12 @@ static gmem_status gmem__save_file(const gmem__saver *saver, const char *path) {
     gmem__output output;
     GMEM__TRY(gmem__save_check(saver));
     gmem__save_lay_out(saver);
-    GMEM__TRY(gmem__output_open(&output, saver->context, path, saver->error));
+    GMEM__TRY(gmem__output_open(&output, saver->context, path, saver->locked, saver->error));
     return gmem__output_close(&output, gmem__save_contents(saver, &output));
 }
 
-GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gmem_save_desc *desc, gmem_error *error) {
+static gmem_status gmem__save(gmem_context *context, const char *path, const gmem_save_desc *desc, int locked,
+                              gmem_error *error) {
     gmem__saver saver;
     if (!context || !path || !desc || desc->count < 0 || desc->count > INT32_MAX || desc->metadata_count < 0 ||
         desc->metadata_count > INT32_MAX || (desc->count && !desc->tensors) ||
@@ -363,6 +378,7 @@ GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gm
     saver.context = context;
     saver.desc = desc;
     saver.error = error;
+    saver.locked = locked;
     int64_t names = gmem__max(desc->count, desc->metadata_count);
     saver.order = (int32_t *)gmem__alloc(context, names, sizeof *saver.order);
     saver.begin = (int64_t *)gmem__alloc(context, desc->count, sizeof *saver.begin);
@@ -371,6 +387,15 @@ GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gm
     gmem__free(context, saver.order, names, sizeof *saver.order);
     gmem__free(context, saver.begin, desc->count, sizeof *saver.begin);
     return gmem__fail_in(error, status, path);
+}
+
+GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gmem_save_desc *desc, gmem_error *error) {
+    return gmem__save(context, path, desc, 0, error);
+}
+
+GMEM__FN gmem_status gmem__save_locked(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                       gmem_error *error) {
+    return gmem__save(context, path, desc, 1, error);
 }
 
 #undef GMEM__SAVE_ALIGN

@@ -13,6 +13,7 @@ typedef enum failing_op {
     FAILING_SYNC,
     FAILING_CLOSE,
     FAILING_RENAME,
+    FAILING_LOCK,
     FAILING_OPS
 } failing_op;
 
@@ -23,6 +24,7 @@ typedef struct failing_io {
     int for_good;
     int64_t most;                       /* bytes that one read or write moves; 0: all */
     int64_t open, mapped, temporary;    /* handles, mappings and unfinished files that are there */
+    int64_t locked;                     /* locks that are held */
     int64_t discarded;                  /* bytes */
     int64_t calls[FAILING_OPS], failed; /* made; made to fail */
 } failing_io;
@@ -111,6 +113,20 @@ static inline int failing_io_remove(void *user, const char *path) {
     return result;
 }
 
+static inline void *failing_io_lock(void *user, const char *path, int *held) {
+    failing_io *io = (failing_io *)user;
+    *held = 0;
+    void *lock = failing_io_hit(io, FAILING_LOCK) ? NULL : io->system.lock(NULL, path, held);
+    io->locked += lock != NULL;
+    return lock;
+}
+
+static inline void failing_io_unlock(void *user, void *lock) {
+    failing_io *io = (failing_io *)user;
+    io->system.unlock(NULL, lock);
+    io->locked--;
+}
+
 static inline gmem_context *failing_io_context(failing_io *io, failing *memory, gmem_io system, int no_map) {
     gmem_context_desc desc;
     gmem_context *context = NULL;
@@ -134,13 +150,16 @@ static inline gmem_context *failing_io_context(failing_io *io, failing *memory, 
     desc.io.discard = failing_io_discard;
     desc.io.rename = failing_io_rename;
     desc.io.remove = failing_io_remove;
+    desc.io.lock = system.lock ? failing_io_lock : NULL;
+    desc.io.unlock = system.lock ? failing_io_unlock : NULL;
     if (gmem_context_create(&desc, &context, NULL) != GMEM_OK) exit(1);
     return context;
 }
 
 /* Everything given back but the context itself. */
 static inline int failing_io_clean(const failing_io *io, const failing *memory) {
-    return io->open == 0 && io->mapped == 0 && io->temporary == 0 && memory->live == (int64_t)sizeof(gmem_context);
+    return io->open == 0 && io->mapped == 0 && io->temporary == 0 && io->locked == 0 &&
+           memory->live == (int64_t)sizeof(gmem_context);
 }
 
 #endif /* FAILING_IO_H */

@@ -7,16 +7,18 @@
 
 /* The C library's files, which POSIX systems never use otherwise, under other names. */
 #define GMEM__C_FILES
-#define gmem__system_io   c_files_io
-#define gmem__io_forget   c_files_forget
-#define gmem__io_reason   c_files_reason
-#define gmem__bytes_open  c_files_bytes_open
-#define gmem__bytes_close c_files_bytes_close
+#define gmem__system_io       c_files_io
+#define gmem__io_forget       c_files_forget
+#define gmem__io_reason       c_files_reason
+#define gmem__io_no_such_file c_files_no_such_file
+#define gmem__bytes_open      c_files_bytes_open
+#define gmem__bytes_close     c_files_bytes_close
 gmem_io c_files_io(void);
 #include "../src/io.c"
 #undef gmem__system_io
 #undef gmem__io_forget
 #undef gmem__io_reason
+#undef gmem__io_no_such_file
 #undef gmem__bytes_open
 #undef gmem__bytes_close
 #undef GMEM__C_FILES
@@ -372,8 +374,11 @@ static void test_missing_hooks(void) {
     desc.io.map = NULL;
     desc.io.discard = failing_io_discard; /* from no mapping */
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
+    desc.io = c_files_io();
+    desc.io.lock = failing_io_lock;
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_context_create(&desc, &context, NULL));
     CHECK(context == NULL);
-    desc.io.discard = NULL;
+    desc.io.lock = NULL;
     CHECK_OK(gmem_context_create(&desc, &context, NULL));
     gmem_context_destroy(context);
 }
