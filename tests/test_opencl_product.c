@@ -1,16 +1,20 @@
 /* Matrix products and convolutions on an OpenCL device, by each of the three ways, against loops in double of operands
  * rounded independently: weights of every type, every epilogue, odd shapes, batches, images, several tile sizes and
- * small limits of the device. With the argument "small", fewer shapes and not CLBlast, for a simulator:
- * oclgrind --data-races --uninitialized --build-options -cl-opt-disable build/tests/test_opencl_product small
- * (its check of uninitialised values knows few of the instructions that optimised vectors become). */
+ * small limits of the device; and in f16 arithmetic, by its stand-in. With the argument "small", fewer shapes and not
+ * CLBlast, for a simulator: oclgrind --data-races --uninitialized --build-options -cl-opt-disable
+ * build/tests/test_opencl_product small (its check of uninitialised values knows few of the instructions that optimised
+ * vectors become). */
 #include "../backends/opencl/opencl.h"
 
 #include "product.h"
 #include "simulator.h"
 
-#define BAR 1e-6
+#define BAR     1e-6
+#define F16_BAR 1e-3 /* of products in f16: each run of them is off by 2^-12 or so, whatever the depth */
 
-static int small; /* shapes */
+static int small;        /* shapes */
+static int in_f16;       /* every product is one of f16 arithmetic */
+static double worst_f16; /* error of these */
 static const gmem_context *context;
 static struct gmem__device device; /* a copy of the context's, for its limits and tiles to be changed */
 static struct gmem__stream *stream;
@@ -211,13 +215,23 @@ static matrix run(const product_case *test, const operands *o, gmem__cl_way way,
 /* A simulator takes long. */
 static int too_large(int64_t rows, int64_t depth, int64_t columns) { return small && rows * depth * columns > 3000; }
 
-static void check_case(const product_case *test, const char *label) {
+/* Of a few values the error is anything, for what they are small beside is not in their norm. */
+static int is_close(double error, int64_t values) {
+    if (!in_f16) return error < BAR;
+    if (values >= 10) worst_f16 = fmax(worst_f16, error);
+    return error < (values < 10 ? 5 * F16_BAR : F16_BAR);
+}
+
+static void check_case(const product_case *which, const char *label) {
+    product_case of_f16 = *which;
+    const product_case *test = in_f16 ? &of_f16 : which;
+    of_f16.compute = GMEM_COMPUTE_F16;
     if (too_large(test->rows * test->batch, test->depth, test->columns)) return;
     operands o = operands_make(test);
     for (int i = 0; i < ways_count; i++) {
         matrix got = run(test, &o, ways[i], i % 2);
         const double error = matrix_error(&got, o.expected);
-        if (!CHECK(error < BAR) || !CHECK(matrix_guards_hold(&got)))
+        if (!CHECK(is_close(error, got.rows * got.columns)) || !CHECK(matrix_guards_hold(&got)))
             printf("    %s, %s: %d x (%d, %d) x %d columns, type %d, compute %d, activation %d, bias %d, residual %d, "
                    "%d tokens, turned %d: error %g\n",
                    label, way_name(ways[i]), (int)test->batch, (int)test->rows, (int)test->depth, (int)test->columns,
@@ -419,7 +433,8 @@ typedef struct conv_case {
     int kernel, stride, upsample;
 } conv_case;
 
-static void check_conv(const conv_case *test, gmem_type type, gmem_compute compute, int residual) {
+static void check_conv(const conv_case *test, gmem_type type, gmem_compute asked, int residual) {
+    const gmem_compute compute = in_f16 ? GMEM_COMPUTE_F16 : asked;
     const int64_t height = (test->height << test->upsample) / test->stride, area_in = test->height * test->width;
     const int64_t width = (test->width << test->upsample) / test->stride, area = height * width;
     if (too_large(test->out_channels, test->in_channels * test->kernel * test->kernel, area)) return;
@@ -473,7 +488,7 @@ static void check_conv(const conv_case *test, gmem_type type, gmem_compute compu
         gmem__stream_read(stream, y - GUARD, got.memory, matrix_floats(&got) * (int64_t)sizeof(float));
         CHECK(gmem__stream_ok(stream));
         const double error = matrix_error(&got, expected);
-        if (!CHECK(error < BAR) || !CHECK(matrix_guards_hold(&got)))
+        if (!CHECK(is_close(error, got.rows * got.columns)) || !CHECK(matrix_guards_hold(&got)))
             printf("    %s: conv (%d, %d, %d, %d) to %d, stride %d, upsample %d, type %d, compute %d: error %g\n",
                    way_name(ways[i]), (int)test->in_channels, test->kernel, (int)test->height, (int)test->width,
                    (int)test->out_channels, test->stride, test->upsample, (int)type, (int)compute, error);
@@ -582,23 +597,29 @@ static void test_all(void) {
     test_rounding();
 }
 
+/* A program with other tiles or arithmetic, and a stream on it. */
+static void device_renew(const gmem__cl_tiles *tiles, gmem__cl_f16 f16) {
+    gmem_error error;
+    gmem__stream_close(stream);
+    stream = NULL;
+    if (device.program != context->device->program) (void)device.library.api.clReleaseProgram(device.program);
+    device.program = NULL;
+    device.tuning.tiles = *tiles;
+    device.f16 = f16;
+    CHECK(gmem__product_tiles_fit(tiles, &device.found.limits));
+    if (!CHECK_OK(gmem__device_build(&device, NULL, &error))) exit(1);
+    stream_renew();
+}
+
 /* The own kernels with other tiles, and in groups that are cut to a device's limit. */
 static void test_tiles(void) {
     static const gmem__cl_tiles tiles[] = {{2, 1, 4, 8, 8, 4, 1, 4, 64, 64},
                                            {4, 8, 8, 8, 32, 6, 2, 8, 64, 96},
                                            {8, 4, 16, 16, 16, 8, 4, 4, 128, 128},
                                            {6, 3, 4, 16, 12, 12, 1, 16, 48, 500}};
-    gmem_error error;
     for (int i = 0; i < (small ? 1 : LENGTH(tiles)); i++) {
-        gmem__stream_close(stream);
-        stream = NULL;
-        if (device.program != context->device->program) (void)device.library.api.clReleaseProgram(device.program);
-        device.program = NULL;
-        device.tuning.tiles = tiles[i];
-        CHECK(gmem__product_tiles_fit(&tiles[i], &device.found.limits));
-        if (!CHECK_OK(gmem__device_build(&device, NULL, &error))) exit(1);
+        device_renew(&tiles[i], GMEM__CL_F16_NONE);
         device.found.limits.work_group = i == 2 ? 64 : context->device->found.limits.work_group;
-        stream_renew();
         test_shapes();
         if (small) continue;
         test_epilogues();
@@ -606,6 +627,92 @@ static void test_tiles(void) {
         test_batches();
         test_conv();
     }
+}
+
+/* f16 arithmetic ----------------------------------------------------------------------------------------------------
+ */
+
+/* Errors do not grow with the depth, as they would to 1e-2 here were f16 the sums' type too. */
+static void test_f16_depth(void) {
+    product_case test = case_make(6, 4100, 35);
+    check_case(&test, "deep");
+}
+
+/* A product whose operands are multiplied by powers of two. Neither operands nor runs beyond f16's range are lost, and
+ * operands whose products are subnormal keep a part of their precision. */
+static void check_f16_range(gmem_type type, float a_factor, float b_factor, double bar) {
+    product_case test = case_make(13, 67, 39);
+    test.type = type;
+    test.bias = 1;
+    operands o = operands_make(&test); /* before compute is set: expects what unrounded operands give */
+    for (int64_t r = 0; r < test.rows; r++)
+        for (int64_t k = 0; k < test.depth && type == GMEM_F32; k++) {
+            double *value = o.a.values + r * test.depth + k;
+            const float changed = (float)*value * a_factor;
+            memcpy(o.a.memory + 1 + (r * o.a.weight.row_stride + k) * 4, &changed, 4);
+            *value = (double)changed;
+        }
+    for (int64_t i = 0; i < test.depth; i++)
+        for (int64_t j = 0; j < test.columns; j++)
+            o.b.data[i * o.b.stride + j] *= b_factor;
+    for (int64_t i = 0; i < test.rows; i++)
+        o.bias.data[i] *= a_factor * b_factor;
+    operands_expect(&test, &o);
+    test.compute = GMEM_COMPUTE_F16;
+    matrix got = run(&test, &o, GMEM__CL_WAY_OWN, 0);
+    const double error = matrix_error(&got, o.expected);
+    if (!CHECK(error < bar) || !CHECK(matrix_guards_hold(&got)))
+        printf("    f16, factors %g and %g: error %g\n", (double)a_factor, (double)b_factor, error);
+    matrix_free(&got);
+    operands_free(&o);
+}
+
+static void test_f16_range(void) {
+    check_f16_range(GMEM_F32, 1, 1, F16_BAR);
+    check_f16_range(GMEM_F32, 128, 128, F16_BAR); /* some runs leave the range */
+    check_f16_range(GMEM_F32, 4096, 4096, F16_BAR);
+    check_f16_range(GMEM_F32, 1, 65536, F16_BAR); /* some operands do */
+    check_f16_range(GMEM_BF16, 1, 1e6f, F16_BAR);
+    check_f16_range(GMEM_F32, 1e12f, 1e12f, F16_BAR);
+    check_f16_range(GMEM_F32, 1.0f / 128, 1.0f / 128, F16_BAR);
+    check_f16_range(GMEM_F32, 1.0f / 512, 1.0f / 512, 5e-3);
+}
+
+static void test_f16(void) {
+    CHECK_INT(device.f16, GMEM__CL_F16_NONE); /* the context does not compute in it */
+    device_renew(&context->device->tuning.tiles, GMEM__CL_F16_STAND_IN);
+    in_f16 = 1;
+    ways_count = 1;
+    gmem__cl_product product;
+    memset(&product, 0, sizeof product);
+    product.rows = product.depth = product.columns = 500;
+    product.compute = GMEM_COMPUTE_F16;
+    CHECK_INT(gmem__product_way(&device, &product), GMEM__CL_WAY_OWN);
+    product.compute = GMEM_COMPUTE_BF16;
+    CHECK_INT(gmem__product_way(&device, &product), GMEM__CL_WAY_TILE);
+    test_shapes();
+    test_types();
+    test_depths();
+    test_epilogues();
+    test_turned();
+    test_batches();
+    test_conv();
+    if (!small) {
+        static const gmem__cl_tiles odd = {6, 3, 4, 16, 12, 12, 1, 16, 48, 500},
+                                    deep = {4, 2, 4, 8, 64, 4, 1, 4, 64, 64};
+        test_nan();
+        test_f16_depth();
+        test_f16_range();
+        device_renew(&odd, GMEM__CL_F16_STAND_IN);
+        test_shapes();
+        test_conv();
+        device_renew(&deep, GMEM__CL_F16_STAND_IN);
+        test_shapes();
+        test_f16_range();
+    }
+    CHECK(worst_f16 > 1e-4); /* it is no f32 */
+    printf("f16 arithmetic: relative L2 errors of products up to %.2g\n", worst_f16);
+    in_f16 = 0;
 }
 
 int main(int argc, char **argv) {
@@ -630,6 +737,7 @@ int main(int argc, char **argv) {
     test_all();
     ways_count = 2;
     test_tiles();
+    test_f16();
     gmem__stream_close(stream);
     if (device.program != context->device->program) (void)device.library.api.clReleaseProgram(device.program);
     gmem_context_destroy(created);

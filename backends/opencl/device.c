@@ -80,7 +80,8 @@ static gmem_status gmem__device_try(struct gmem__device *device, const char *cac
     return gmem__device_test(device, error);
 }
 
-/* A program that works. Where one from the cache folder does not, a driver may have changed without saying so. */
+/* A program that works. Where one from the cache folder does not, a driver may have changed without saying so; where
+ * one with f16 arithmetic does not, one without it may. */
 static gmem_status gmem__device_load(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
     gmem_error why;
     gmem_status status = gmem__device_try(device, cache_dir, &why);
@@ -88,6 +89,12 @@ static gmem_status gmem__device_load(struct gmem__device *device, const char *ca
         gmem__log(device->context, "the cached OpenCL kernels are of no use: %s", why.message);
         gmem__device_unload(device);
         status = gmem__device_try(device, NULL, &why);
+    }
+    if (device->f16 != GMEM__CL_F16_NONE && (status == GMEM_E_DEVICE || status == GMEM_E_DEVICE_TEST)) {
+        gmem__log(device->context, "products in f16 are computed in f32, for f16 arithmetic fails: %s", why.message);
+        gmem__device_unload(device);
+        device->f16 = GMEM__CL_F16_NONE;
+        return gmem__device_load(device, cache_dir, error);
     }
     if (status == GMEM_OK)
         gmem__device_keep(device, cache_dir);
@@ -104,6 +111,7 @@ static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gm
     gmem__device_limit(&device->found.limits, desc->device_memory);
     snprintf(device->backend, sizeof device->backend, "opencl/%s", device->found.limits.name);
     GMEM__TRY(gmem__device_start(device, error));
+    if (desc->compute == GMEM_COMPUTE_F16 && device->found.limits.fp16) device->f16 = GMEM__CL_F16_NATIVE;
     device->tuning.tiles = gmem__product_tiles(&device->found.limits);
     gmem__device_tuning_load(device, desc->cache_dir);
     GMEM__TRY(gmem__device_load(device, desc->cache_dir, error));

@@ -109,7 +109,9 @@ static void gmem__cl_ask_texts(const gmem__cl_asked *asked, gmem__cl_limits *lim
     gmem__cl_ask_name(asked, GMEM__CL_DEVICE_VENDOR, limits->vendor, sizeof limits->vendor);
     gmem__cl_ask_name(asked, GMEM__CL_DRIVER_VERSION, limits->driver, sizeof limits->driver);
     gmem__cl_ask_name(asked, GMEM__CL_DEVICE_VERSION, limits->version, sizeof limits->version);
-    limits->fp16 = gmem__has_word(gmem__cl_ask_text(asked, GMEM__CL_DEVICE_EXTENSIONS, text), "cl_khr_fp16");
+    /* a processor that says so mostly converts, while product_tile has all its registers for f32 */
+    limits->fp16 =
+        !limits->is_cpu && gmem__has_word(gmem__cl_ask_text(asked, GMEM__CL_DEVICE_EXTENSIONS, text), "cl_khr_fp16");
 }
 
 /* Up to three dimensions' limits; devices may have more, and the standard's least is three. */

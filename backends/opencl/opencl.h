@@ -38,7 +38,7 @@ typedef struct gmem__cl_limits {
     int64_t work_items[3];   /* of a work-group in each dimension */
     int64_t units;           /* compute units */
     int unified;             /* shares the host's memory */
-    int fp16;                /* cl_khr_fp16 */
+    int fp16;                /* f16 arithmetic: cl_khr_fp16, on what is no processor */
     int vector_width;        /* floats of a vector instruction, or 1 */
     int is_cpu;              /* runs on the host's processor */
     const char *unusable;    /* why gmem cannot use it, or NULL */
@@ -65,6 +65,7 @@ GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const
  */
 #define GMEM__CL_KERNELS(X) \
     X(product)              \
+    X(product_f16)          \
     X(product_tile)         \
     X(finish_product)       \
     X(pack_rows)            \
@@ -133,6 +134,13 @@ typedef struct gmem__cl_tuning {
     int shape_count;
 } gmem__cl_tuning;
 
+/* What products in GMEM_COMPUTE_F16 are computed in: the option -DF16_ARITHMETIC of product.cl. */
+typedef enum gmem__cl_f16 {
+    GMEM__CL_F16_NONE,    /* f32, of operands rounded to f16 */
+    GMEM__CL_F16_NATIVE,  /* f16, of the device */
+    GMEM__CL_F16_STAND_IN /* f16 that is put together of f32, for tests */
+} gmem__cl_f16;
+
 /* One per context, read by all its networks and never changed once opened, but for the two counters (atomic). */
 struct gmem__device {
     const gmem_context *context; /* for its allocator, files and log */
@@ -140,7 +148,8 @@ struct gmem__device {
     gmem__cl_found found;
     gmem__cl_context cl;
     gmem__cl_program program;
-    int compiled; /* the program, anew: not from the cache folder */
+    int compiled;     /* the program, anew: not from the cache folder */
+    gmem__cl_f16 f16; /* what the program was compiled with; NONE where the context computes in something else */
     gmem__cl_tuning tuning;
     int64_t next_address;
     int64_t used;      /* bytes of all buffers, at most found.limits.memory */
@@ -338,7 +347,8 @@ GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_p
 /* The epilogue alone, of `columns` of the columns: sums (rows, columns) have taken the place of A B. */
 GMEM__FN void gmem__stream_epilogue(struct gmem__stream *stream, const gmem__cl_product *product, gmem__cl_mem sums,
                                     int64_t first_column, int64_t columns);
-/* The way that a product of WAY_AUTO takes: tuning's table, or the default. */
+/* The way that a product of WAY_AUTO takes: tuning's table, or the default; the `product` kernel with f16 arithmetic,
+ * which the others don't have. */
 GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product);
 /* Good sizes for a device of these limits; whether a device can do them; and as options of the program:
  * "-DITEM_ROWS=8 ...". */

@@ -33,7 +33,8 @@ GMEM__FN int gmem__product_tiles_fit(const gmem__cl_tiles *tiles, const gmem__cl
     const int panel = tiles->tile_vectors * tiles->tile_width;
     const int good_group = tiles->item_rows >= 2 && tiles->item_rows <= 16 && tiles->item_rows % 2 == 0 &&
                            tiles->item_columns >= 1 && tiles->item_columns <= 16 && tiles->group_rows >= 1 &&
-                           tiles->group_columns >= 1 && tiles->group_depth >= 1 && tiles->group_depth <= 64 &&
+                           tiles->group_columns >= 1 && tiles->group_depth >= 2 && tiles->group_depth % 2 == 0 &&
+                           tiles->group_depth <= 64 &&
                            (int64_t)tiles->group_rows * tiles->group_columns <= limits->work_group &&
                            tiles->group_depth * (rows + 1 + columns) * 4 <= limits->local_memory;
     const int good_rows =
@@ -69,10 +70,16 @@ static gmem__cl_way gmem__product_default(const struct gmem__device *device, con
                                                                                               : GMEM__CL_WAY_OWN;
 }
 
+/* Whether `product_f16` is there for this one. */
+static int gmem__product_in_f16(const struct gmem__device *device, gmem_compute compute) {
+    return device->f16 != GMEM__CL_F16_NONE && compute == GMEM_COMPUTE_F16;
+}
+
 GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product) {
     const gmem__cl_tuning *tuning = &device->tuning;
     gmem__cl_way way = tuning->way;
     double nearest = HUGE_VAL;
+    if (gmem__product_in_f16(device, product->compute)) return GMEM__CL_WAY_OWN; /* tuning measures f32 */
     for (int i = 0; i < tuning->shape_count; i++) {
         const double distance =
             gmem__product_distance(product, tuning->shapes[i].rows, tuning->shapes[i].depth, tuning->shapes[i].columns);
@@ -225,12 +232,14 @@ static void gmem__job_finish(const gmem__cl_job *job, gmem__cl_mem sums) {
     gmem__launch_run3(&launch, job->columns, gmem__job_out_rows(job), job->batch, 16, 4);
 }
 
-/* the `product` kernel -------------------------------------------------------------------------------------------- */
+/* the `product` kernels ------------------------------------------------------------------------------------------- */
 
 static void gmem__product_own(const gmem__cl_job *job) {
-    const gmem__cl_tiles *tiles = &job->stream->device->tuning.tiles;
+    const struct gmem__device *device = job->stream->device;
+    const gmem__cl_tiles *tiles = &device->tuning.tiles;
     const int64_t item_rows = job->product->activation == GMEM__ACT_SWIGLU ? tiles->item_rows / 2 : tiles->item_rows;
-    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_product);
+    gmem__cl_launch launch =
+        gmem__launch(job->stream, gmem__product_in_f16(device, job->compute) ? GMEM__CL_product_f16 : GMEM__CL_product);
     gmem__launch_weight(&launch, job);
     gmem__launch_columns(&launch, job);
     gmem__launch_epilogue(&launch, job);

@@ -3,6 +3,7 @@
  * for is a rounding of the operands on their way.
  *
  *     product         for GPUs: a work-group's share of A and B goes through local memory
+ *     product_f16     the same with products in f16, for GPUs that have its arithmetic
  *     product_tile    for processors: a work-item keeps a tile of sums in vector registers; B comes from pack_panels
  *     finish_product  the epilogue of a product that CLBlast computed of pack_rows' and pack_columns' operands
  *
@@ -22,6 +23,7 @@
 #define TILE_COLUMNS 256 /* the most columns that it computes, and the depth between which it leaves the registers */
 #define TILE_DEPTH   384
 #endif
+#define F16_RUN 8 /* products that an f16 sums up */
 
 #define CAT_(a, b)  a##b
 #define CAT(a, b)   CAT_(a, b)
@@ -155,6 +157,10 @@ float patch_at(__global const float *image, int k, int2 corner, IMAGE_PARAMETERS
         ulong gate_at, int gate_stride, int tokens, int first_column, __global const float *residual,            \
         ulong residual_at, int residual_ld, __global float *c, ulong c_at, int c_ld, int c_stride
 
+#define EPILOGUE_ARGUMENTS                                                                                           \
+    has, activation, alpha, bias, bias_at, gate, gate_at, gate_stride, tokens, first_column, residual, residual_at, \
+        residual_ld, c, c_at, c_ld, c_stride
+
 /* Leaves the pointers at a batch's row 0, and NULL where there is nothing. */
 #define EPILOGUE_BEGIN(batch)                                                             \
     bias = has & HAS_BIAS ? bias + bias_at : 0;                                           \
@@ -216,6 +222,7 @@ __kernel void pack_rows(WEIGHT_PARAMETERS, __global float *out, ulong out_at) {
 #define COLUMN_PARAMETERS                                                                                         \
     __global const float *b, ulong b_at, int b_ld, int b_stride, IMAGE_PARAMETERS, __global const float *largest, \
         ulong largest_at, int columns
+#define COLUMN b, b_at, b_ld, b_stride, IMAGE, largest, largest_at, columns
 
 /* out (batch, columns) = the largest |b| of each column; NaN where one is not finite. (columns, any, batch) */
 __kernel void column_scales(__global const float *b, ulong b_at, int b_ld, int b_stride, int depth, int columns,
@@ -321,16 +328,110 @@ pack_panels(COLUMN_PARAMETERS, int compute, int depth, int first, int count, __g
 
 /* the product on a GPU -------------------------------------------------------------------------------------------- */
 
+/* Tiles of A and B in local memory: (GROUP_DEPTH, LEFT_STEP) and (GROUP_DEPTH, RIGHT_STEP) floats, or half as many
+ * pairs of f16, two of the depth side by side. */
 #define LEFT_STEP  (GROUP_ROWS * ITEM_ROWS + 1) /* odd: rows written along the depth meet no bank twice */
 #define RIGHT_STEP (GROUP_COLUMNS * ITEM_COLUMNS)
 
-/* (columns / ITEM_COLUMNS, rows / ITEM_ROWS, batch). A work-item's columns are its group's width apart, so that
- * neighbours read and write neighbouring floats. Its arrays are registers where all their loops are unrolled. */
-__kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {
-    __local float left[GROUP_DEPTH * LEFT_STEP], right[GROUP_DEPTH * RIGHT_STEP];
+void tile_put(__local float *tile, int step, int k, int at, float value, int f16) {
+    if (f16)
+        vstore_half_rte(value, 2 * (k / 2 * step + at) + k % 2, (__local half *)tile);
+    else
+        tile[k * step + at] = value;
+}
+
+/* sum += a work-item's rows of `left` times its columns of `right`, which are `width` apart. */
+#define ITEM_PARAMETERS \
+    __local const float *left, __local const float *right, int width, float (*sum)[ITEM_COLUMNS]
+
+void add_products(ITEM_PARAMETERS) {
+    float part[ITEM_ROWS][ITEM_COLUMNS];
+#pragma unroll
+    for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
+        for (int j = 0; j < ITEM_COLUMNS; j++)
+            part[i][j] = 0.0f;
+    for (int k = 0; k < GROUP_DEPTH; k++)
+#pragma unroll
+        for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < ITEM_COLUMNS; j++)
+                part[i][j] = fma(left[k * LEFT_STEP + i], right[k * RIGHT_STEP + j * width], part[i][j]);
+#pragma unroll
+    for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
+        for (int j = 0; j < ITEM_COLUMNS; j++)
+            sum[i][j] += part[i][j];
+}
+
+#ifdef F16_ARITHMETIC
+
+/* Either cl_khr_fp16's arithmetic, or a stand-in with OpenCL's core for the tests of devices that lack it. */
+#if F16_ARITHMETIC == 1
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#define PAIR              half2
+#define PAIR_AT(tile, at) ((__local const half2 *)(tile))[at]
+#define PAIR_FMA(a, b, c) fma(a, b, c)
+#else
+DEFINE_FUNCTIONS(float2, int2, uint2)
+#define PAIR              float2
+#define PAIR_AT(tile, at) vload_half2(at, (__local const half *)(tile))
+#define PAIR_FMA(a, b, c) float2_to_f16(fma(a, b, c))
+#endif
+
+/* The same in f16. Either half of a pair sums up F16_RUN products, which adds about 2^-12 of their size to the error of
+ * the rounded operands (2^-12 too); its sum goes to a float, so that nothing grows with the depth. While |a b| < 8188,
+ * as it is where neither operand exceeds 90, no run can leave f16's range; of one that does the sum stays infinite or
+ * NaN, and sum_again replaces it. */
+void add_products_f16(ITEM_PARAMETERS) {
+    for (int begin = 0; begin < GROUP_DEPTH / 2; begin += F16_RUN) {
+        PAIR part[ITEM_ROWS][ITEM_COLUMNS];
+#pragma unroll
+        for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < ITEM_COLUMNS; j++)
+                part[i][j] = (PAIR)(0.0f);
+        for (int k = begin; k < min(begin + F16_RUN, GROUP_DEPTH / 2); k++)
+#pragma unroll
+            for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
+                for (int j = 0; j < ITEM_COLUMNS; j++)
+                    part[i][j] = PAIR_FMA(PAIR_AT(left, k * LEFT_STEP + i), PAIR_AT(right, k * RIGHT_STEP + j * width),
+                                          part[i][j]);
+#pragma unroll
+        for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < ITEM_COLUMNS; j++) {
+                const float2 both = convert_float2(part[i][j]);
+                sum[i][j] += both.s0 + both.s1;
+            }
+    }
+}
+
+#endif
+
+/* The sum of a row and a column in floats, of operands as they are: f16 gives what is not finite only where f32 does. */
+float sum_again(WEIGHT_PARAMETERS, __global const float *b, int b_ld, IMAGE_PARAMETERS, int row, int column) {
+    const float scale = type == TYPE_I8 ? a_scale[a_scale_at + row] : 1.0f;
+    const int2 corner = filter ? patch_corner(column, IMAGE) : (int2)(0, 0);
+    float sum = 0.0f;
+    for (int k = 0; k < depth; k++) {
+        const ulong at = transposed ? (ulong)k * a_ld + row : (ulong)row * a_ld + k;
+        const float value = filter ? patch_at(b, k, corner, IMAGE) : b[(ulong)k * b_ld + column];
+        sum = fma(weight_at(a, a_at + at, type) * scale, value, sum);
+    }
+    return sum;
+}
+
+/* A work-item's columns are its group's width apart, so that neighbours read and write neighbouring floats. Its arrays
+ * are registers where all their loops are unrolled. f16, which is known where this is compiled into a kernel: what the
+ * tiles hold and how they are multiplied. */
+void multiply_groups(int f16, __local float *left, __local float *right, WEIGHT_PARAMETERS, COLUMN_PARAMETERS,
+                     EPILOGUE_PARAMETERS) {
     const int x = get_local_id(0), y = get_local_id(1), width_x = get_local_size(0), width_y = get_local_size(1);
     const int batch = get_global_id(2), item = y * width_x + x, items = width_x * width_y;
     const int first = get_group_id(0) * width_x * ITEM_COLUMNS + x, group_rows = width_y * ITEM_ROWS;
+    const int rounding = f16 ? 0 : compute; /* tile_put rounds to f16 */
     int2 corner[ITEM_COLUMNS];
     float levels[ITEM_COLUMNS], sum[ITEM_ROWS][ITEM_COLUMNS];
     a_at += (ulong)batch * a_stride;
@@ -354,7 +455,7 @@ __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS)
             const int inside = row < rows && k0 + k < depth;
             const ulong at = transposed ? (ulong)(k0 + k) * a_ld + row : (ulong)row * a_ld + k0 + k;
             const float scale = inside && type == TYPE_I8 ? a_scale[a_scale_at + row] : 1.0f;
-            left[k * LEFT_STEP + r] = inside ? weight_rounded(a, a_at + at, type, scale, compute) : 0.0f;
+            tile_put(left, LEFT_STEP, k, r, inside ? weight_rounded(a, a_at + at, type, scale, rounding) : 0.0f, f16);
         }
         for (int k = y; k < GROUP_DEPTH; k += width_y)
 #pragma unroll
@@ -363,29 +464,26 @@ __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS)
                 float value = 0.0f;
                 if (column < columns && k0 + k < depth)
                     value = filter ? patch_at(b, k0 + k, corner[j], IMAGE) : b[(ulong)(k0 + k) * b_ld + column];
-                right[k * RIGHT_STEP + j * width_x + x] = float_rounded(value, compute, levels[j]);
+                tile_put(right, RIGHT_STEP, k, j * width_x + x, float_rounded(value, rounding, levels[j]), f16);
             }
         barrier(CLK_LOCAL_MEM_FENCE);
-        float part[ITEM_ROWS][ITEM_COLUMNS];
-#pragma unroll
-        for (int i = 0; i < ITEM_ROWS; i++)
-#pragma unroll
-            for (int j = 0; j < ITEM_COLUMNS; j++)
-                part[i][j] = 0.0f;
-        for (int k = 0; k < GROUP_DEPTH; k++)
-#pragma unroll
-            for (int i = 0; i < ITEM_ROWS; i++)
-#pragma unroll
-                for (int j = 0; j < ITEM_COLUMNS; j++)
-                    part[i][j] = fma(left[k * LEFT_STEP + y * ITEM_ROWS + i], right[k * RIGHT_STEP + j * width_x + x],
-                                     part[i][j]);
-#pragma unroll
-        for (int i = 0; i < ITEM_ROWS; i++)
-#pragma unroll
-            for (int j = 0; j < ITEM_COLUMNS; j++)
-                sum[i][j] += part[i][j];
+#ifdef F16_ARITHMETIC
+        if (f16)
+            add_products_f16(left + y * ITEM_ROWS, right + x, width_x, sum);
+        else
+#endif
+            add_products(left + y * ITEM_ROWS, right + x, width_x, sum);
         barrier(CLK_LOCAL_MEM_FENCE);
     }
+    if (f16)
+#pragma unroll
+        for (int i = 0; i < ITEM_ROWS; i++)
+#pragma unroll
+            for (int j = 0; j < ITEM_COLUMNS; j++) {
+                const int row = product_row(get_global_id(1), i, ITEM_ROWS, rows, activation);
+                if (!isfinite(sum[i][j]) && row < rows && first + j * width_x < columns)
+                    sum[i][j] = sum_again(WEIGHT, b, b_ld, IMAGE, row, first + j * width_x);
+            }
     const int out_rows = activation == ACT_SWIGLU ? rows / 2 : rows;
 #pragma unroll
     for (int i = 0; i < ITEM_ROWS; i++)
@@ -396,6 +494,19 @@ __kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS)
                 finish(sum[i][j], sum[(i + ITEM_ROWS / 2) % ITEM_ROWS][j], rows, row, column, EPILOGUE);
         }
 }
+
+/* (columns / ITEM_COLUMNS, rows / ITEM_ROWS, batch) */
+__kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {
+    __local float left[GROUP_DEPTH * LEFT_STEP], right[GROUP_DEPTH * RIGHT_STEP];
+    multiply_groups(0, left, right, WEIGHT, COLUMN, EPILOGUE_ARGUMENTS);
+}
+
+#ifdef F16_ARITHMETIC
+__kernel void product_f16(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {
+    __local float left[GROUP_DEPTH / 2 * LEFT_STEP], right[GROUP_DEPTH / 2 * RIGHT_STEP]; /* f16 in pairs */
+    multiply_groups(1, left, right, WEIGHT, COLUMN, EPILOGUE_ARGUMENTS);
+}
+#endif
 
 /* the product on a processor -------------------------------------------------------------------------------------- */
 

@@ -21,9 +21,10 @@ typedef struct gmem__cl_options {
 } gmem__cl_options;
 
 static const char *gmem__program_options(const struct gmem__device *device, gmem__cl_options *out) {
-    char tiles[400];
-    snprintf(out->text, sizeof out->text, "-cl-std=CL1.2 %s",
-             gmem__product_options(&device->tuning.tiles, tiles, sizeof tiles));
+    char tiles[400], f16[32] = "";
+    if (device->f16 != GMEM__CL_F16_NONE) snprintf(f16, sizeof f16, " -DF16_ARITHMETIC=%d", (int)device->f16);
+    snprintf(out->text, sizeof out->text, "-cl-std=CL1.2 %s%s",
+             gmem__product_options(&device->tuning.tiles, tiles, sizeof tiles), f16);
     return out->text;
 }
 

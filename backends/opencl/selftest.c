@@ -104,6 +104,33 @@ static void gmem__test_linear(const gmem__engine *engine, const gmem__test_case 
     engine->ops->linear(engine, &op);
 }
 
+/* Small integers as the weights, times 2^kind as x: products and sums are exact in f16, or beyond its range, or lost
+ * where it has no subnormal numbers. The gate makes them small integers again. */
+static void gmem__test_linear_f16(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    enum { ROWS = 26, DEPTH = 37 };
+    float values[GMEM__TEST_FLOATS] = {0};
+    gmem__weight weight = gmem__test_weight(at, GMEM_F32, ROWS, DEPTH);
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    engine->ops->upload(engine, at[GMEM__TEST_Y], values, GMEM__TEST_FLOATS);
+    for (int i = 0; i < ROWS * DEPTH; i++)
+        values[i] = (float)(i * 7 % 5 - 1);
+    engine->ops->upload(engine, at[GMEM__TEST_F32], values, ROWS * DEPTH);
+    for (int i = 0; i < GMEM__TEST_COLUMNS * DEPTH; i++)
+        values[i] = ldexpf((float)(i * 5 % 6 - 2), test->kind);
+    engine->ops->upload(engine, at[GMEM__TEST_WORK], values, GMEM__TEST_COLUMNS * DEPTH);
+    for (int i = 0; i < ROWS; i++)
+        values[i] = ldexpf(1.0f / 16, -test->kind);
+    engine->ops->upload(engine, gmem__test_vector(at, 6), values, ROWS);
+    if (engine->stream) weight.compute = GMEM_COMPUTE_F16; /* which no CPU's kernel does, and gives the same */
+    op.weight = &weight;
+    op.x = at[GMEM__TEST_WORK];
+    op.y = at[GMEM__TEST_Y];
+    op.x_stride = op.y_stride = op.columns = op.tokens = GMEM__TEST_COLUMNS;
+    op.gate = gmem__test_vector(at, 6);
+    engine->ops->linear(engine, &op);
+}
+
 static void gmem__test_rotate(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
     gmem__rotate op;
     memset(&op, 0, sizeof op);
@@ -360,6 +387,9 @@ static const gmem__test_case gmem__test_cases[] = {
     {"finite", gmem__test_finite, 0, 0, 0},
     {"error_norm", gmem__test_error_norm, 0, 0, 0},
     {"change", gmem__test_change, 0, 0, 0},
+    {"linear (in f16)", gmem__test_linear_f16, 0, 0, 0},
+    {"linear (in f16, large)", gmem__test_linear_f16, 14, 0, 0},
+    {"linear (in f16, subnormal)", gmem__test_linear_f16, -22, 0, 0},
 };
 
 /* the comparison -------------------------------------------------------------------------------------------------- */
