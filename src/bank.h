@@ -43,4 +43,20 @@ struct gmem_bank {
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);
 
+/* The names of rows as a native file holds them, written from the first to the last: `names`, one run without NULs, and
+ * `names.offsets`, where each begins in it and the last ends. */
+typedef struct gmem__names_writer {
+    const char *(*name)(const void *user, int64_t row); /* NULL for a row without one */
+    const void *user;
+    int64_t row, at;     /* of the run: what comes next */
+    int64_t next, start; /* of the offsets: how many are written, and the last one */
+} gmem__names_writer;
+/* Bytes of the names of so many rows. */
+GMEM__FN int64_t gmem__names_bytes(const gmem__names_writer *writer, int64_t rows);
+/* The next `bytes` of the run, and the next `count` offsets. */
+GMEM__FN void gmem__names_write(gmem__names_writer *writer, int64_t bytes, char *out);
+GMEM__FN void gmem__names_write_offsets(gmem__names_writer *writer, int64_t count, int64_t *out);
+/* The `name` of a writer whose user is a bank. */
+GMEM__FN const char *gmem__names_of_bank(const void *bank, int64_t row);
+
 #endif /* GMEM__BANK_H */

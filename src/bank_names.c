@@ -147,6 +147,47 @@ GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc
     return gmem__names_from_parts(bank, error);
 }
 
+/* writing --------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN const char *gmem__names_of_bank(const void *bank, int64_t row) {
+    return gmem_bank_name((const gmem_bank *)bank, row);
+}
+
+static int64_t gmem__names_length(const gmem__names_writer *writer, int64_t row) {
+    const char *name = writer->name(writer->user, row);
+    return name ? (int64_t)strlen(name) : 0;
+}
+
+GMEM__FN int64_t gmem__names_bytes(const gmem__names_writer *writer, int64_t rows) {
+    int64_t bytes = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        bytes += gmem__names_length(writer, row);
+    }
+    return bytes;
+}
+
+GMEM__FN void gmem__names_write(gmem__names_writer *writer, int64_t bytes, char *out) {
+    while (bytes > 0) {
+        const int64_t length = gmem__names_length(writer, writer->row);
+        const int64_t count = gmem__min(bytes, length - writer->at);
+        if (count > 0) memcpy(out, writer->name(writer->user, writer->row) + writer->at, (size_t)count);
+        writer->at += count;
+        if (writer->at == length) {
+            writer->row++;
+            writer->at = 0;
+        }
+        bytes -= count;
+        out += count;
+    }
+}
+
+GMEM__FN void gmem__names_write_offsets(gmem__names_writer *writer, int64_t count, int64_t *out) {
+    for (int64_t i = 0; i < count; i++, writer->next++) {
+        if (writer->next > 0) writer->start += gmem__names_length(writer, writer->next - 1);
+        out[i] = writer->start;
+    }
+}
+
 /* finding --------------------------------------------------------------------------------------------------------- */
 
 static int64_t gmem__name_length(const gmem_bank *bank, int64_t row) {
@@ -270,12 +311,16 @@ static gmem_status gmem__name_unknown(const gmem_bank *bank, const char *query, 
 /* A scan: names have their lengths at hand, so that a bank of a million rows takes milliseconds and no index. */
 GMEM_API gmem_status gmem_bank_find(const gmem_bank *bank, const char *name, int64_t *row, gmem_error *error) {
     if (!bank || !name || !row) return gmem__fail(error, GMEM_E_ARGUMENT, "finding a row needs a bank and a name");
-    int64_t length = (int64_t)strlen(name);
+    int64_t length = (int64_t)strlen(name), found = -1;
     for (int64_t i = 0; bank->names.start && length > 0 && i < bank->rows; i++) {
-        if (gmem__name_length(bank, i) == length && gmem__same_name(gmem_bank_name(bank, i), name, length)) {
-            *row = i;
-            return GMEM_OK;
-        }
+        if (gmem__name_length(bank, i) != length) continue;
+        const char *candidate = gmem_bank_name(bank, i);
+        if (found < 0 && gmem__same_name(candidate, name, length)) found = i;
+        if (found < 0 || memcmp(candidate, name, (size_t)length) != 0) continue;
+        found = i;
+        break;
     }
-    return gmem__name_unknown(bank, name, error);
+    if (found < 0) return gmem__name_unknown(bank, name, error);
+    *row = found;
+    return GMEM_OK;
 }
