@@ -2,6 +2,7 @@
 #include "fallback.h"
 
 #include "autoencoder.h"
+#include "encoder.h"
 
 GMEM__FN int gmem__falls_back(const gmem_context *context, gmem_status status, const gmem_error *why) {
     if (context->asked != GMEM_BACKEND_AUTO || !context->device) return 0;
@@ -32,4 +33,14 @@ GMEM__FN gmem_status gmem__autoencoder_on_cpu(const gmem_autoencoder *autoencode
     desc.file = autoencoder->file;
     desc.backend = GMEM_BACKEND_CPU;
     return gmem_autoencoder_open((gmem_context *)(uintptr_t)autoencoder->context, &desc, out, error);
+}
+
+GMEM__FN gmem_status gmem__encoder_on_cpu(const gmem_image_encoder *encoder, gmem_image_encoder **out,
+                                          gmem_error *error) {
+    gmem_image_encoder_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.file = encoder->file;
+    desc.heads = (int)encoder->info.heads;
+    desc.backend = GMEM_BACKEND_CPU;
+    return gmem_image_encoder_open((gmem_context *)(uintptr_t)encoder->context, &desc, out, error);
 }

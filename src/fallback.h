@@ -11,5 +11,7 @@ GMEM__FN gmem_status gmem__network_on_cpu(const gmem_network *network, gmem_netw
 
 GMEM__FN gmem_status gmem__autoencoder_on_cpu(const gmem_autoencoder *autoencoder, gmem_autoencoder **out,
                                               gmem_error *error);
+GMEM__FN gmem_status gmem__encoder_on_cpu(const gmem_image_encoder *encoder, gmem_image_encoder **out,
+                                          gmem_error *error);
 
 #endif /* GMEM__FALLBACK_H */

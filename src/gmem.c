@@ -68,6 +68,9 @@
 #include "bank.c"
 #include "bank_names.c"
 #include "mix.c"
+#include "preprocess.c"
+#include "encoder.c"
+#include "encoder_run.c"
 #include "eigen.c"
 #include "resample.c"
 

@@ -1,10 +1,8 @@
-/* Opening a transformer: one table says which tensors a network has, what shape each has and where it goes; loading and
- * the refusal of everything else both read it. */
+/* Opening a transformer: the table of its tensors (layers.h), positions, and the refusal of everything else. */
 #include "fallback.h"
 #include "network.h"
 
 #include <math.h>
-#include <stddef.h>
 #include <stdio.h>
 
 /* the tensors of a network ---------------------------------------------------------------------------------------- */
@@ -28,7 +26,6 @@ static int gmem__options(const gmem_network_info *info) {
 }
 
 typedef enum gmem__extent {
-    GMEM__ONE, /* as the second one: a vector */
     GMEM__HIDDEN,
     GMEM__QKV,
     GMEM__HEAD,
@@ -40,13 +37,13 @@ typedef enum gmem__extent {
     GMEM__TIME,
     GMEM__SNIPPET,
     GMEM__LABELS,
-    GMEM__PATCH, /* as the second one: a convolution, (channels, patch, patch) */
+    GMEM__CHANNELS,
+    GMEM__PATCH,
     GMEM__EXTENT_COUNT
 } gmem__extent;
 
 static void gmem__extents(const gmem_network *network, int64_t extents[GMEM__EXTENT_COUNT]) {
     const gmem_network_info *info = &network->info;
-    extents[GMEM__ONE] = 1;
     extents[GMEM__HIDDEN] = info->hidden;
     extents[GMEM__QKV] = 3 * info->hidden;
     extents[GMEM__HEAD] = info->head_dim;
@@ -58,23 +55,9 @@ static void gmem__extents(const gmem_network *network, int64_t extents[GMEM__EXT
     extents[GMEM__TIME] = GMEM__TIME_WIDTH;
     extents[GMEM__SNIPPET] = info->snippet_width;
     extents[GMEM__LABELS] = info->classes + 1;
-    extents[GMEM__PATCH] = info->channels * info->patch * info->patch;
+    extents[GMEM__CHANNELS] = info->channels;
+    extents[GMEM__PATCH] = info->patch;
 }
-
-typedef struct gmem__part {
-    const char *name;
-    int options; /* all of these are needed */
-    gmem__extent rows, cols;
-    size_t place; /* of the gmem__weight, or of the vector's pointer, in its struct */
-} gmem__part;
-
-#define GMEM__AT(type, member) offsetof(type, member)
-#define GMEM__LINEAR_PARTS(name, options, rows, cols, type, member)         \
-    {name ".weight", options, rows, cols, GMEM__AT(type, member.weight)}, { \
-        name ".bias", options, rows, GMEM__ONE, GMEM__AT(type, member.bias) \
-    }
-#define GMEM__VECTOR_PART(name, options, rows, type, member) \
-    { name, options, rows, GMEM__ONE, GMEM__AT(type, member) }
 
 /* Below "blocks.N.". */
 static const gmem__part gmem__block_parts[] = {
@@ -94,55 +77,32 @@ static const gmem__part gmem__block_parts[] = {
 
 /* The rest. */
 static const gmem__part gmem__outer_parts[] = {
-    GMEM__LINEAR_PARTS("x_embedder.proj", 0, GMEM__HIDDEN, GMEM__PATCH, gmem_network, patch),
+    GMEM__CONV_PARTS("x_embedder.proj", 0, GMEM__HIDDEN, GMEM__CHANNELS, GMEM__PATCH, gmem_network, patch),
     GMEM__LINEAR_PARTS("t_embedder.mlp.0", 0, GMEM__HIDDEN, GMEM__TIME, gmem_network, time1),
     GMEM__LINEAR_PARTS("t_embedder.mlp.2", 0, GMEM__HIDDEN, GMEM__HIDDEN, gmem_network, time2),
     GMEM__LINEAR_PARTS("condition_projection.linear", GMEM__IF_SNIPPETS, GMEM__HIDDEN, GMEM__SNIPPET, gmem_network,
                        condition),
-    {"y_embedder.embedding_table.weight", GMEM__IF_LABELS, GMEM__LABELS, GMEM__HIDDEN, GMEM__AT(gmem_network, labels)},
+    {"y_embedder.embedding_table.weight", GMEM__IF_LABELS, GMEM__PART_TABLE, GMEM__LABELS, GMEM__HIDDEN, 0,
+     offsetof(gmem_network, labels)},
     GMEM__VECTOR_PART("final_layer.norm_final.weight", GMEM__IF_RMSNORM, GMEM__HIDDEN, gmem_network, final_norm.weight),
     GMEM__LINEAR_PARTS("final_layer.adaLN_modulation.1", 0, GMEM__FINAL_MODULATION, GMEM__HIDDEN, gmem_network,
                        final_modulation),
     GMEM__LINEAR_PARTS("final_layer.linear", 0, GMEM__OUTPUT, GMEM__HIDDEN, gmem_network, output)};
 
-#define GMEM__BLOCK_PARTS (sizeof gmem__block_parts / sizeof gmem__block_parts[0])
-#define GMEM__OUTER_PARTS (sizeof gmem__outer_parts / sizeof gmem__outer_parts[0])
+static const gmem__part_table gmem__block_table = GMEM__PART_TABLE_OF(gmem__block_parts);
+static const gmem__part_table gmem__outer_table = GMEM__PART_TABLE_OF(gmem__outer_parts);
 
-/* Training's leftovers, buffers that are recomputed or read on their own, and the first version's bank. A final dot
- * stands for everything below. */
+/* Training's leftovers, buffers that are recomputed or read on their own, and the first version's bank. */
 static const char *const gmem__skipped[] = {"projector.", "projectors.", "feat_rope.",
                                             "pos_embed",  "memorybank",  "memoryfreq"};
 
 /* refusing what is not in the table ------------------------------------------------------------------------------- */
 
-/* "NAME.weight", or its int8 scales "NAME.weight.scale". */
-static int gmem__part_matches(const gmem__part *part, const char *name) {
-    size_t length = strlen(part->name);
-    return strncmp(name, part->name, length) == 0 && (!name[length] || strcmp(name + length, ".scale") == 0);
-}
-
-static int gmem__in_table(const gmem__part *parts, size_t count, int options, const char *name) {
-    for (size_t i = 0; i < count; i++) {
-        if ((parts[i].options & ~options) == 0 && gmem__part_matches(&parts[i], name)) return 1;
-    }
-    return 0;
-}
-
-static int gmem__is_skipped(const char *name) {
-    for (size_t i = 0; i < sizeof gmem__skipped / sizeof gmem__skipped[0]; i++) {
-        size_t length = strlen(gmem__skipped[i]);
-        if (strncmp(name, gmem__skipped[i], length) == 0 && (gmem__skipped[i][length - 1] == '.' || !name[length]))
-            return 1;
-    }
-    return 0;
-}
-
 static int gmem__is_expected(const char *name, int options) {
     int64_t index;
-    if (gmem__is_skipped(name)) return 1;
+    if (gmem__is_listed(gmem__skipped, sizeof gmem__skipped / sizeof gmem__skipped[0], name)) return 1;
     const char *below = gmem__below_block(name, &index);
-    return below ? gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below)
-                 : gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
+    return below ? gmem__is_part(&gmem__block_table, options, below) : gmem__is_part(&gmem__outer_table, options, name);
 }
 
 /* A tensor that no part of the network reads means another architecture, whose pictures would come out wrong. */
@@ -160,32 +120,6 @@ static gmem_status gmem__refuse_unexpected(const gmem_network *network, gmem_err
 
 /* loading ---------------------------------------------------------------------------------------------------------- */
 
-static gmem_status gmem__load_part(gmem_network *network, const gmem__part *part, const char *prefix, void *base,
-                                   gmem_error *error) {
-    int64_t extents[GMEM__EXTENT_COUNT];
-    char name[96];
-    void *place = (char *)base + part->place;
-    gmem__extents(network, extents);
-    snprintf(name, sizeof name, "%s%s", prefix, part->name);
-    int64_t rows = extents[part->rows], cols = extents[part->cols];
-    if (part->cols == GMEM__ONE) return gmem__store_vector(&network->store, name, rows, (const float **)place, error);
-    if (part->cols == GMEM__PATCH)
-        return gmem__store_conv(&network->store, name, rows, network->info.channels, network->info.patch,
-                                (gmem__weight *)place, error);
-    if (part->rows == GMEM__LABELS) /* of which the host picks rows */
-        return gmem__store_table(&network->store, name, rows, cols, (gmem__weight *)place, error);
-    return gmem__store_matrix(&network->store, name, rows, cols, (gmem__weight *)place, error);
-}
-
-static gmem_status gmem__load_parts(gmem_network *network, const gmem__part *parts, size_t count, const char *prefix,
-                                    void *base, gmem_error *error) {
-    int options = gmem__options(&network->info);
-    for (size_t i = 0; i < count; i++) {
-        if ((parts[i].options & ~options) == 0) GMEM__TRY(gmem__load_part(network, &parts[i], prefix, base, error));
-    }
-    return GMEM_OK;
-}
-
 /* The layers whose products are the pass: those of the blocks. What is computed once for many steps, and the two ends,
  * which are small and next to the picture, stay in f32. */
 static gmem_status gmem__choose_compute(gmem_network *network, gmem_error *error) {
@@ -202,14 +136,17 @@ static gmem_status gmem__choose_compute(gmem_network *network, gmem_error *error
 }
 
 static gmem_status gmem__load_weights(gmem_network *network, gmem_error *error) {
+    int64_t extents[GMEM__EXTENT_COUNT];
+    const gmem__part_sizes sizes = {gmem__options(&network->info), extents};
+    gmem__extents(network, extents);
     network->blocks =
         (gmem__dit_block *)gmem__store_alloc(&network->store, network->info.depth, sizeof *network->blocks);
     if (!network->blocks) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the network");
-    GMEM__TRY(gmem__load_parts(network, gmem__outer_parts, GMEM__OUTER_PARTS, "", network, error));
+    GMEM__TRY(gmem__load_parts(&network->store, &gmem__outer_table, &sizes, "", network, error));
     for (int64_t i = 0; i < network->info.depth; i++) {
         char prefix[32];
         snprintf(prefix, sizeof prefix, "blocks.%lld.", (long long)i);
-        GMEM__TRY(gmem__load_parts(network, gmem__block_parts, GMEM__BLOCK_PARTS, prefix, &network->blocks[i], error));
+        GMEM__TRY(gmem__load_parts(&network->store, &gmem__block_table, &sizes, prefix, &network->blocks[i], error));
     }
     return gmem__choose_compute(network, error);
 }
@@ -368,9 +305,3 @@ GMEM_API void gmem_network_close(gmem_network *network) {
 }
 
 GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *network) { return &network->info; }
-
-#undef GMEM__AT
-#undef GMEM__LINEAR_PARTS
-#undef GMEM__VECTOR_PART
-#undef GMEM__BLOCK_PARTS
-#undef GMEM__OUTER_PARTS

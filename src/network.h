@@ -2,20 +2,10 @@
 #ifndef GMEM__NETWORK_H
 #define GMEM__NETWORK_H
 
-#include "internal.h"
+#include "layers.h"
 
+#define GMEM__MAX_TOKENS 65536
 #define GMEM__TIME_WIDTH 256 /* of the sinusoidal time embedding: 128 cosines, then 128 sines */
-
-/* W x + b. */
-typedef struct gmem__layer {
-    gmem__weight weight; /* (rows, cols) */
-    const float *bias;   /* (rows) */
-} gmem__layer;
-
-/* What a normalisation learned: both NULL for LayerNorm without affine, no bias for RMSNorm. */
-typedef struct gmem__affine {
-    const float *weight, *bias;
-} gmem__affine;
 
 typedef struct gmem__dit_block {
     gmem__affine norm1, norm2;   /* (hidden) */
@@ -59,6 +49,13 @@ GMEM__INLINE int64_t gmem__modulation_rows(const gmem_network_info *info) {
  * E_HEADS, E_LIMIT, E_ARGUMENT. */
 GMEM__FN gmem_status gmem__recognise(const gmem_file *file, const gmem_network_desc *desc, gmem_network_info *info,
                                      int64_t *out_channels, gmem_error *error);
+/* recognise.c, also for other transformers: the number of "blocks.N.", which must have no gap; a tensor whose shape
+ * decides something, of `rank`, every dimension at least 1; an integer from 1 to `highest` of the training
+ * configuration, `config.NAME` or `config.model.NAME`, where it has one. */
+GMEM__FN gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gmem_error *error);
+GMEM__FN gmem_status gmem__source(const gmem_file *file, const char *name, int rank, const gmem_tensor **out,
+                                  gmem_error *error);
+GMEM__FN int gmem__config_size(const gmem_file *file, const char *name, int64_t highest, int64_t *out);
 /* "attn.qkv.weight" of "blocks.12.attn.qkv.weight", with the block's index (at most INT32_MAX); or NULL. */
 GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */

@@ -16,8 +16,6 @@
 
 #include <stdio.h>
 
-#define GMEM__MAX_TOKENS 65536
-
 /* names --------------------------------------------------------------------------------------------------------- */
 
 static int gmem__starts_with(const char *text, const char *prefix) {
@@ -46,7 +44,7 @@ GMEM__FN const char *gmem__below_block(const char *name, int64_t *index) {
 }
 
 /* The number of blocks; they must be numbered without a gap. */
-static gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gmem_error *error) {
+GMEM__FN gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gmem_error *error) {
     int64_t count = gmem_file_tensor_count(file), highest = -1, first_gap = 0;
     unsigned char *present = (unsigned char *)gmem__alloc(file->context, count + 1, 1);
     if (!present) return gmem__fail(error, GMEM_E_MEMORY, "no memory to count the blocks");
@@ -81,7 +79,7 @@ static int gmem__config_number(const gmem_file *file, const char *name, double *
 }
 
 /* The same where it's an integer from 1 to `highest`. */
-static int gmem__config_size(const gmem_file *file, const char *name, int64_t highest, int64_t *out) {
+GMEM__FN int gmem__config_size(const gmem_file *file, const char *name, int64_t highest, int64_t *out) {
     double value;
     if (!gmem__config_number(file, name, &value) || !(value >= 1 && value <= (double)highest)) return 0;
     *out = (int64_t)value;
@@ -121,8 +119,8 @@ GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_
 /* recognition ----------------------------------------------------------------------------------------------------- */
 
 /* A tensor whose shape decides something: of `rank`, every dimension at least 1. */
-static gmem_status gmem__source(const gmem_file *file, const char *name, int rank, const gmem_tensor **out,
-                                gmem_error *error) {
+GMEM__FN gmem_status gmem__source(const gmem_file *file, const char *name, int rank, const gmem_tensor **out,
+                                  gmem_error *error) {
     static const int64_t any[GMEM_MAX_RANK] = {-1, -1, -1, -1, -1, -1, -1, -1};
     GMEM__TRY(gmem__need(file, name, rank, any, out, error));
     for (int i = 0; i < rank; i++) {
