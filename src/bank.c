@@ -220,30 +220,35 @@ static void gmem__bank_accumulate(float *out, const float *x, float scale, int64
     }
 }
 
-/* C's row (rank) times M^T, plus the mean. */
-static void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, float *out) {
+GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, int64_t first, int64_t count,
+                                 float *out) {
     const gmem__bank_factors *factors = &part->factors;
     float c[64];
-    memcpy(out, factors->mean, (size_t)width * sizeof(float));
-    for (int64_t first = 0; first < factors->rank; first += 64) {
-        int64_t count = gmem__min(64, factors->rank - first);
-        gmem_tensor_read_f32(part->rows_tensor, row * factors->rank + first, count, c);
-        for (int64_t k = 0; k < count; k++) {
-            gmem__bank_accumulate(out, factors->m + (first + k) * width, c[k], width);
+    memcpy(out, factors->mean + first, (size_t)count * sizeof(float));
+    for (int64_t done = 0; done < factors->rank; done += 64) {
+        int64_t run = gmem__min(64, factors->rank - done);
+        gmem_tensor_read_f32(part->rows_tensor, row * factors->rank + done, run, c);
+        for (int64_t k = 0; k < run; k++) {
+            gmem__bank_accumulate(out, factors->m + (done + k) * width + first, c[k], count);
         }
     }
+}
+
+GMEM__FN const gmem__bank_part *gmem__bank_part_of(const gmem_bank *bank, int64_t row) {
+    const gmem__bank_part *part = bank->parts;
+    while (row >= part->first + part->rows) {
+        part++;
+    }
+    return part;
 }
 
 GMEM_API gmem_status gmem_bank_row(const gmem_bank *bank, int64_t row, float *out, gmem_error *error) {
     if (row < 0 || row >= bank->rows)
         return gmem__fail(error, GMEM_E_ROW, "row %lld of a bank of %lld", (long long)row, (long long)bank->rows);
-    const gmem__bank_part *part = bank->parts;
-    while (row >= part->first + part->rows) {
-        part++;
-    }
+    const gmem__bank_part *part = gmem__bank_part_of(bank, row);
     row -= part->first;
     if (part->kind == GMEM_BANK_DECOMPOSED) {
-        gmem__bank_compose(part, row, bank->width, out);
+        gmem__bank_compose(part, row, bank->width, 0, bank->width, out);
         return GMEM_OK;
     }
     gmem_tensor_read_f32(part->rows_tensor, row * bank->width, bank->width, out);

@@ -39,6 +39,12 @@ struct gmem_bank {
     gmem__bank_names names;
 };
 
+/* bank.c: the file that a row is in; and columns [first, first + count) of a row (of the file) of a decomposed bank:
+ * C's row (rank) times M^T, plus the mean. */
+GMEM__FN const gmem__bank_part *gmem__bank_part_of(const gmem_bank *bank, int64_t row);
+GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, int64_t first, int64_t count,
+                                 float *out);
+
 /* bank_names.c */
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);

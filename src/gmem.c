@@ -67,6 +67,7 @@
 #include "autoencoder_run.c"
 #include "bank.c"
 #include "bank_names.c"
+#include "bank_edit.c"
 #include "mix.c"
 #include "preprocess.c"
 #include "encoder.c"
