@@ -68,6 +68,8 @@
 #include "bank.c"
 #include "bank_names.c"
 #include "bank_edit.c"
+#include "bank_found.c"
+#include "bank_search.c"
 #include "mix.c"
 #include "preprocess.c"
 #include "encoder.c"

@@ -97,7 +97,6 @@ test_general() {
     refuses 2 'an operand is empty' info ''
     good bank -h
     good bench --help
-    refuses 1 "does not have 'bank search' yet" bank search --bank x
     refuses 1 "does not have 'features' yet" features picture.png -o x
     run info /dev/null/x
     run devices --json

@@ -179,7 +179,8 @@ outcome open_latent_stats(session *s, gmem_error *error) {
 
 outcome open_input(session *s, gmem_error *error) {
     if (!s->args->input) return misused(error, "gmem %s needs --input FILE", command_words(s->args->command));
-    if (!s->args->output) return misused(error, "gmem %s needs -o FILE", command_words(s->args->command));
+    if (!s->args->output && (OUTPUTS >> s->args->command & 1))
+        return misused(error, "gmem %s needs -o FILE", command_words(s->args->command));
     return from_status(gmem_file_open(s->context, s->args->input, ".", &s->input, error));
 }
 

@@ -1,0 +1,42 @@
+/* What a search has found so far: for each query and thread the rows that may still be among the k best. */
+#ifndef GMEM__BANK_SEARCH_H
+#define GMEM__BANK_SEARCH_H
+
+#include "bank.h"
+
+/* A row and its cosine, which is exact, or known within the query's slack. */
+typedef struct gmem__found {
+    int64_t row2; /* 2 * row + whether it is exact */
+    double cosine;
+} gmem__found;
+
+/* The rows of one query and one thread, at most `capacity`. */
+typedef struct gmem__finder {
+    gmem__found *found;
+    int64_t count;
+} gmem__finder;
+
+/* Some queries and what belongs to them. */
+typedef struct gmem__search {
+    const gmem_bank *bank;
+    const float *queries; /* (count, width) */
+    int64_t count, k, capacity;
+    int threads;
+    double *norms;         /* (count) of the queries */
+    double *slack;         /* (count) how far a cosine that is not exact may be off */
+    gmem__finder *finders; /* (threads, count) */
+    float *cuts;           /* (threads, count): no row below can be among the best, wrong by the slack or not */
+    gmem__found *found;    /* (threads, count, capacity) */
+} gmem__search;
+
+/* The cosine of a row and a query of the search, on a grid of 2^-44, or NaN where the row is zero or not finite: over
+ * the values as they are stored, in double. */
+GMEM__FN double gmem__search_cosine(const gmem__search *search, int64_t row, int64_t query);
+
+/* Takes a row whose cosine is about this, or exactly, into account. */
+GMEM__FN void gmem__search_take(const gmem__search *search, int thread, int64_t query, int64_t row, double cosine,
+                                int exact);
+/* The best of all threads to out (k), in order; -1 where there are no more. */
+GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query, gmem_match *out);
+
+#endif /* GMEM__BANK_SEARCH_H */
