@@ -63,6 +63,16 @@
     _mm256_cvtepi32_ps(      \
         _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32(minus)))
 
+/* Of doubles, of which a vector holds half as many. */
+#define V_F64               __m256d
+#define V_LOAD_F64(p)       _mm256_loadu_pd(p)
+#define V_STORE_F64(p, a)   _mm256_storeu_pd((p), (a))
+#define V_ZERO_F64()        _mm256_setzero_pd()
+#define V_SET1_F64(a)       _mm256_set1_pd(a)
+#define V_ADD_F64(a, b)     _mm256_add_pd((a), (b))
+#define V_FMA_F64(a, b, c)  _mm256_fmadd_pd((a), (b), (c)) /* a b + c */
+#define GMEM__REPEAT_F64(X) X(0) X(1) X(2) X(3)
+
 /* The GEMM's micro-kernel: 6 rows, whose sums fill 12 of 16 registers. */
 #define GMEM__MR        6
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
@@ -124,6 +134,7 @@ GMEM__INLINE __m256i gmem__avx2_word_weights(__m256 low, __m256 high) {
 #include "rows.inc"
 #include "narrow.inc"
 #include "narrow_attention.inc"
+#include "scatter.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -142,7 +153,8 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_finish_row,
                                           gmem__avx2_round_bf16,
                                           gmem__avx2_narrow_rows,
-                                          gmem__avx2_narrow_attention};
+                                          gmem__avx2_narrow_attention,
+                                          gmem__avx2_scatter};
     return &kernels;
 }
 

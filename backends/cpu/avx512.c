@@ -60,6 +60,16 @@
 #define V_STORE_I8(p, a)       _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
 #define V_FROM_I32(p, minus)   _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
 
+/* Of doubles, of which a vector holds half as many. */
+#define V_F64               __m512d
+#define V_LOAD_F64(p)       _mm512_loadu_pd(p)
+#define V_STORE_F64(p, a)   _mm512_storeu_pd((p), (a))
+#define V_ZERO_F64()        _mm512_setzero_pd()
+#define V_SET1_F64(a)       _mm512_set1_pd(a)
+#define V_ADD_F64(a, b)     _mm512_add_pd((a), (b))
+#define V_FMA_F64(a, b, c)  _mm512_fmadd_pd((a), (b), (c)) /* a b + c */
+#define GMEM__REPEAT_F64(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
 /* The GEMM's micro-kernel: 12 rows, whose sums fill 24 of 32 registers. */
 #define GMEM__MR        12
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
@@ -105,6 +115,7 @@ GMEM__INLINE __m512i gmem__avx512_word_weights(__m512 low, __m512 high) {
 #include "rows.inc"
 #include "narrow.inc"
 #include "narrow_attention.inc"
+#include "scatter.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -124,7 +135,8 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_finish_row,
                                           gmem__avx512_round_bf16,
                                           gmem__avx512_narrow_rows,
-                                          gmem__avx512_narrow_attention};
+                                          gmem__avx512_narrow_attention,
+                                          gmem__avx512_scatter};
     return &kernels;
 }
 

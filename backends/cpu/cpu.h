@@ -118,6 +118,8 @@ typedef struct gmem__kernels {
     /* Like attention, by the products of a bf16 kernel; gmem__narrow_attention_floats of scratch. Or NULL. */
     void (*narrow_attention)(const struct gmem__narrow *narrow, const gmem__attention *op, int64_t sample, int64_t head,
                              int64_t begin, int64_t end, float *scratch);
+    /* out (nr / 2, nr / 2; rows out_step apart) += left^T right, both (depth, nr / 2). */
+    void (*scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */

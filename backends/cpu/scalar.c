@@ -103,6 +103,17 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
         gmem__scalar_finish_row(gemm, tile, i, tile->rows, product);
 }
 
+static void gmem__scalar_scatter(const double *left, const double *right, int64_t depth, double *out,
+                                 int64_t out_step) {
+    const int64_t panel = GMEM__SCALAR_NR / 2;
+    for (int64_t k = 0; k < depth; k++, left += panel, right += panel) {
+        for (int64_t r = 0; r < panel; r++) {
+            for (int64_t c = 0; c < GMEM__SCALAR_NR / 2; c++)
+                out[r * out_step + c] += left[r] * right[c];
+        }
+    }
+}
+
 GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
     static const gmem__kernels kernels = {1,
                                           GMEM__SCALAR_NR,
@@ -114,7 +125,8 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           gmem__scalar_finish_row,
                                           gmem__scalar_round_bf16,
                                           gmem__scalar_narrow,
-                                          NULL};
+                                          NULL,
+                                          gmem__scalar_scatter};
     return &kernels;
 }
 
