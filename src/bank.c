@@ -62,11 +62,14 @@ static gmem_status gmem__bank_take_rows(gmem__bank_part *part, const char *name,
 
 static gmem_status gmem__bank_check_number(const gmem_file *file, const char *name, int64_t expected,
                                            gmem_error *error) {
+    const char *text = gmem_file_metadata(file, name); /* safetensors have no other place for a number */
     double number = 0;
-    if (!gmem_file_number(file, name, &number) || number == (double)expected) return GMEM_OK;
+    int given = text ? 1 : gmem_file_number(file, name, &number);
+    if (text && !gmem__parse_double(text, strlen(text), &number)) number = -1;
+    if (!given || number == (double)expected) return GMEM_OK;
     gmem__quoted found;
     return gmem__fail(error, GMEM_E_SHAPE, "\"%s\" is %s, but the tensors have %lld", name,
-                      gmem__format_double(&found, number), (long long)expected);
+                      text ? gmem__quote(&found, text) : gmem__format_double(&found, number), (long long)expected);
 }
 
 static gmem_status gmem__bank_copy_factors(const gmem_context *context, gmem__bank_factors *factors,
@@ -93,7 +96,8 @@ static gmem_status gmem__bank_copy_factors(const gmem_context *context, gmem__ba
     return GMEM_OK;
 }
 
-/* `C` (rows, rank), `M` (width, rank), `S` (rank), `mean` (width); the scalars `latent_dim` and `feature_dim`. */
+/* `C` (rows, rank), `M` (width, rank), `S` (rank), `mean` (width); the scalars `latent_dim` and `feature_dim`, which
+ * may be metadata. */
 static gmem_status gmem__bank_take_factors(const gmem_context *context, gmem__bank_part *part, int64_t *width,
                                            gmem_error *error) {
     const gmem_tensor *c = NULL, *m = NULL, *s = NULL, *mean = NULL;
@@ -240,6 +244,21 @@ GMEM__FN const gmem__bank_part *gmem__bank_part_of(const gmem_bank *bank, int64_
         part++;
     }
     return part;
+}
+
+/* Systems take back whole pages, and bring some of those before a page that is touched along with it: what came back
+ * with these rows goes with them. */
+GMEM__FN void gmem__bank_discard(const gmem_bank *bank, int64_t first, int64_t count) {
+    const int64_t neighbours = 65536;
+    for (int64_t row = first, next; row < first + count; row = next) {
+        const gmem__bank_part *part = gmem__bank_part_of(bank, row);
+        const gmem_tensor *tensor = part->rows_tensor;
+        next = gmem__min(first + count, part->first + part->rows);
+        if (!gmem__tensor_is_contiguous(tensor)) continue;
+        const int64_t bytes = tensor->shape[1] * (int64_t)gmem_type_bytes(tensor->type);
+        const int64_t begin = (row - part->first) * bytes, before = gmem__min(begin, neighbours);
+        gmem__file_discard(part->file, (const char *)tensor->data + begin - before, (next - row) * bytes + before);
+    }
 }
 
 GMEM_API gmem_status gmem_bank_row(const gmem_bank *bank, int64_t row, float *out, gmem_error *error) {

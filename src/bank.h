@@ -45,6 +45,9 @@ GMEM__FN const gmem__bank_part *gmem__bank_part_of(const gmem_bank *bank, int64_
 GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, int64_t first, int64_t count,
                                  float *out);
 
+/* Lets go of the memory that rows [first, first + count) take in the files' mappings, until they are read again. */
+GMEM__FN void gmem__bank_discard(const gmem_bank *bank, int64_t first, int64_t count);
+
 /* bank_names.c */
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);
