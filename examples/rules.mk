@@ -14,7 +14,8 @@ $(BUILD)/examples/gmem/%.o: examples/gmem/%.c
 
 # The default model is built in where its files are in the tree.
 $(BUILD)/examples/gmem/model.o: $(MODEL_FILES)
-$(BUILD)/examples/gmem/model.o: MODEL_FLAGS := $(if $(MODEL_FILES),-DMODEL_FOLDER='"$(MODEL)"')
+$(BUILD)/examples/gmem/model.o: MODEL_FLAGS := $(if $(MODEL_FILES),-DMODEL_FOLDER='"$(MODEL)"') \
+    $(if $(filter %/image_encoder.safetensors,$(MODEL_FILES)),-DMODEL_ENCODES)
 
 $(BUILD)/gmem: $(COMMAND_OBJECTS) $(BUILD)/libgmem.a
 	$(LINK) $(COMMAND_OBJECTS) $(BUILD)/libgmem.a $(LIBS) -o $@

@@ -28,14 +28,19 @@ EMBED(gmem_model_network, MODEL_FOLDER "/network.safetensors");
 EMBED(gmem_model_bank, MODEL_FOLDER "/bank.safetensors");
 EMBED(gmem_model_autoencoder, MODEL_FOLDER "/autoencoder.safetensors");
 EMBED(gmem_model_latents_stats, MODEL_FOLDER "/latents_stats.safetensors");
+#ifdef MODEL_ENCODES
+EMBED(gmem_model_image_encoder, MODEL_FOLDER "/image_encoder.safetensors");
+#else
+static const unsigned char gmem_model_image_encoder[1], *const gmem_model_image_encoder_end = gmem_model_image_encoder;
+#endif
 
 const void *model_data(model_part part, size_t *bytes) {
     const unsigned char *const starts[] = {gmem_model_network, gmem_model_bank, gmem_model_autoencoder,
-                                           gmem_model_latents_stats};
+                                           gmem_model_latents_stats, gmem_model_image_encoder};
     const unsigned char *const ends[] = {gmem_model_network_end, gmem_model_bank_end, gmem_model_autoencoder_end,
-                                         gmem_model_latents_stats_end};
+                                         gmem_model_latents_stats_end, gmem_model_image_encoder_end};
     *bytes = (size_t)(ends[part] - starts[part]);
-    return starts[part];
+    return *bytes ? starts[part] : NULL;
 }
 
 #else
@@ -50,6 +55,7 @@ const void *model_data(model_part part, size_t *bytes) {
 
 const char *model_name(model_part part) {
     static const char *const names[] = {"built-in network.safetensors", "built-in bank.safetensors",
-                                        "built-in autoencoder.safetensors", "built-in latents_stats.safetensors"};
+                                        "built-in autoencoder.safetensors", "built-in latents_stats.safetensors",
+                                        "built-in image_encoder.safetensors"};
     return names[part];
 }

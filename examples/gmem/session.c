@@ -5,7 +5,6 @@
 #include "backend.h"
 #include "diffusers.h"
 #include "interrupt.h"
-#include "model.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,9 +35,11 @@ void session_end(session *s) {
     gmem_network_close(s->network);
     gmem_bank_close(s->bank);
     gmem_autoencoder_close(s->autoencoder);
+    gmem_image_encoder_close(s->encoder);
     gmem_file_close(s->network_file);
     gmem_file_close(s->bank_file);
     gmem_file_close(s->autoencoder_file);
+    gmem_file_close(s->encoder_file);
     gmem_file_close(s->input);
     gmem_context_destroy(s->context);
     while (s->buffers) {
@@ -86,12 +87,12 @@ outcome check_output(const char *path, gmem_error *error) {
 
 /* models ---------------------------------------------------------------------------------------------------------- */
 
-/* Opens a part's file: the one named, else the built-in. */
-static outcome open_part(session *s, model_part part, const char *path, const char *key, gmem_file **out,
-                         gmem_error *error) {
+outcome open_part(session *s, model_part part, const char *path, const char *key, gmem_file **out, gmem_error *error) {
     size_t bytes = 0;
     if (path) return from_status(gmem_file_open(s->context, path, key, out, error));
     const void *data = model_data(part, &bytes);
+    if (!data && part == MODEL_IMAGE_ENCODER)
+        return failed(error, NULL, "this build has no image encoder built in: name one with --image-encoder");
     if (!data)
         return failed(error, NULL,
                       "this build has no model built in: name one with --network, --bank and --autoencoder");

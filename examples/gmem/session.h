@@ -3,6 +3,7 @@
 #define SESSION_H
 
 #include "args.h"
+#include "model.h"
 
 typedef struct session {
     const arguments *args;
@@ -32,6 +33,8 @@ void session_end(session *s);
 void *session_alloc(session *s, int64_t count, size_t bytes);
 float *session_floats(session *s, int64_t count);
 
+/* A part's file: the one named, else the built-in. */
+outcome open_part(session *s, model_part part, const char *path, const char *key, gmem_file **out, gmem_error *error);
 /* Open what the flags name, or the built-in model's part. */
 outcome open_network(session *s, gmem_error *error);
 outcome open_bank(session *s, gmem_error *error);
