@@ -26,6 +26,7 @@
 #include "../backends/cpu/scalar.c"
 #include "../backends/cpu/scalar_rows.c"
 #include "../backends/cpu/scalar_narrow.c"
+#include "../backends/cpu/scalar_scan.c"
 #include "../backends/cpu/avx2.c"
 #include "../backends/cpu/avx512.c"
 #include "../backends/cpu/avx512_dots.c"
@@ -37,6 +38,7 @@
 #include "../backends/cpu/host.c"
 #include "../backends/cpu/cpu.c"
 #include "../backends/cpu/narrow.c"
+#include "../backends/cpu/scan.c"
 #include "../backends/opencl/none.c"
 #include "../backends/opencl/load.c"
 #include "../backends/opencl/devices.c"
@@ -75,6 +77,8 @@
 #include "encoder.c"
 #include "encoder_run.c"
 #include "eigen.c"
+#include "scatter.c"
+#include "bank_compress.c"
 #include "resample.c"
 
 /* ... and the samplers, to the picture. */
