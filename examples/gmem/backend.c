@@ -76,7 +76,7 @@ static outcome use_opencl_device(const arguments *args, gmem_context_desc *desc,
     return OUTCOME_DONE;
 }
 
-/* Networks and autoencoders are worth a GPU; opening, copying and reading are not. */
+/* Networks, autoencoders and image encoders are worth a GPU; opening, copying and reading are not. */
 static int is_worth_a_device(command_id command) {
     switch (command) {
     case COMMAND_SAMPLE:
@@ -84,8 +84,11 @@ static int is_worth_a_device(command_id command) {
     case COMMAND_INTEGRATE:
     case COMMAND_DECODE:
     case COMMAND_ENCODE:
+    case COMMAND_FEATURES:
+    case COMMAND_BANK_BUILD:
     case COMMAND_BENCH_NETWORK:
     case COMMAND_BENCH_AUTOENCODER:
+    case COMMAND_BENCH_ENCODER:
         return 1;
     default:
         return 0;
@@ -114,11 +117,17 @@ static outcome choose_backend(const arguments *args, gmem_context_desc *desc, de
 
 /* what is computed in --------------------------------------------------------------------------------------------- */
 
-/* --dtype is what products compute in; convert alone takes it for the type of its tensors. */
+/* Commands that write a checkpoint or a bank take --dtype for the type of what they write. */
+static int writes_dtype(command_id command) {
+    return command == COMMAND_CONVERT || command == COMMAND_BANK_BUILD || command == COMMAND_BANK_ADD ||
+           command == COMMAND_BANK_EXPORT || command == COMMAND_BANK_COMPRESS;
+}
+
+/* For the others --dtype is what products compute in. */
 static outcome choose_compute(const arguments *args, gmem_context_desc *desc, gmem_error *error) {
     static const gmem_compute by_choice[] = {GMEM_COMPUTE_F32, GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_F16,
                                              GMEM_COMPUTE_INT8}; /* none, f32, bf16, f16, int8 */
-    if (args->command == COMMAND_CONVERT) return OUTCOME_DONE;
+    if (writes_dtype(args->command)) return OUTCOME_DONE;
     if (args->dtype == DTYPE_F16 && desc->backend == GMEM_BACKEND_CPU)
         return failed(error, NULL,
                       "no CPU kernel computes in f16: --dtype bf16 is as fast, and f16 files run as they are");
