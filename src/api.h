@@ -767,6 +767,9 @@ typedef struct gmem_bank_source {
  * E_ROW_ZERO, E_TYPE (a value that F16 or BF16 cannot hold), E_NAMES, those of files and of gmem_save. */
 GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *paths, int path_count, gmem_type type,
                                    const gmem_bank_source *source, int64_t *first_row, gmem_error *error);
+/* The same into a file of its own, in place of one that may be there. Errors: as gmem_bank_add. */
+GMEM_API gmem_status gmem_bank_create(gmem_context *context, const char *path, gmem_type type,
+                                      const gmem_bank_source *source, gmem_error *error);
 /* Removes rows (count; in any order) of the last file from it in the same way; later rows move up. The file must keep
  * at least one (E_ARGUMENT). Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
 GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *paths, int path_count,

@@ -562,6 +562,31 @@ GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *pat
     return gmem__fail_in(error, status, edit.path);
 }
 
+static gmem_status gmem__edit_create(gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
+                                     gmem_error *error) {
+    gmem__bank_writer writer;
+    GMEM__TRY(gmem__edit_lock(edit, error));
+    GMEM__TRY(gmem__edit_check_file(edit, error));
+    GMEM__TRY(gmem__check_new_names(edit->context, NULL, source, error));
+    memset(&writer, 0, sizeof writer);
+    writer.source = source;
+    writer.rows = source->rows;
+    writer.width = source->width;
+    writer.type = type;
+    return gmem__edit_write(edit, &writer, error);
+}
+
+GMEM_API gmem_status gmem_bank_create(gmem_context *context, const char *path, gmem_type type,
+                                      const gmem_bank_source *source, gmem_error *error) {
+    gmem__bank_edit edit;
+    if (!gmem__edit_begin(&edit, context, &path, 1) || !gmem__is_stored_type(type) || !source || source->rows < 1 ||
+        source->width < 1 || (!source->features && !source->fill))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a path, a type and at least one row are needed");
+    gmem_status status = gmem__edit_create(&edit, type, source, error);
+    gmem__edit_close(&edit);
+    return gmem__fail_in(error, status, edit.path);
+}
+
 /* removing -------------------------------------------------------------------------------------------------------- */
 
 static int gmem__compare_rows(const void *user, int32_t a, int32_t b) {
