@@ -204,7 +204,8 @@ GMEM__FN void gmem__search_take(const gmem__search *search, int thread, int64_t 
     found->cosine = cosine;
 }
 
-GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query, gmem_match *out) {
+GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query) {
+    gmem_match *out = search->out + query * search->k;
     gmem__finder *finder = gmem__finder_of(search, 0, query);
     for (int t = 1; t < search->threads; t++) {
         const gmem__finder *other = gmem__finder_of(search, t, query);

@@ -27,6 +27,7 @@ typedef struct gmem__search {
     gmem__finder *finders; /* (threads, count) */
     float *cuts;           /* (threads, count): no row below can be among the best, wrong by the slack or not */
     gmem__found *found;    /* (threads, count, capacity) */
+    gmem_match *out;       /* (count, k) */
 } gmem__search;
 
 /* The cosine of a row and a query of the search, on a grid of 2^-44, or NaN where the row is zero or not finite: over
@@ -36,7 +37,7 @@ GMEM__FN double gmem__search_cosine(const gmem__search *search, int64_t row, int
 /* Takes a row whose cosine is about this, or exactly, into account. */
 GMEM__FN void gmem__search_take(const gmem__search *search, int thread, int64_t query, int64_t row, double cosine,
                                 int exact);
-/* The best of all threads to out (k), in order; -1 where there are no more. */
-GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query, gmem_match *out);
+/* The best of all threads to search->out, in order; row -1 where there are no more. */
+GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query);
 
 #endif /* GMEM__BANK_SEARCH_H */

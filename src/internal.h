@@ -471,6 +471,37 @@ GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem_
                                         gmem_compute *compute);
 GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
                                      gmem__packed *packed);
+
+/* backends/cpu/scan.c: all rows of a bank's file against some queries, for a search. Cosines are computed in f32 or
+ * narrower and wrong by less than `slack`; who uses them makes sure of those that matter. */
+typedef struct gmem__scan {
+    /* (rows, width), contiguous and maybe unaligned: F32, F16, BF16, or I8 with a scale for each row */
+    const void *data;
+    gmem_type type;
+    const gmem_tensor *scale;
+    /* or what gives rows [first, first + count) in f32 */
+    void (*fill)(void *user, int64_t first, int64_t count, float *out);
+    int64_t rows, width;
+    const float *queries; /* (count, width) */
+    const double *norms;  /* (count) */
+    int64_t count;
+    double *slack; /* (count) */
+    /* A row that is not below the thread's cut for the query, cuts (threads, count), comes to `take`. A row whose norm
+     * f32 can't tell, a zero or not finite one among others, goes to `odd`, for all queries. */
+    const float *cuts;
+    void (*take)(void *user, int thread, int64_t row, int64_t query, float cosine);
+    void (*odd)(void *user, int thread, int64_t row);
+    void *user;
+    int how; /* scan.c's choice */
+} gmem__scan;
+
+/* Queries at a time, at most. */
+#define GMEM__SCAN_QUERIES 256
+/* Packs the queries into the engine's scratch and raises `slack` to what the products of these rows need; then the scan
+ * itself, before the scratch is used for anything else. */
+GMEM__FN void gmem__cpu_scan_prepare(const gmem__engine *engine, gmem__scan *scan);
+GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan);
+
 /* The CPU's engine, without scratch. */
 GMEM__FN gmem__engine gmem__cpu_engine(const gmem_context *context);
 /* engine.c: the device for a model that asks for this backend: the context's, or NULL. Errors: E_COMBINATION. */

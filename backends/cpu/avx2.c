@@ -27,7 +27,8 @@
 #define V_FMA(a, b, c)       _mm256_fmadd_ps((a), (b), (c))  /* a b + c */
 #define V_FNMA(a, b, c)      _mm256_fnmadd_ps((a), (b), (c)) /* c - a b */
 #define V_ROUND(a)           _mm256_round_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-#define V_LESS(a, b)         _mm256_cmp_ps((a), (b), _CMP_LT_OQ)
+#define V_LESS_EQUAL(a, b)   _mm256_cmp_ps((a), (b), _CMP_LE_OQ)
+#define V_ANY(mask)          _mm256_movemask_ps(mask)
 #define V_IS_NAN(a)          _mm256_cmp_ps((a), (a), _CMP_UNORD_Q)
 #define V_SELECT(mask, a, b) _mm256_blendv_ps((b), (a), (mask)) /* mask ? a : b */
 /* a * 2^n for integral n, where the result is a normal number. */
@@ -134,6 +135,7 @@ GMEM__INLINE __m256i gmem__avx2_word_weights(__m256 low, __m256 high) {
 #include "rows.inc"
 #include "narrow.inc"
 #include "narrow_attention.inc"
+#include "scan.inc"
 #include "scatter.inc"
 
 #if defined(__clang__)
@@ -154,7 +156,9 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_round_bf16,
                                           gmem__avx2_narrow_rows,
                                           gmem__avx2_narrow_attention,
-                                          gmem__avx2_scatter};
+                                          gmem__avx2_scatter,
+                                          gmem__avx2_scan,
+                                          gmem__avx2_above};
     return &kernels;
 }
 

@@ -27,7 +27,8 @@
 #define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))            /* a b + c */
 #define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c))           /* c - a b */
 #define V_ROUND(a)           _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)) /* |a| < 2^31; roundscale warns at -O0 */
-#define V_LESS(a, b)         _mm512_cmp_ps_mask((a), (b), _CMP_LT_OQ)
+#define V_LESS_EQUAL(a, b)   _mm512_cmp_ps_mask((a), (b), _CMP_LE_OQ)
+#define V_ANY(mask)          ((mask) != 0)
 #define V_IS_NAN(a)          _mm512_cmp_ps_mask((a), (a), _CMP_UNORD_Q)
 #define V_SELECT(mask, a, b) _mm512_mask_blend_ps((mask), (b), (a)) /* mask ? a : b */
 /* a * 2^n for integral n, where the result is a normal number. */
@@ -115,6 +116,7 @@ GMEM__INLINE __m512i gmem__avx512_word_weights(__m512 low, __m512 high) {
 #include "rows.inc"
 #include "narrow.inc"
 #include "narrow_attention.inc"
+#include "scan.inc"
 #include "scatter.inc"
 
 #if defined(__clang__)
@@ -136,7 +138,9 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_round_bf16,
                                           gmem__avx512_narrow_rows,
                                           gmem__avx512_narrow_attention,
-                                          gmem__avx512_scatter};
+                                          gmem__avx512_scatter,
+                                          gmem__avx512_scan,
+                                          gmem__avx512_above};
     return &kernels;
 }
 

@@ -30,6 +30,10 @@ static float *gmem__engine_scratch(const gmem__engine *engine, int thread) {
     return (float *)engine->scratch + GMEM__SHARED + (int64_t)thread * GMEM__SCRATCH;
 }
 
+GMEM__FN int gmem__scratch_owner(const gmem__engine *engine, const float *scratch) {
+    return (int)((scratch - gmem__engine_scratch(engine, 0)) / GMEM__SCRATCH);
+}
+
 /* By default LLVM's runtime lets threads without work spin for 200 ms, which a host that waits between steps would pay
  * for. A millisecond bridges the gaps between a pass's products. Its functions are found where it is linked; GCC's
  * runtime, a few milliseconds, can be set from outside only. */

@@ -95,6 +95,18 @@ typedef struct gmem__narrow_rows {
     void (*dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale);
 } gmem__narrow_rows;
 
+/* Rows of a bank against a few queries: products and squares in f32. */
+#define GMEM__SCAN_ROWS 32
+typedef struct gmem__scan_block {
+    const void *data;                /* (rows, width) in the bank's type, row_stride elements apart, maybe unaligned */
+    gmem_type type;                  /* F32, F16, BF16, I8 without scales */
+    int64_t rows, row_stride, width; /* at most GMEM__SCAN_ROWS rows */
+    const float *query;              /* (queries, width), query_step apart, with zeros up to a multiple of 16 */
+    int64_t queries, query_step;     /* 0, 1 or 4 */
+    float *products;                 /* (queries, GMEM__SCAN_ROWS) */
+    float *squares;                  /* (rows) or NULL; given with 0 or 1 query */
+} gmem__scan_block;
+
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
     /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
@@ -120,6 +132,10 @@ typedef struct gmem__kernels {
                              int64_t begin, int64_t end, float *scratch);
     /* out (nr / 2, nr / 2; rows out_step apart) += left^T right, both (depth, nr / 2). */
     void (*scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step);
+
+    void (*scan)(const gmem__scan_block *block);
+    /* Those of count whose score is at least factor * bar, in order: how many. */
+    int64_t (*above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */
@@ -132,6 +148,10 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void);
 /* scalar.c: weight[row][k .. k + count) as floats. scalar_narrow.c. */
 GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out);
 GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
+/* scalar_scan.c */
+GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block);
+GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
+                                    int32_t *which);
 
 /* scalar_rows.c: the references of the row operations. */
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
@@ -152,6 +172,9 @@ GMEM__FN const gmem__kernels *gmem__engine_kernels(const gmem__engine *engine);
  * floats. What a task computes depends on its number only, so that results don't depend on the number of threads. */
 GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
                               void (*task)(const void *job, int64_t i, float *scratch), const void *job);
+
+/* The number of the thread that a task's scratch belongs to, below engine->threads. */
+GMEM__FN int gmem__scratch_owner(const gmem__engine *engine, const float *scratch);
 
 /* A product cut into tasks over the columns, or the depth, of x, and over tiles of y; shared by f32 and narrow ones. */
 #define GMEM__PACK_ROWS    64 /* of x in a task that packs them */

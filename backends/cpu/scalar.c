@@ -6,7 +6,7 @@
 
 #define GMEM__SCALAR_NR 32
 
-/* weight[row][k .. k + count) as floats. */
+/* weight[row][k .. k + count) as floats; int8 without scales as it is. */
 GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
     const unsigned char *data = (const unsigned char *)weight->data;
     const int64_t first = row * weight->row_stride + k;
@@ -26,7 +26,7 @@ GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int6
         break;
     case GMEM_I8:
         for (int64_t i = 0; i < count; i++)
-            out[i] = weight->scale[row] * (float)(signed char)data[first + i];
+            out[i] = (weight->scale ? weight->scale[row] : 1.0f) * (float)(signed char)data[first + i];
         break;
     default:
         memcpy(out, data + first * 4, (size_t)count * sizeof *out);
@@ -126,7 +126,9 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           gmem__scalar_round_bf16,
                                           gmem__scalar_narrow,
                                           NULL,
-                                          gmem__scalar_scatter};
+                                          gmem__scalar_scatter,
+                                          gmem__scalar_scan,
+                                          gmem__scalar_above};
     return &kernels;
 }
 

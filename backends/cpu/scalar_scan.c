@@ -1,0 +1,60 @@
+/* A search's kernels in portable C: rows of a bank against a few queries. */
+#include "cpu.h"
+
+#define GMEM__LANES 16 /* sums side by side, which compilers vectorise */
+#define GMEM__RUN   (16 * GMEM__LANES)
+
+typedef struct gmem__lanes {
+    float sum[GMEM__LANES];
+} gmem__lanes;
+
+static void gmem__lanes_add(gmem__lanes *lanes, const float *a, const float *b, int64_t count) {
+    int64_t i = 0;
+    for (; i + GMEM__LANES <= count; i += GMEM__LANES)
+        for (int j = 0; j < GMEM__LANES; j++)
+            lanes->sum[j] += a[i + j] * b[i + j];
+    for (; i < count; i++)
+        lanes->sum[i % GMEM__LANES] += a[i] * b[i];
+}
+
+static float gmem__lanes_total(const gmem__lanes *lanes) {
+    float total = 0;
+    for (int j = 0; j < GMEM__LANES; j++)
+        total += lanes->sum[j];
+    return total;
+}
+
+GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
+    gmem__weight rows;
+    float values[GMEM__RUN];
+    memset(&rows, 0, sizeof rows);
+    rows.data = block->data;
+    rows.type = block->type;
+    rows.row_stride = block->row_stride;
+    for (int64_t r = 0; r < block->rows; r++) {
+        gmem__lanes square, product[4];
+        memset(&square, 0, sizeof square);
+        memset(product, 0, sizeof product);
+        for (int64_t k = 0; k < block->width; k += GMEM__RUN) {
+            const int64_t count = gmem__min(GMEM__RUN, block->width - k);
+            gmem__scalar_weights(&rows, r, k, count, values);
+            if (block->squares) gmem__lanes_add(&square, values, values, count);
+            for (int64_t q = 0; q < block->queries; q++)
+                gmem__lanes_add(&product[q], values, block->query + q * block->query_step + k, count);
+        }
+        if (block->squares) block->squares[r] = gmem__lanes_total(&square);
+        for (int64_t q = 0; q < block->queries; q++)
+            block->products[q * GMEM__SCAN_ROWS + r] = gmem__lanes_total(&product[q]);
+    }
+}
+
+GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
+                                    int32_t *which) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
+    return found;
+}
+
+#undef GMEM__LANES
+#undef GMEM__RUN
