@@ -13,6 +13,7 @@ outcome command_bank_info(const arguments *args, gmem_error *error);
 outcome command_bank_get(const arguments *args, gmem_error *error);
 outcome command_bank_mix(const arguments *args, gmem_error *error);
 outcome command_bank_search(const arguments *args, gmem_error *error);
+outcome command_bank_compress(const arguments *args, gmem_error *error);
 outcome command_info(const arguments *args, gmem_error *error);
 outcome command_convert(const arguments *args, gmem_error *error);
 outcome command_synth(const arguments *args, gmem_error *error);

@@ -28,6 +28,8 @@ static command_function function_of(command_id command) {
         return command_bank_mix;
     case COMMAND_BANK_SEARCH:
         return command_bank_search;
+    case COMMAND_BANK_COMPRESS:
+        return command_bank_compress;
     case COMMAND_INFO:
         return command_info;
     case COMMAND_CONVERT:
