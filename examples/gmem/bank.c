@@ -110,7 +110,7 @@ outcome command_bank_get(const arguments *args, gmem_error *error) {
 
 /* mix ------------------------------------------------------------------------------------------------------------- */
 
-/* Where A and B come from: two rows, or the vectors a and b of --input. Normalised. */
+/* Where A and B come from: rows, pictures, or the vectors a and b of --input. Normalised. */
 static outcome mix_ends(session *s, float **ends, int64_t *width, gmem_error *error) {
     static const char *const vectors[] = {"a", "b"};
     const arguments *args = s->args;
@@ -129,16 +129,14 @@ static outcome mix_ends(session *s, float **ends, int64_t *width, gmem_error *er
     if (!*ends) return out_of_memory(error);
     for (int i = 0; i < 2; i++) {
         float *end = *ends + i * *width;
-        int64_t row = 0;
-        if (args->input) {
-            TRY(input_tensor(s, vectors[i], 1, width, &tensor, error));
-            gmem_tensor_read_f32(tensor, 0, *width, end);
-            if (gmem_normalize(end, *width, error) != GMEM_OK)
-                return failed(error, args->input, "%s: it is zero or not finite", vectors[i]);
-        } else {
-            TRY(find_row(s, args->operands.items[i], &row, error));
-            TRY(read_snippet(s, row, end, error));
+        if (!args->input) {
+            TRY(find_snippet(s, args->operands.items[i], *width, end, error));
+            continue;
         }
+        TRY(input_tensor(s, vectors[i], 1, width, &tensor, error));
+        gmem_tensor_read_f32(tensor, 0, *width, end);
+        if (gmem_normalize(end, *width, error) != GMEM_OK)
+            return failed(error, args->input, "%s: it is zero or not finite", vectors[i]);
     }
     return OUTCOME_DONE;
 }
@@ -183,14 +181,12 @@ static outcome mix(session *s, gmem_error *error) {
     double *alphas = NULL;
     int64_t width = 0, count = 0;
     if (!args->output) return misused(error, "gmem bank mix needs -o FILE");
-    if (args->image_encoder)
-        return failed(error, NULL, "gmem %s has no image encoder: it comes with a later version", gmem_version());
     if (args->input && args->operands.count)
         return misused(error, "--input and '%s' cannot be combined: mix either tensors or rows",
                        args->operands.items[0]);
     if (args->input && args->bank.count) return misused(error, "--input and --bank cannot be combined");
     if (!args->input && args->operands.count != 2)
-        return misused(error, "gmem bank mix needs two rows, A B, or --input FILE");
+        return misused(error, "gmem bank mix needs two rows or pictures, A B, or --input FILE");
     TRY(mix_alphas(s, &alphas, &count, error));
     TRY(mix_ends(s, &ends, &width, error));
     return mix_rows(s, ends, width, alphas, count, error);

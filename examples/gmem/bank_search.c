@@ -26,13 +26,6 @@ static outcome read_queries(session *s, int64_t width, queries *out, gmem_error 
     return OUTCOME_DONE;
 }
 
-/* A row of the bank, as stored. */
-static outcome read_what(session *s, const char *what, float *out, gmem_error *error) {
-    int64_t row = 0;
-    TRY(find_row(s, what, &row, error));
-    return in_file(gmem_bank_file_path(s->bank, 0), gmem_bank_row(s->bank, row, out, error), error);
-}
-
 static outcome gather_queries(session *s, queries *out, gmem_error *error) {
     const text_list *what = &s->args->operands;
     int64_t width = gmem_bank_width(s->bank);
@@ -43,7 +36,7 @@ static outcome gather_queries(session *s, queries *out, gmem_error *error) {
     out->vectors = session_floats(s, out->count * width);
     if (!out->vectors) return out_of_memory(error);
     for (int64_t i = 0; i < out->count; i++) {
-        TRY(read_what(s, what->items[i], out->vectors + i * width, error));
+        TRY(find_snippet(s, what->items[i], width, out->vectors + i * width, error));
     }
     return OUTCOME_DONE;
 }

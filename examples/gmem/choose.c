@@ -27,9 +27,10 @@ outcome choose_check(const arguments *args, gmem_error *error) {
         return misused(error, "--count and --mix cannot be combined: --frames says how many pictures there are");
     if (!args->mix.count && args->given[FLAG_frames]) return misused(error, "--frames needs --mix A B");
     if (!args->mix.count && args->given[FLAG_mix_method]) return misused(error, "--mix-method needs --mix A B");
-    if (args->like.count || args->image_encoder)
-        return failed(error, NULL, "gmem %s has no image encoder: --like and --image-encoder come with a later version",
-                      gmem_version());
+    if (args->given[FLAG_strength] && !args->like.count) return misused(error, "--strength needs --like IMAGE");
+    if (args->published_range && args->command == COMMAND_SAMPLE && !args->like.count && !args->memory.count &&
+        !args->mix.count)
+        return misused(error, "--published-range is for pictures: --like, --memory or --mix with a file");
     return OUTCOME_DONE;
 }
 
@@ -73,19 +74,28 @@ static int find_by_words(const gmem_bank *bank, const char *words, int64_t *row)
     return 1;
 }
 
-outcome find_row(session *s, const char *what, int64_t *row, gmem_error *error) {
-    int64_t rows = gmem_bank_rows(s->bank);
-    if (parse_integer(what, 0, INT64_MAX, row)) {
-        if (*row < rows) return OUTCOME_DONE;
+/* A row by its number, name, or words of its name; *picture where `what` is a picture file instead. Whoever has no bank
+ * open can only mean a picture. */
+static outcome find(session *s, const char *what, int64_t *row, int *photo, gmem_error *error) {
+    *photo = 0;
+    if (s->bank && parse_integer(what, 0, INT64_MAX, row)) {
+        if (*row < gmem_bank_rows(s->bank)) return OUTCOME_DONE;
         return failed(error, gmem_bank_file_path(s->bank, 0), "no row %lld: the bank's rows are 0 to %lld",
-                      (long long)*row, (long long)rows - 1);
+                      (long long)*row, (long long)gmem_bank_rows(s->bank) - 1);
     }
-    if (gmem_bank_find(s->bank, what, row, error) == GMEM_OK) return OUTCOME_DONE;
-    if (find_by_words(s->bank, what, row)) return OUTCOME_DONE;
-    if (is_file(what))
-        return failed(error, what, "a picture needs an image encoder, which gmem %s does not have", gmem_version());
+    if (s->bank && gmem_bank_find(s->bank, what, row, error) == GMEM_OK) return OUTCOME_DONE;
+    if (s->bank && find_by_words(s->bank, what, row)) return OUTCOME_DONE;
+    *photo = !s->bank || is_file(what); /* one that cannot be read says why */
+    if (*photo) return OUTCOME_DONE;
     if (!error->path[0]) snprintf(error->path, sizeof error->path, "%s", gmem_bank_file_path(s->bank, 0));
     return OUTCOME_FAILED;
+}
+
+outcome find_snippet(session *s, const char *what, int64_t width, float *out, gmem_error *error) {
+    int64_t row = 0;
+    int photo = 0;
+    TRY(find(s, what, &row, &photo, error));
+    return photo ? picture_snippet(s, what, width, out, error) : read_snippet(s, row, out, error);
 }
 
 /* Reads "A" or "A-B" and moves past it. */
@@ -136,39 +146,99 @@ static outcome choose_labels(session *s, choice *out, gmem_error *error) {
     return OUTCOME_DONE;
 }
 
-static outcome choose_mix(session *s, choice *out, gmem_error *error) {
-    int64_t width = gmem_bank_width(s->bank);
-    out->ends = session_floats(s, 2 * width);
-    if (!out->ends) return out_of_memory(error);
-    for (int i = 0; i < 2; i++) {
-        TRY(find_row(s, s->args->mix.items[i], &out->mixed[i], error));
-        TRY(read_snippet(s, out->mixed[i], out->ends + i * width, error));
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+static outcome choose_picture(session *s, const char *path, choice *out, int64_t *item, gmem_error *error) {
+    chosen_picture *photo = &out->pictures[out->picture_count];
+    int64_t width = s->network_info->snippet_width;
+    float *snippet = session_floats(s, width);
+    if (!snippet) return out_of_memory(error);
+    TRY(picture_snippet(s, path, width, snippet, error));
+    photo->path = path;
+    photo->name = base_name(path);
+    photo->snippet = snippet;
+    *item = ~out->picture_count++;
+    return OUTCOME_DONE;
+}
+
+/* --like takes pictures alone: a row's number must not be taken for a missing file's name. */
+static outcome choose_what(session *s, const text_list *what, int pictures_only, choice *out, gmem_error *error) {
+    out->pictures = (chosen_picture *)session_alloc(s, what->count, sizeof *out->pictures);
+    if (!out->pictures) return out_of_memory(error);
+    for (int i = 0; i < what->count; i++) {
+        int photo = 1;
+        if (!pictures_only) TRY(find(s, what->items[i], &out->items[i], &photo, error));
+        if (photo) TRY(choose_picture(s, what->items[i], out, &out->items[i], error));
     }
     return OUTCOME_DONE;
 }
 
+static outcome choose_mix(session *s, choice *out, gmem_error *error) {
+    int64_t width = s->network_info->snippet_width;
+    out->ends = session_floats(s, 2 * width);
+    if (!out->ends) return out_of_memory(error);
+    TRY(choose_what(s, &s->args->mix, 0, out, error));
+    for (int i = 0; i < 2; i++) {
+        const chosen_picture *photo = picture_of(out, out->items[i]);
+        if (!photo) TRY(read_snippet(s, out->items[i], out->ends + i * width, error));
+        if (photo) memcpy(out->ends + i * width, photo->snippet, (size_t)width * sizeof(float));
+    }
+    return OUTCOME_DONE;
+}
+
+static const text_list *list_of(const arguments *args) {
+    return args->label.count  ? &args->label
+           : args->like.count ? &args->like
+           : args->mix.count  ? &args->mix
+                              : &args->memory;
+}
+
+int choose_needs_bank(const arguments *args) {
+    const text_list *what = list_of(args);
+    if (!args->network || args->bank.count || args->rows || !what->count) return 1;
+    if (args->like.count) return args->given[FLAG_strength] && args->strength < 1;
+    for (int i = 0; i < what->count; i++) {
+        if (!is_picture(what->items[i])) return 1;
+    }
+    return 0;
+}
+
 outcome choose(session *s, choice *out, gmem_error *error) {
     const arguments *args = s->args;
-    int by_bank = args->memory.count || args->rows || args->mix.count;
+    const text_list *what = list_of(args);
+    int by_snippet = args->memory.count || args->rows || args->mix.count || args->like.count;
     memset(out, 0, sizeof *out);
-    if (!s->bank && by_bank)
+    if (!s->network_info->snippet_width && by_snippet)
         return misused(error, "%s is conditioned on classes: choose with --label", s->network_info->name);
-    if (s->bank && args->label.count)
-        return misused(error, "%s draws from a bank: choose with --memory, --rows or --mix", s->network_info->name);
-    out->count = args->memory.count ? args->memory.count : args->label.count;
+    if (s->network_info->snippet_width && args->label.count)
+        return misused(error, "%s draws from a bank: choose with --memory, --rows, --mix or --like",
+                       s->network_info->name);
+    out->count = what->count;
     out->items = (int64_t *)session_alloc(s, out->count, sizeof *out->items);
     if (!out->items) return out_of_memory(error);
-    out->kind = args->label.count ? CHOICE_LABELS
-                : args->mix.count ? CHOICE_MIX
-                : by_bank         ? CHOICE_ROWS
-                                  : CHOICE_RANDOM;
+    out->kind = args->label.count  ? CHOICE_LABELS
+                : args->mix.count  ? CHOICE_MIX
+                : args->like.count ? CHOICE_LIKE
+                : by_snippet       ? CHOICE_SNIPPETS
+                                   : CHOICE_RANDOM;
     if (out->kind == CHOICE_LABELS) return choose_labels(s, out, error);
     if (out->kind == CHOICE_MIX) return choose_mix(s, out, error);
     if (args->rows) return parse_rows(s, args->rows, &out->items, &out->count, error);
-    for (int i = 0; i < args->memory.count; i++) {
-        TRY(find_row(s, args->memory.items[i], &out->items[i], error));
-    }
-    return OUTCOME_DONE;
+    return choose_what(s, what, out->kind == CHOICE_LIKE, out, error);
+}
+
+const chosen_picture *picture_of(const choice *from, int64_t item) {
+    return from->kind != CHOICE_LABELS && item < 0 ? &from->pictures[~item] : NULL;
+}
+
+const char *item_text(const choice *from, int64_t item, char *out, size_t bytes) {
+    const chosen_picture *photo = picture_of(from, item);
+    if (photo) return photo->path;
+    snprintf(out, bytes, "%lld", (long long)item);
+    return out;
 }
 
 gmem_mix_method mix_method_of(const arguments *args) {

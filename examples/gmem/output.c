@@ -84,16 +84,20 @@ static outcome write_png(output *out, const char *path, const unsigned char *pix
     return result;
 }
 
-outcome output_put(output *out, int64_t index, const unsigned char *pixels, const caption *c, gmem_error *error) {
-    char path[4200], label[64];
+outcome output_put(output *out, int64_t index, int64_t cell, const unsigned char *pixels, const caption *c,
+                   gmem_error *error) {
+    char path[4200];
     if (out->separate)
         return write_png(out, numbered_path(out->path, index, path, sizeof path), pixels, out->width, out->height,
                          c->item, c->name, error);
-    snprintf(label, sizeof label, "%s %s", !strcmp(out->items, "labels") ? "class" : "row", c->item);
-    grid_put(&out->sheet, (int)index, pixels, c->name ? c->name : !strcmp(out->items, "alpha") ? c->item : label);
+    grid_put(&out->sheet, (int)cell, pixels, c->label);
     fprintf(out->item_stream, "%s%s", index ? "," : "", c->item);
     if (c->name) fprintf(out->name_stream, "%s%s", index ? "\n" : "", c->name);
     return OUTCOME_DONE;
+}
+
+void output_original(output *out, int64_t cell, const unsigned char *pixels, const char *name) {
+    if (!out->separate) grid_put(&out->sheet, (int)cell, pixels, name);
 }
 
 outcome output_end(output *out, gmem_error *error) {
