@@ -71,6 +71,8 @@ GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch
 GMEM__FN const gmem__engine *gmem__pass_engine(const gmem_pass *pass);
 GMEM__FN gmem_status gmem__pass_nonfinite(const gmem_pass *pass, gmem_error *error); /* E_NONFINITE */
 /* What caching has done. */
+/* Its activations are given back; it can be asked what it did, and destroyed. */
+GMEM__FN void gmem__pass_end(gmem_pass *pass);
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass);
 /* How many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
  * times as fit: limit / conditions, the null condition counted. */

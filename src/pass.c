@@ -50,7 +50,7 @@ struct gmem_pass {
 
     /* On the host. */
     gmem__columns prepared; /* by gmem_pass_prepare */
-    gmem__columns missing;  /* what a pass had to compute itself, (max_batch) */
+    gmem__columns missing;  /* what a pass had to compute itself, (most) */
     const float **found;    /* (max_batch) the modulation of each sample */
     float *null_snippet;    /* (snippet_width) zeros */
     float *inputs;          /* like embedding: what is to be embedded */
@@ -103,7 +103,7 @@ static int64_t gmem__widest_rows(const gmem_network *network) {
 /* All working memory, taken in the same order without memory first, to learn how much it is: the host's ... */
 static void gmem__layout_host(gmem_pass *pass) {
     const gmem_network_info *info = &pass->network->info;
-    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->missing.capacity);
     gmem__arena *arena = &pass->arena;
     gmem__layout_columns(arena, info, &pass->prepared);
     gmem__layout_columns(arena, info, &pass->missing);
@@ -119,7 +119,7 @@ static void gmem__layout_host(gmem_pass *pass) {
 static void gmem__layout_engine(gmem_pass *pass) {
     const gmem_network_info *info = &pass->network->info;
     const int64_t rows = gmem__modulation_rows(info), hidden = info->hidden, size = gmem__column_size(info);
-    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->missing.capacity);
     int64_t columns = INT64_MAX;
     gmem__arena *arena = &pass->memory;
     (void)gmem__mul(pass->most, info->tokens, &columns);
@@ -160,13 +160,14 @@ static int64_t gmem__pass_most(const gmem_pass *pass) {
     return gmem__max(1, gmem__min(pass->max_batch, gmem__stream_largest(pass->engine.stream) / sample));
 }
 
-/* How many columns of modulation are held: as GMEM__PREPARED_BYTES and a device's buffers take, but a batch's and the
- * null condition's at least. */
+/* How many columns of modulation are held: as GMEM__PREPARED_BYTES takes, but a batch's and the null condition's at
+ * least; on a device no more than a buffer of activations takes. */
 static int64_t gmem__pass_held(const gmem_pass *pass) {
     const int64_t column = gmem__column_size(&pass->network->info) * (int64_t)sizeof(float);
-    int64_t bytes = GMEM__PREPARED_BYTES;
-    if (pass->engine.stream) bytes = gmem__min(bytes, gmem__stream_largest(pass->engine.stream));
-    return gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, bytes / column), pass->max_batch + 1);
+    const int64_t held =
+        gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column), pass->max_batch + 1);
+    if (!pass->engine.stream) return held;
+    return gmem__max(1, gmem__min(held, gmem__stream_largest(pass->engine.stream) / column));
 }
 
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
@@ -178,13 +179,12 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
     pass->network = network;
     pass->max_batch = max_batch;
-    pass->missing.capacity = max_batch;
     pass->cache.threshold = network->info.depth > 1 ? cache_threshold : 0;
     pass->cache.slots = max_batch;
     pass->cache.hidden = network->info.hidden;
     pass->cache.tokens = network->info.tokens;
     gmem_status status = gmem__engine_open(&network->store, &pass->engine, error);
-    pass->most = gmem__pass_most(pass);
+    pass->most = pass->missing.capacity = gmem__pass_most(pass);
     pass->prepared.capacity = gmem__pass_held(pass);
     if (status == GMEM_OK) status = gmem__pass_reserve(pass, error);
     if (status != GMEM_OK) {
@@ -226,7 +226,7 @@ GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     gmem_network *own = pass->own;
     gmem_pass_destroy(pass->fallback);
     gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, NULL);
-    pass->engine.ops->release(&pass->engine, context, &pass->memory);
+    gmem__pass_end(pass);
     gmem__arena_release(context, &pass->arena);
     gmem__engine_close(&pass->engine);
     gmem__free(context, pass, 1, sizeof *pass);
@@ -237,6 +237,10 @@ GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
     if (!pass) return;
     gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, profile);
     gmem_pass_profile(pass->fallback, profile);
+}
+
+GMEM__FN void gmem__pass_end(gmem_pass *pass) {
+    pass->engine.ops->release(&pass->engine, pass->network->context, &pass->memory);
 }
 
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }

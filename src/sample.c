@@ -169,6 +169,13 @@ static void gmem__sampling_layout_engine(gmem__sampling *sampling) {
     sampling->v = GMEM__TAKE_F32(&sampling->memory, 2 * sampling->batch * sampling->per_picture);
 }
 
+/* The decoder comes after the last pass, and finds the room of its activations. */
+static gmem_status gmem__sampling_take(void *user, const gmem__engine *engine, const float *x, gmem_error *error) {
+    const gmem__sampling *sampling = (const gmem__sampling *)user;
+    gmem__pass_end(sampling->pass);
+    return sampling->ends->take(sampling->ends->user, engine, x, error);
+}
+
 static gmem_status gmem__sample_integrate(gmem__sampling *sampling, const gmem__plan *plan, float *x,
                                           gmem_error *error) {
     const gmem_sample_desc *desc = sampling->desc;
@@ -193,8 +200,8 @@ static gmem_status gmem__sample_integrate(gmem__sampling *sampling, const gmem__
     how.picture = desc->picture;
     if (sampling->ends) {
         how.draw_start = sampling->ends->draw_start;
-        how.take = sampling->ends->take;
-        how.take_user = sampling->ends->user;
+        how.take = gmem__sampling_take;
+        how.take_user = sampling;
     }
     return gmem__integrate(sampling->context, &how, &integrate, x, error);
 }

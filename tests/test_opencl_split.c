@@ -7,17 +7,14 @@
 #include "../backends/opencl/opencl.h"
 #include "../src/autoencoder.h"
 
-#include "failing_opencl.h"
-#include "golden.h"
+#include "attempts.h"
 #include "product.h"
 #include "reference.h"
 #include "simulator.h"
 
-#define BAR       1e-6 /* of an operation */
-#define MODEL_BAR 1e-5
+#define BAR 1e-6 /* of an operation */
 
 static failing_cl cl;
-static gmem_context *context;
 static int64_t device_largest; /* as the device has it */
 static gmem__engine engine;
 static int small; /* for a simulator */
@@ -536,103 +533,6 @@ static void test_operations(void) {
 }
 
 /* models ----------------------------------------------------------------------------------------------------------- */
-
-/* Computes something with a model, and checks what comes out. */
-typedef gmem_status (*attempt)(const char *name, gmem_error *error);
-
-/* The recorded pictures, to latents and back. */
-static gmem_status try_autoencoder(const char *name, gmem_error *error) {
-    gmem_file *io = golden_open(context, name);
-    golden_network network = golden_procedural(context, io, NULL);
-    const int64_t count = golden_dim(io, "image", 0), height = golden_dim(io, "image", 2);
-    const int64_t width = golden_dim(io, "image", 3), factor = height / golden_dim(io, "mean", 2);
-    int64_t pixels = 0, latents = 0;
-    float *image = golden_f32(io, "image", &pixels), *decoded = golden_f32(io, "decoded", NULL);
-    float *mean = golden_f32(io, "mean", &latents), *logvar = golden_f32(io, "logvar", NULL);
-    float *out = floats(pixels), *out_mean = floats(latents), *out_logvar = floats(latents);
-    gmem_autoencoder_desc desc;
-    gmem_autoencoder *ae = NULL;
-    memset(&desc, 0, sizeof desc);
-    desc.file = network.file;
-    gmem_status status = gmem_autoencoder_open(context, &desc, &ae, error);
-    if (status == GMEM_OK) status = gmem_encode(ae, count, height, width, image, out_mean, out_logvar, error);
-    if (status == GMEM_OK) status = gmem_decode(ae, count, height / factor, width / factor, mean, out, error);
-    if (status == GMEM_OK) {
-        CHECK_CLOSE(name, out_mean, mean, latents, MODEL_BAR);
-        CHECK_CLOSE(name, out_logvar, logvar, latents, MODEL_BAR);
-        CHECK_CLOSE(name, out, decoded, pixels, MODEL_BAR);
-    }
-    gmem_autoencoder_close(ae);
-    golden_network_close(&network);
-    gmem_file_close(io);
-    free(image);
-    free(decoded);
-    free(mean);
-    free(logvar);
-    free(out);
-    free(out_mean);
-    free(out_logvar);
-    return status;
-}
-
-/* The recorded pass. */
-static gmem_status try_network(const char *name, gmem_error *error) {
-    gmem_file *io = golden_open(context, name);
-    golden_network procedural = golden_procedural(context, io, NULL);
-    int64_t count = 0, batch = 0;
-    float *x = golden_f32(io, "x", &count), *t = golden_f32(io, "t", &batch), *c = golden_f32(io, "c", NULL);
-    float *y = golden_f32(io, "y", NULL), *out = floats(count);
-    gmem_network_desc desc;
-    gmem_network *network = NULL;
-    gmem_pass *pass = NULL;
-    memset(&desc, 0, sizeof desc);
-    desc.file = procedural.file;
-    gmem_status status = gmem_network_open(context, &desc, &network, error);
-    if (status == GMEM_OK) status = gmem_pass_create(network, batch, &pass, error);
-    if (status == GMEM_OK) status = gmem_pass_run(pass, batch, x, t, c, NULL, out, error);
-    if (status == GMEM_OK) CHECK_CLOSE(name, out, y, count, MODEL_BAR);
-    gmem_pass_destroy(pass);
-    gmem_network_close(network);
-    golden_network_close(&procedural);
-    gmem_file_close(io);
-    free(x);
-    free(t);
-    free(c);
-    free(y);
-    free(out);
-    return status;
-}
-
-/* The default model's picture, from the seed to the pixels on the device; like the CPU's. */
-static gmem_status draw(gmem_context *where, gmem_image *image, gmem_error *error) {
-    gmem_generate_desc desc;
-    memset(&desc, 0, sizeof desc);
-    memset(image, 0, sizeof *image);
-    desc.network = "examples/model/network.safetensors";
-    desc.bank = "examples/model/bank.safetensors";
-    desc.autoencoder = "examples/model/autoencoder.safetensors";
-    desc.latent_stats = "examples/model/latents_stats.safetensors";
-    desc.count = 2;
-    desc.sampler.steps = 3;
-    desc.seed = 7;
-    return gmem_generate(where, &desc, image, error);
-}
-
-static gmem_image cpu_image;
-
-static gmem_status try_default_model(const char *name, gmem_error *error) {
-    gmem_image image;
-    int64_t worst = 0;
-    const gmem_status status = draw(context, &image, error);
-    if (status != GMEM_OK) return status;
-    for (int64_t i = 0; i < image.count * image.height * image.width * 3; i++) {
-        const int64_t difference = llabs((long long)image.pixels[i] - (long long)cpu_image.pixels[i]);
-        worst = gmem__max(worst, difference);
-    }
-    if (!CHECK(worst <= 1)) printf("  %s: values differ by %lld\n", name, (long long)worst);
-    gmem_image_free(context, &image);
-    return GMEM_OK;
-}
 
 /* As the device is, then with just too little for the largest of its buffers, and less and less, at least to a part of
  * 1 / `least` of it. Where it ends the error says what was wanted and what there is. */

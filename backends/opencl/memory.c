@@ -12,11 +12,22 @@
 /* Adds and returns what was there before. */
 static int64_t gmem__count_up(int64_t *counter, int64_t by) {
 #if defined(__GNUC__) || defined(__clang__)
-    return __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+    return __atomic_fetch_add(counter, by, __ATOMIC_ACQ_REL);
 #else /* networks of one context may then not be opened by two threads at once */
     const int64_t before = *counter;
     *counter += by;
     return before;
+#endif
+}
+
+/* Replaces `old`, and nothing else; returns whether it was there. */
+static int gmem__replace(int64_t *value, int64_t old, int64_t by) {
+#if defined(__GNUC__) || defined(__clang__)
+    return GMEM__ATOMIC_CLAIM(value, &old, by);
+#else
+    if (*value != old) return 0;
+    *value = by;
+    return 1;
 #endif
 }
 
@@ -105,7 +116,7 @@ static int64_t gmem__device_memory_search(const gmem__device_memory *memory, uin
     return low;
 }
 
-GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address) {
+GMEM__FN gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address) {
     const int64_t i = gmem__device_memory_search(memory, address);
     return i < memory->count && memory->buffers[i].address <= address ? &memory->buffers[i] : NULL;
 }
@@ -128,9 +139,37 @@ GMEM__FN void gmem__device_memory_clear(const gmem_context *context, gmem__devic
     memory->count = memory->capacity = 0;
 }
 
+/* The device's models, which one at a time goes through: seldom, and without waiting for the device. */
+static void gmem__device_models_lock(struct gmem__device *device) {
+    while (!gmem__replace(&device->giving, 0, 1))
+        continue;
+}
+
+static void gmem__device_models_unlock(struct gmem__device *device) { GMEM__ATOMIC_STORE(&device->giving, 0); }
+
+static void gmem__device_models_add(gmem__device_memory *memory) {
+    struct gmem__device *device = memory->device;
+    gmem__device_models_lock(device);
+    memory->next = device->memories;
+    device->memories = memory;
+    gmem__device_models_unlock(device);
+}
+
+static void gmem__device_models_remove(const gmem__device_memory *memory) {
+    struct gmem__device *device = memory->device;
+    gmem__device_models_lock(device);
+    gmem__device_memory **at = &device->memories;
+    while (*at && *at != memory)
+        at = &(*at)->next;
+    if (*at) *at = memory->next;
+    gmem__device_models_unlock(device);
+}
+
 GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory) {
     if (!memory) return;
+    gmem__device_models_remove(memory);
     gmem__device_memory_clear(context, memory);
+    gmem__blocks_free(context, &memory->blocks);
     gmem__free(context, memory, 1, sizeof *memory);
 }
 
@@ -286,6 +325,106 @@ static void gmem__convert_rows(const gmem__cl_buffer *buffer, int64_t row, int64
         gmem__convert_row(buffer, row + r, values, (char *)out + r * bytes);
 }
 
+/* What is streamed again and again is converted once, on the host; 0 without memory. */
+static int gmem__make_ready(gmem__device_memory *memory, gmem__cl_buffer *buffer) {
+    const gmem_context *context = memory->device->context;
+    if (gmem__lies_ready(buffer)) return 1;
+    void *copy = gmem__blocks_take_raw(context, &memory->blocks, buffer->bytes);
+    float *values = (float *)gmem__alloc_raw(context, buffer->cols, sizeof *values);
+    if (copy && values) {
+        gmem__convert_rows(buffer, 0, buffer->rows, values, copy);
+        buffer->host = copy;
+        buffer->scale = NULL;
+        buffer->from = buffer->to;
+        buffer->row_stride = buffer->cols;
+    }
+    gmem__free(context, values, buffer->cols, sizeof *values);
+    return copy && values;
+}
+
+/* giving way ------------------------------------------------------------------------------------------------------ */
+
+GMEM__FN int gmem__device_buffer_hold(gmem__cl_buffer *buffer) {
+    int64_t users = GMEM__ATOMIC_LOAD(&buffer->users);
+    while (users >= 0 && !gmem__replace(&buffer->users, users, users + 1))
+        users = GMEM__ATOMIC_LOAD(&buffer->users);
+    return users >= 0;
+}
+
+GMEM__FN void gmem__device_buffer_let_go(gmem__cl_buffer *buffer) {
+    if (buffer) (void)gmem__count_up(&buffer->users, -1);
+}
+
+static void gmem__count_streamed(gmem__device_memory *memory, const gmem__cl_buffer *buffer) {
+    memory->streamed_bytes += buffer->bytes;
+    if (memory->largest_streamed < buffer->bytes) GMEM__ATOMIC_STORE(&memory->largest_streamed, buffer->bytes);
+}
+
+/* What the device holds of matrices. */
+static int64_t gmem__device_givable(struct gmem__device *device) {
+    int64_t bytes = 0;
+    gmem__device_models_lock(device);
+    for (const gmem__device_memory *memory = device->memories; memory; memory = memory->next)
+        for (int64_t i = 0; i < memory->count; i++)
+            if (memory->buffers[i].is_matrix && memory->buffers[i].memory) bytes += memory->buffers[i].bytes;
+    gmem__device_models_unlock(device);
+    return bytes;
+}
+
+/* From now on the matrix is streamed, unless somebody uses it. Commands that do keep the driver's memory until they are
+ * done. Returns its bytes, or 0. */
+static int64_t gmem__buffer_give_way(gmem__device_memory *memory, gmem__cl_buffer *buffer) {
+    if (!buffer->is_matrix || GMEM__ATOMIC_LOAD(&buffer->users) != 0) return 0;
+    if (!gmem__make_ready(memory, buffer)) return 0;
+    if (!gmem__replace(&buffer->users, 0, -1)) return 0; /* somebody has come */
+    gmem__device_buffer_release(memory->device, buffer->memory, buffer->bytes);
+    buffer->memory = NULL;
+    memory->resident_bytes -= buffer->bytes;
+    gmem__count_streamed(memory, buffer);
+    return buffer->bytes;
+}
+
+/* So many bytes of matrices, or as many as can. The model opened last, which is the decoder where there is one, runs
+ * least often; of a model it is the end that is streamed. */
+static int64_t gmem__device_give_way(struct gmem__device *device, int64_t bytes) {
+    int64_t given = 0;
+    gmem__device_models_lock(device);
+    for (gmem__device_memory *memory = device->memories; memory; memory = memory->next)
+        for (int64_t i = memory->count - 1; i >= 0 && given < bytes; i--)
+            given += gmem__buffer_give_way(memory, &memory->buffers[i]);
+    gmem__device_models_unlock(device);
+    if (given)
+        gmem__log(device->context, "%s: %lld MB of weights give way to activations and are streamed from now on",
+                  device->found.limits.name, (long long)(given + 999999) / 1000000);
+    return given;
+}
+
+static gmem_status gmem__fail_room(struct gmem__device *device, int64_t bytes, gmem_error *error) {
+    const gmem__cl_limits *limits = &device->found.limits;
+    return gmem__fail(error, GMEM_E_MEMORY, "%s: %lld bytes are wanted, %lld of %lld are in use", limits->name,
+                      (long long)bytes, (long long)(limits->memory - gmem__device_left(device)),
+                      (long long)limits->memory);
+}
+
+GMEM__FN gmem_status gmem__device_make_room(struct gmem__device *device, int64_t bytes, gmem_error *error) {
+    const int64_t lacking = bytes - gmem__device_left(device);
+    if (lacking <= 0) return GMEM_OK;
+    if (lacking <= gmem__device_givable(device) && gmem__device_give_way(device, lacking) >= lacking) return GMEM_OK;
+    return gmem__fail_room(device, bytes, error);
+}
+
+GMEM__FN gmem_status gmem__device_buffer_make(struct gmem__device *device, int64_t bytes, gmem__cl_mem *out,
+                                              gmem_error *error) {
+    gmem_error why;
+    gmem_status status = GMEM_OK;
+    if (bytes <= device->found.limits.largest) GMEM__TRY(gmem__device_make_room(device, bytes, error));
+    do
+        status = gmem__device_buffer(device, bytes, NULL, out, &why);
+    while (status == GMEM_E_MEMORY && bytes <= device->found.limits.largest && gmem__device_give_way(device, bytes));
+    if (status != GMEM_OK && error) *error = why;
+    return status;
+}
+
 /* upload ---------------------------------------------------------------------------------------------------------- */
 
 #define GMEM__UPLOAD_CHUNK ((int64_t)4 << 20) /* bytes that are converted at a time */
@@ -331,32 +470,21 @@ static int gmem__upload_wrap(const gmem__upload *upload, gmem__cl_buffer *buffer
     if (!gmem__lies_ready(buffer) || (uintptr_t)buffer->host % GMEM__WRAP_ALIGN) return 0;
     if (gmem__device_buffer(device, buffer->bytes, buffer->host, &buffer->memory, NULL) != GMEM_OK) return 0;
     upload->memory->wraps = 1;
+    upload->memory->resident_bytes += buffer->bytes;
     return 1;
 }
 
-static gmem_status gmem__upload_resident(const gmem__upload *upload, gmem__cl_buffer *buffer) {
+static gmem_status gmem__upload_fill(const gmem__upload *upload, const gmem__cl_buffer *buffer) {
     upload->memory->resident_bytes += buffer->bytes;
-    if (gmem__upload_wrap(upload, buffer)) return GMEM_OK;
-    GMEM__TRY(gmem__device_buffer(upload->store->device, buffer->bytes, NULL, &buffer->memory, upload->error));
     if (!gmem__lies_ready(buffer)) return gmem__upload_converted(upload, buffer);
     return gmem__upload_write(upload, buffer->memory, 0, buffer->bytes, buffer->host);
 }
 
-/* What is streamed again and again is converted once, on the host. */
 static gmem_status gmem__upload_streamed(const gmem__upload *upload, gmem__cl_buffer *buffer) {
-    gmem__store *store = upload->store;
-    if (gmem__lies_ready(buffer)) return GMEM_OK;
-    void *copy = gmem__blocks_take_raw(store->context, &store->blocks, buffer->bytes);
-    float *values = (float *)gmem__alloc_raw(store->context, buffer->cols, sizeof *values);
-    if (copy && values) {
-        gmem__convert_rows(buffer, 0, buffer->rows, values, copy);
-        buffer->host = copy;
-        buffer->scale = NULL;
-        buffer->from = buffer->to;
-        buffer->row_stride = buffer->cols;
-    }
-    gmem__free(store->context, values, buffer->cols, sizeof *values);
-    return copy && values ? GMEM_OK : gmem__fail_host_memory(store, upload->error);
+    if (!gmem__make_ready(upload->memory, buffer)) return gmem__fail_host_memory(upload->store, upload->error);
+    buffer->users = -1;
+    gmem__count_streamed(upload->memory, buffer);
+    return GMEM_OK;
 }
 
 /* How many of a weight's rows go into one buffer: all, or where that is too large as many as fit. Of more than a few,
@@ -419,42 +547,52 @@ static int64_t gmem__upload_room(const gmem__device_memory *memory) {
         matrices += buffer->bytes;
         largest = gmem__max(largest, buffer->bytes);
     }
-    const int64_t activations = gmem__min(memory->device->found.limits.memory / 2, GMEM__CL_ACTIVATIONS);
+    const int64_t activations = gmem__min(memory->device->found.limits.memory / 4, GMEM__CL_ACTIVATIONS);
     const int64_t room = gmem__device_left(memory->device) - activations - vectors;
     return matrices <= room ? room : room - GMEM__CL_POOL * largest;
+}
+
+/* On the device where there is room. A driver may have less than it says: then the rest is streamed. */
+static gmem_status gmem__upload_matrix(const gmem__upload *upload, gmem__cl_buffer *buffer, int64_t *room) {
+    gmem_error why;
+    if (buffer->bytes > *room) return gmem__upload_streamed(upload, buffer);
+    *room -= buffer->bytes;
+    if (gmem__upload_wrap(upload, buffer)) return GMEM_OK;
+    const gmem_status status = gmem__device_buffer(upload->store->device, buffer->bytes, NULL, &buffer->memory, &why);
+    if (status == GMEM_OK) return gmem__upload_fill(upload, buffer);
+    if (status != GMEM_E_MEMORY) {
+        if (upload->error) *upload->error = why;
+        return status;
+    }
+    *room = 0;
+    return gmem__upload_streamed(upload, buffer);
 }
 
 /* In the order in which they were taken, so that what is streamed comes at the end. */
 static gmem_status gmem__upload_matrices(const gmem__upload *upload) {
     gmem__device_memory *memory = upload->memory;
     int64_t room = gmem__upload_room(memory);
-    for (int64_t i = 0; i < memory->count; i++) {
-        gmem__cl_buffer *buffer = &memory->buffers[i];
-        if (!buffer->is_matrix) continue;
-        if (buffer->bytes <= room) {
-            GMEM__TRY(gmem__upload_resident(upload, buffer));
-            room -= buffer->bytes;
-        } else {
-            GMEM__TRY(gmem__upload_streamed(upload, buffer));
-            memory->streamed_bytes += buffer->bytes;
-            memory->largest_streamed = gmem__max(memory->largest_streamed, buffer->bytes);
-        }
-    }
+    for (int64_t i = 0; i < memory->count; i++)
+        if (memory->buffers[i].is_matrix) GMEM__TRY(gmem__upload_matrix(upload, &memory->buffers[i], &room));
     return GMEM_OK;
 }
 
-/* After the matrices, whose conversion finds the scales. */
+/* After the matrices, whose conversion finds the scales; a vector stays, whatever has to give way. */
 static gmem_status gmem__upload_vectors(const gmem__upload *upload) {
-    for (int64_t i = 0; i < upload->memory->count; i++)
-        if (!upload->memory->buffers[i].is_matrix)
-            GMEM__TRY(gmem__upload_resident(upload, &upload->memory->buffers[i]));
+    gmem__device_memory *memory = upload->memory;
+    for (int64_t i = 0; i < memory->count; i++) {
+        gmem__cl_buffer *buffer = &memory->buffers[i];
+        if (buffer->is_matrix || gmem__upload_wrap(upload, buffer)) continue;
+        GMEM__TRY(gmem__device_buffer_make(memory->device, buffer->bytes, &buffer->memory, upload->error));
+        GMEM__TRY(gmem__upload_fill(upload, buffer));
+    }
     return GMEM_OK;
 }
 
 /* A device on which nothing could run is refused when a network is opened, not in its first pass. */
 static gmem_status gmem__upload_check(const gmem__device_memory *memory, gmem_error *error) {
     const gmem__cl_limits *limits = &memory->device->found.limits;
-    const int64_t left = gmem__device_left(memory->device);
+    const int64_t left = gmem__device_left(memory->device) + gmem__device_givable(memory->device);
     if (memory->largest_streamed <= gmem__min(left, limits->largest)) return GMEM_OK;
     return gmem__fail(error, GMEM_E_MEMORY,
                       "%s: a weight of %lld bytes cannot be streamed: %lld are left, %lld at once", limits->name,
@@ -484,6 +622,7 @@ GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error) 
     gmem_status status = gmem__upload_matrices(&upload);
     if (status == GMEM_OK) status = gmem__upload_vectors(&upload);
     (void)api->clReleaseCommandQueue(upload.queue);
+    if (status == GMEM_OK) gmem__device_models_add(store->uploaded);
     if (status == GMEM_OK) status = gmem__upload_check(store->uploaded, error);
     if (status == GMEM_OK) gmem__upload_log(store->uploaded);
     return status;

@@ -141,7 +141,7 @@ typedef enum gmem__cl_f16 {
     GMEM__CL_F16_STAND_IN /* f16 that is put together of f32, for tests */
 } gmem__cl_f16;
 
-/* One per context, read by all its networks and never changed once opened, but for the two counters (atomic). */
+/* One per context, read by all its networks and never changed once opened, but for the last four (atomic). */
 struct gmem__device {
     const gmem_context *context; /* for its allocator, files and log */
     gmem__cl_library library;
@@ -151,9 +151,11 @@ struct gmem__device {
     int compiled;     /* the program, anew: not from the cache folder */
     gmem__cl_f16 f16; /* what the program was compiled with; NONE where the context computes in something else */
     gmem__cl_tuning tuning;
-    int64_t next_address;
-    int64_t used;      /* bytes of all buffers, at most found.limits.memory */
     char backend[160]; /* "opencl/NAME" */
+    int64_t next_address;
+    int64_t used;                         /* bytes of all buffers, at most found.limits.memory */
+    int64_t giving;                       /* 1 while somebody goes through ... */
+    struct gmem__device_memory *memories; /* ... the models that are there, the last opened first */
 };
 
 /* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one
@@ -184,6 +186,7 @@ typedef struct gmem__cl_buffer {
     uint64_t address;
     int64_t bytes;       /* on the device */
     gmem__cl_mem memory; /* NULL: streamed from `host`, as it lies there, when an operation wants it */
+    int64_t users;       /* of a matrix (atomic): streams that may be launching with it; -1: it is streamed */
     /* uploaded memory only: where it comes from, (rows, cols) of `from`, rows row_stride elements apart */
     const void *host;
     const float *scale; /* (rows) host, what multiplies each row of I8; or NULL */
@@ -198,8 +201,11 @@ typedef struct gmem__device_memory {
     struct gmem__device *device;
     gmem__cl_buffer *buffers;
     int64_t count, capacity;
-    int64_t resident_bytes, streamed_bytes, largest_streamed;
-    int wraps; /* some buffer's memory is the host's */
+    int64_t resident_bytes, streamed_bytes;
+    int64_t largest_streamed;         /* bytes (atomic) */
+    int wraps;                        /* some buffer's memory is the host's */
+    struct gmem__block *blocks;       /* of the host: what is streamed and lies otherwise in the file */
+    struct gmem__device_memory *next; /* of the device's */
 } gmem__device_memory;
 
 /* Every buffer of the device is made and released by these two, which count. Within the limits, else E_MEMORY.
@@ -207,6 +213,15 @@ typedef struct gmem__device_memory {
 GMEM__FN gmem_status gmem__device_buffer(struct gmem__device *device, int64_t bytes, const void *host,
                                          gmem__cl_mem *out, gmem_error *error);
 GMEM__FN void gmem__device_buffer_release(struct gmem__device *device, gmem__cl_mem memory, int64_t bytes);
+/* Makes so much of the device's memory free: where something is lacking, models' matrices that nobody is using give way
+ * to it, and are streamed from then on; the log says so. E_MEMORY where all of them are not enough, and none does. */
+GMEM__FN gmem_status gmem__device_make_room(struct gmem__device *device, int64_t bytes, gmem_error *error);
+/* gmem__device_buffer without `host`, with room made for it, also where only the driver knows that there is none. */
+GMEM__FN gmem_status gmem__device_buffer_make(struct gmem__device *device, int64_t bytes, gmem__cl_mem *out,
+                                              gmem_error *error);
+/* A matrix that is on the device stays there until it is let go of (NULL: nothing is); 0 where it is not. */
+GMEM__FN int gmem__device_buffer_hold(gmem__cl_buffer *buffer);
+GMEM__FN void gmem__device_buffer_let_go(gmem__cl_buffer *buffer);
 /* Bytes of the device's memory that nobody uses. */
 GMEM__FN int64_t gmem__device_left(struct gmem__device *device);
 /* So many bytes of addresses, nobody else's, with room around; 0 where there are no more. */
@@ -215,7 +230,7 @@ GMEM__FN uint64_t gmem__device_addresses(struct gmem__device *device, int64_t by
 GMEM__FN int gmem__device_memory_add(const gmem_context *context, gmem__device_memory *memory,
                                      const gmem__cl_buffer *buffer);
 /* The buffer that holds the address, or NULL. */
-GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address);
+GMEM__FN gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address);
 /* Releases the buffers that begin in this run of addresses; all of them, with the list. */
 GMEM__FN void gmem__device_memory_drop(gmem__device_memory *memory, uint64_t address, int64_t bytes);
 GMEM__FN void gmem__device_memory_clear(const gmem_context *context, gmem__device_memory *memory);
@@ -232,14 +247,15 @@ enum {
     GMEM__CL_SCRATCHES
 };
 
-/* Buffers through which a stream's weights come; an operation has one weight. And what weights leave for activations,
- * bytes, at most; of small devices a half. */
+/* Buffers through which a stream's weights come; an operation has one weight. And what weights leave for activations
+ * when they are uploaded, bytes, at most; of small devices a quarter. More than that makes weights give way. */
 #define GMEM__CL_POOL        2
 #define GMEM__CL_ACTIVATIONS ((int64_t)1 << 30)
 
 struct gmem__stream {
     struct gmem__device *device;
     const gmem__device_memory *shared; /* of the network, or NULL */
+    gmem__cl_buffer *held;             /* of `shared`: the matrix of the operation at hand; or NULL */
     gmem__device_memory own;           /* of the stream's arenas */
     gmem__cl_queue queue;
     gmem__cl_kernel kernels[GMEM__CL_KERNEL_COUNT]; /* made when first launched */

@@ -20,10 +20,26 @@ GMEM__FN void gmem__stream_fail(struct gmem__stream *stream, gmem_status code, c
     if (gmem__stream_ok(stream)) (void)gmem__fail(&stream->failed, code, "%s", message);
 }
 
+/* The matrix that the operation at hand launches with, or NULL. Returns 0 where it is not on the device. */
+static int gmem__stream_hold(struct gmem__stream *stream, gmem__cl_buffer *buffer) {
+    if (stream->held == buffer) return 1;
+    gmem__device_buffer_let_go(stream->held);
+    stream->held = buffer && gmem__device_buffer_hold(buffer) ? buffer : NULL;
+    return stream->held == buffer;
+}
+
+/* What gives way is there again when the commands that use it are done: this stream's are then. */
+static gmem_status gmem__stream_make(struct gmem__stream *stream, int64_t bytes, gmem__cl_mem *out, gmem_error *error) {
+    struct gmem__device *device = stream->device;
+    if (bytes > gmem__device_left(device)) (void)device->library.api.clFinish(stream->queue);
+    return gmem__device_buffer_make(device, bytes, out, error);
+}
+
 GMEM__FN void gmem__stream_finish(struct gmem__stream *stream) {
     if (!gmem__stream_ok(stream)) return;
     (void)gmem__stream_check(stream, "clFinish", gmem__stream_api(stream)->clFinish(stream->queue));
     stream->launches = 0;
+    (void)gmem__stream_hold(stream, NULL);
 }
 
 /* open and close -------------------------------------------------------------------------------------------------- */
@@ -35,7 +51,7 @@ static void gmem__stream_start(struct gmem__stream *stream) {
         gmem__stream_api(stream)->clCreateCommandQueue(stream->device->cl, stream->device->found.id, 0, &status);
     if (!gmem__stream_check(stream, "clCreateCommandQueue", status)) return;
     stream->queue = queue;
-    if (gmem__device_buffer(stream->device, sizeof none, NULL, &stream->notes, &stream->failed) == GMEM_OK)
+    if (gmem__stream_make(stream, sizeof none, &stream->notes, &stream->failed) == GMEM_OK)
         gmem__stream_write(stream, NULL, &none, sizeof none);
 }
 
@@ -57,6 +73,24 @@ GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct
     return GMEM_OK;
 }
 
+static void gmem__scratch_release(struct gmem__stream *stream, int which) {
+    gmem__device_buffer_release(stream->device, stream->scratch[which].memory, stream->scratch[which].bytes);
+    memset(&stream->scratch[which], 0, sizeof stream->scratch[which]);
+}
+
+static void gmem__pool_release(struct gmem__stream *stream, int slot) {
+    gmem__device_buffer_release(stream->device, stream->pool[slot].memory, stream->pool[slot].bytes);
+    memset(&stream->pool[slot], 0, sizeof stream->pool[slot]);
+}
+
+/* What operations have taken besides activations. */
+static void gmem__stream_release_rest(struct gmem__stream *stream) {
+    for (int i = 0; i < GMEM__CL_SCRATCHES; i++)
+        gmem__scratch_release(stream, i);
+    for (int i = 0; i < GMEM__CL_POOL; i++)
+        gmem__pool_release(stream, i);
+}
+
 /* What the host may let go of after this, commands must not read any more. Other commands are not waited for after a
  * failure, for the device may be gone: their memory is the driver's until they are done. */
 static void gmem__stream_part(struct gmem__stream *stream) {
@@ -69,12 +103,10 @@ GMEM__FN void gmem__stream_close(struct gmem__stream *stream) {
     struct gmem__device *device = stream->device;
     const gmem__cl_api *api = gmem__stream_api(stream);
     gmem__stream_part(stream);
+    (void)gmem__stream_hold(stream, NULL);
     for (int i = 0; i < GMEM__CL_KERNEL_COUNT; i++)
         if (stream->kernels[i]) (void)api->clReleaseKernel(stream->kernels[i]);
-    for (int i = 0; i < GMEM__CL_SCRATCHES; i++)
-        gmem__device_buffer_release(device, stream->scratch[i].memory, stream->scratch[i].bytes);
-    for (int i = 0; i < GMEM__CL_POOL; i++)
-        gmem__device_buffer_release(device, stream->pool[i].memory, stream->pool[i].bytes);
+    gmem__stream_release_rest(stream);
     gmem__device_buffer_release(device, stream->notes, sizeof(int));
     gmem__device_memory_clear(device->context, &stream->own);
     if (stream->queue) (void)api->clReleaseCommandQueue(stream->queue);
@@ -83,32 +115,37 @@ GMEM__FN void gmem__stream_close(struct gmem__stream *stream) {
 
 /* streamed weights ------------------------------------------------------------------------------------------------ */
 
-/* The slot that holds the address, else a new one, else where there is no more memory for that the one used longest
- * ago; -1 and a failed stream where there is none at all. */
-static int gmem__pool_slot(struct gmem__stream *stream, uint64_t address) {
-    const int64_t bytes = stream->shared->largest_streamed;
+/* A new slot: where it is to be the only one, others give way to it. */
+static gmem_status gmem__pool_add(struct gmem__stream *stream, int slot, int only) {
+    const int64_t bytes = GMEM__ATOMIC_LOAD(&stream->shared->largest_streamed);
+    gmem__cl_mem *memory = &stream->pool[slot].memory;
     gmem_error error;
+    const gmem_status status = only ? gmem__stream_make(stream, bytes, memory, &error)
+                                    : gmem__device_buffer(stream->device, bytes, NULL, memory, &error);
+    if (status == GMEM_OK) stream->pool[slot].bytes = bytes;
+    if (status != GMEM_OK && only) stream->failed = error;
+    return status;
+}
+
+/* The slot that holds the weight, else a new one, else where there is no more memory for that the one used longest ago;
+ * -1 and a failed stream where there is none at all. Slots from before a larger weight gave way are made anew. */
+static int gmem__pool_slot(struct gmem__stream *stream, const gmem__cl_buffer *buffer) {
     int slot = -1, empty = -1;
     for (int i = 0; i < GMEM__CL_POOL; i++) {
-        if (!stream->pool[i].memory) {
+        if (stream->pool[i].memory && stream->pool[i].address == buffer->address) return i;
+        if (stream->pool[i].bytes < buffer->bytes) {
+            gmem__pool_release(stream, i);
             empty = i;
-            continue;
+        } else if (slot < 0 || stream->pool[i].used < stream->pool[slot].used) {
+            slot = i;
         }
-        if (stream->pool[i].address == address) return i;
-        if (slot < 0 || stream->pool[i].used < stream->pool[slot].used) slot = i;
     }
-    if (empty < 0) return slot;
-    if (gmem__device_buffer(stream->device, bytes, NULL, &stream->pool[empty].memory, &error) == GMEM_OK) {
-        stream->pool[empty].bytes = bytes;
-        return empty;
-    }
-    if (slot < 0) stream->failed = error;
-    return slot;
+    return empty >= 0 && gmem__pool_add(stream, empty, slot < 0) == GMEM_OK ? empty : slot;
 }
 
 /* Commands run in order, so what still reads a slot has done so before it is overwritten. */
 static gmem__cl_mem gmem__stream_weight(struct gmem__stream *stream, const gmem__cl_buffer *buffer) {
-    const int slot = gmem__pool_slot(stream, buffer->address);
+    const int slot = gmem__pool_slot(stream, buffer);
     if (slot < 0) return NULL;
     gmem__cl_mem memory = stream->pool[slot].memory;
     stream->pool[slot].used = ++stream->clock;
@@ -122,8 +159,8 @@ static gmem__cl_mem gmem__stream_weight(struct gmem__stream *stream, const gmem_
 
 /* places ---------------------------------------------------------------------------------------------------------- */
 
-static const gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *stream, uint64_t address) {
-    const gmem__cl_buffer *buffer = gmem__device_memory_find(&stream->own, address);
+static gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *stream, uint64_t address) {
+    gmem__cl_buffer *buffer = gmem__device_memory_find(&stream->own, address);
     return buffer || !stream->shared ? buffer : gmem__device_memory_find(stream->shared, address);
 }
 
@@ -139,12 +176,15 @@ GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const voi
         place.memory = stream->notes;
         return place;
     }
-    const gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
+    gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
     if (!buffer) {
         gmem__stream_fail_address(stream);
         return place;
     }
-    place.memory = buffer->memory ? buffer->memory : gmem__stream_weight(stream, buffer);
+    if (!buffer->is_matrix || gmem__stream_hold(stream, buffer))
+        place.memory = buffer->memory;
+    else
+        place.memory = gmem__stream_weight(stream, buffer);
     place.offset = (int64_t)(address - buffer->address);
     return place;
 }
@@ -193,11 +233,9 @@ GMEM__FN int gmem__walk_next(gmem__cl_walk *walk) {
 GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes) {
     if (!gmem__stream_ok(stream)) return NULL;
     if (stream->scratch[which].memory && stream->scratch[which].bytes >= bytes) return stream->scratch[which].memory;
-    gmem__device_buffer_release(stream->device, stream->scratch[which].memory, stream->scratch[which].bytes);
-    stream->scratch[which].memory = NULL;
+    gmem__scratch_release(stream, which);
     stream->scratch[which].bytes = gmem__max(bytes, 1);
-    (void)gmem__device_buffer(stream->device, stream->scratch[which].bytes, NULL, &stream->scratch[which].memory,
-                              &stream->failed);
+    (void)gmem__stream_make(stream, stream->scratch[which].bytes, &stream->scratch[which].memory, &stream->failed);
     return stream->scratch[which].memory;
 }
 
@@ -229,7 +267,8 @@ GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address
 
 /* A pass takes about five times its widest activations, scratch included, and is seldom alone. */
 GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
-    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 8);
+    const int64_t slot = stream->shared ? GMEM__ATOMIC_LOAD(&stream->shared->largest_streamed) : 0;
+    return gmem__min(stream->device->found.limits.largest, gmem__max(0, gmem__device_left(stream->device) - slot) / 8);
 }
 
 /* arenas ---------------------------------------------------------------------------------------------------------- */
@@ -244,8 +283,7 @@ static int gmem__stream_reserve_bytes(struct gmem__stream *stream, const gmem_co
     memset(&buffer, 0, sizeof buffer);
     for (buffer.address = start; buffer.address < end; buffer.address += (uint64_t)buffer.bytes) {
         buffer.bytes = gmem__min(most, (int64_t)(end - buffer.address));
-        if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK)
-            return 0;
+        if (gmem__stream_make(stream, buffer.bytes, &buffer.memory, &stream->failed) != GMEM_OK) return 0;
         if (gmem__device_memory_add(context, &stream->own, &buffer)) continue;
         gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
         gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
@@ -264,6 +302,12 @@ static int gmem__stream_reserve_take(struct gmem__stream *stream, const gmem_con
            gmem__stream_reserve_bytes(stream, context, arena->grain, first + (uint64_t)start, first + (uint64_t)end);
 }
 
+/* Weights give way all at once, so that the log has one line of it, and only where that is enough. */
+static int gmem__stream_make_room(struct gmem__stream *stream, int64_t bytes) {
+    (void)gmem__stream_hold(stream, NULL);
+    return gmem__device_make_room(stream->device, bytes, &stream->failed) == GMEM_OK;
+}
+
 GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
     arena->bytes = arena->used;
     arena->used = 0;
@@ -273,6 +317,7 @@ GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_contex
         gmem__stream_fail(stream, GMEM_E_MEMORY, "activations are larger than what a device can address");
         return 0;
     }
+    if (!gmem__stream_make_room(stream, arena->bytes)) return 0;
     for (int i = 0; i < arena->cuts; i++) {
         if (gmem__stream_reserve_take(stream, context, arena, first, i)) continue;
         gmem__device_memory_drop(&stream->own, first, arena->bytes);
@@ -286,6 +331,7 @@ GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_conte
     (void)context;
     if (!arena->memory) return;
     gmem__device_memory_drop(&stream->own, (uint64_t)(uintptr_t)arena->memory, arena->bytes);
+    gmem__stream_release_rest(stream);
     arena->memory = NULL;
 }
 
