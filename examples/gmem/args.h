@@ -47,7 +47,7 @@
       "gmem bench autoencoder --autoencoder vae.pt --dtype bf16")                                                      \
     X(BENCH_ENCODER, "bench encoder", "", 0, 0, "time the image encoder",                                              \
       "gmem bench encoder --image-encoder b14.safetensors")                                                            \
-    X(BENCH_BANK, "bench bank", "", 0, 0, "time opening a network and its bank, and reading rows",                     \
+    X(BENCH_BANK, "bench bank", "", 0, 0, "time opening, rows and search; how pictures spread",                        \
       "gmem bench bank -m network.pth --bank imagenet.pth")                                                            \
     X(BENCH_GEMM, "bench gemm", "", 0, 0, "time the linear layers of XL/1 by every kernel",                            \
       "gmem bench gemm --dtype bf16 --json")                                                                           \
@@ -75,7 +75,7 @@ typedef enum command_id {
     (IN(SAMPLE) | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_SEARCH) | IN(BANK_ADD) | IN(BANK_BUILD) | IN(BENCH_ENCODER) | \
      IN(BENCH_BANK))
 #define CODERS       (IN(DECODE) | IN(ENCODE))
-#define AUTOENCODERS (IN(SAMPLE) | CODERS | IN(BENCH_AUTOENCODER) | IN(BENCH_ALL))
+#define AUTOENCODERS (IN(SAMPLE) | CODERS | IN(BENCH_BANK) | IN(BENCH_AUTOENCODER) | IN(BENCH_ALL))
 #define INPUTS       (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_SEARCH) | IN(BANK_ADD))
 #define OUTPUTS                                                                                           \
     (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_BUILD) | IN(BANK_EXPORT) | \
@@ -91,8 +91,9 @@ typedef enum command_id {
     X(REPEAT, "bank", 0, bank, "", "FILE", "the built-in model's", BANKS, "the memory; again for more files")         \
     X(TEXT, "names", 0, names, "", "FILE", "those in the bank", BANKS, "a text file, a row's name a line")            \
     X(TEXT, "autoencoder", 0, autoencoder, "", "FILE", "the built-in model's", AUTOENCODERS, "latents to pixels")     \
-    X(TEXT, "latent-stats", 0, latent_stats, "", "FILE", "mean 0, std 1", IN(SAMPLE), "mean and std of the latents")  \
-    X(NUMBER, "multiplier", 0, multiplier, "1e-9..", "X", "the autoencoder's", IN(SAMPLE),                            \
+    X(TEXT, "latent-stats", 0, latent_stats, "", "FILE", "mean 0, std 1", IN(SAMPLE) | IN(BENCH_BANK),                \
+      "mean and std of the latents")                                                                                  \
+    X(NUMBER, "multiplier", 0, multiplier, "1e-9..", "X", "the autoencoder's", IN(SAMPLE) | IN(BENCH_BANK),           \
       "latents are divided by it")                                                                                    \
     X(TEXT, "image-encoder", 0, image_encoder, "", "FILE", "the built-in model's", ENCODERS, "pictures to snippets")  \
     X(SWITCH, "published-range", 0, published_range, "", "", "", ENCODERS,                                            \
@@ -107,7 +108,8 @@ typedef enum command_id {
     X(INTEGER, "frames", 0, frames, "1..100000", "N", "8", IN(SAMPLE), "pictures from A to B of --mix")               \
     X(LIST, "alpha", 0, alpha, "", "X...", "0.5", IN(BANK_MIX), "how far from A to B, 0 to 1")                        \
     X(LIST, "label", 0, label, "", "N...", "random labels", IN(SAMPLE), "classes, for class-conditional networks")    \
-    X(LIST, "like", 0, like, "", "IMAGE...", "", IN(SAMPLE), "variations of pictures, each beside its original")      \
+    X(LIST, "like", 0, like, "", "IMAGE...", "", IN(SAMPLE) | IN(BENCH_BANK),                                         \
+      "variations of pictures, each beside its original; bench: rows to add")                                         \
     X(NUMBER, "strength", 0, strength, "0..1", "X", "1", IN(SAMPLE),                                                  \
       "of --like; less: mixed with a random row for each")                                                            \
     X(INTEGER, "k", 'k', k, "1..100000000", "K", "10", IN(BANK_SEARCH), "rows to find for each")                      \

@@ -168,6 +168,7 @@ outcome command_bench_bank(const arguments *args, gmem_error *error) {
     json_writer json;
     memset(&result, 0, sizeof result);
     TRY(measure_bank(args, &result, error));
+    if (spread_is_possible(args)) TRY(measure_spread(args, &result.spread, error));
     if (args->json) json_begin(&json, stdout);
     print_bank(&result, args->json ? &json : NULL, NULL);
     return OUTCOME_DONE;

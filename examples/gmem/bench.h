@@ -81,6 +81,29 @@ typedef struct autoencoder_result {
 outcome measure_autoencoder(const arguments *args, bench_machine *machine, autoencoder_result *out, gmem_error *error);
 void print_autoencoder(const autoencoder_result *result, json_writer *json, const char *key);
 
+/* How far pictures are from something, 1 - cosine of their features: the 10th, 50th and 90th of 100. */
+typedef struct spread {
+    double low, median, high;
+} spread;
+
+typedef struct spread_kind {
+    spread to_snippet;    /* what it was drawn from */
+    spread to_bank;       /* the bank's nearest row */
+    spread to_each_other; /* the nearest picture of the same kind */
+} spread_kind;
+
+enum { SPREAD_ROWS, SPREAD_MIXED, SPREAD_ADDED, SPREAD_KINDS };
+
+typedef struct spread_result {
+    int pictures;        /* of each kind */
+    spread rows_to_bank; /* between a row and the nearest other one, to compare with */
+    spread_kind kinds[SPREAD_KINDS];
+} spread_result;
+/* Whether there is an encoder for the network that the flags name. */
+int spread_is_possible(const arguments *args);
+outcome measure_spread(const arguments *args, spread_result *out, gmem_error *error);
+void print_spread(const spread_result *result, json_writer *json, const char *key);
+
 typedef struct bank_result {
     char network[1024], bank[1024];
     int64_t rows, width;
@@ -88,6 +111,7 @@ typedef struct bank_result {
     bench_times network_open, bank_open, open;
     bench_times row; /* seconds of reading one random row, normalised */
     int64_t resident_grown;
+    spread_result spread; /* pictures 0: not measured */
 } bank_result;
 outcome measure_bank(const arguments *args, bank_result *out, gmem_error *error);
 void print_bank(const bank_result *result, json_writer *json, const char *key);

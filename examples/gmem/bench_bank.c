@@ -82,5 +82,6 @@ void print_bank(const bank_result *r, json_writer *json, const char *key) {
     put_number(json, "row_us_median", 1e6 * r->row.median);
     put_number(json, "row_us_max", 1e6 * r->row.most);
     put_integer(json, "resident_bytes", r->resident_grown);
+    if (r->spread.pictures) print_spread(&r->spread, json, "spread");
     put_end(json);
 }
