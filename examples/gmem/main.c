@@ -20,6 +20,8 @@ static command_function function_of(command_id command) {
         return command_decode;
     case COMMAND_ENCODE:
         return command_encode;
+    case COMMAND_FEATURES:
+        return command_features;
     case COMMAND_BANK_INFO:
         return command_bank_info;
     case COMMAND_BANK_GET:
@@ -30,6 +32,8 @@ static command_function function_of(command_id command) {
         return command_bank_search;
     case COMMAND_BANK_COMPRESS:
         return command_bank_compress;
+    case COMMAND_BANK_BUILD:
+        return command_bank_build;
     case COMMAND_INFO:
         return command_info;
     case COMMAND_CONVERT:

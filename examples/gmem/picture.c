@@ -27,6 +27,17 @@ outcome read_crop(session *s, const char *path, int64_t size, uint8_t *out, gmem
     return result;
 }
 
+void read_crops(session *s, int64_t count, const char *const *paths, int64_t size, uint8_t *out, outcome *results,
+                gmem_error *errors) {
+#ifdef _OPENMP
+    const int threads = gmem_context_threads(s->context);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#endif
+    for (int64_t i = 0; i < count; i++) {
+        results[i] = read_crop(s, paths[i], size, out + i * size * size * 3, &errors[i]);
+    }
+}
+
 /* the image encoder ----------------------------------------------------------------------------------------------- */
 
 outcome open_image_encoder(session *s, gmem_error *error) {

@@ -23,6 +23,9 @@ outcome load_picture(session *s, const char *path, picture *out, gmem_error *err
 outcome crop_picture(session *s, const picture *from, int64_t size, uint8_t *out, gmem_error *error);
 /* A file's crop: out (size, size, 3). Safe from several threads. */
 outcome read_crop(session *s, const char *path, int64_t size, uint8_t *out, gmem_error *error);
+/* Many of them on the session's threads: out (count, size, size, 3), and results and errors (count). */
+void read_crops(session *s, int64_t count, const char *const *paths, int64_t size, uint8_t *out, outcome *results,
+                gmem_error *errors);
 
 /* The flags' image encoder, or the built-in model's, into s->encoder and s->encoder_info; once a session. */
 outcome open_image_encoder(session *s, gmem_error *error);

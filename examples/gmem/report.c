@@ -202,6 +202,16 @@ static uint32_t next_code_point(const unsigned char **text) {
     return point;
 }
 
+int is_utf8_line(const char *text) {
+    const unsigned char *next = (const unsigned char *)text;
+    while (*next) {
+        const unsigned char *start = next;
+        const uint32_t point = next_code_point(&next);
+        if (point < 0x20 || point == 0x7f || (point == 0xfffd && next - start != 3)) return 0;
+    }
+    return 1;
+}
+
 static void json_string(FILE *to, const char *text) {
     const unsigned char *s = (const unsigned char *)text;
     fputc('"', to);

@@ -75,4 +75,7 @@ void json_unsigned(json_writer *json, const char *key, uint64_t value);
 void json_number(json_writer *json, const char *key, double value); /* null where not finite */
 void json_boolean(json_writer *json, const char *key, int value);
 
+/* Whether a text is UTF-8 without control characters. */
+int is_utf8_line(const char *text);
+
 #endif /* REPORT_H */
