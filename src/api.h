@@ -745,6 +745,9 @@ typedef struct gmem_bank_search_desc {
 GMEM_API gmem_status gmem_bank_search(const gmem_bank *bank, const gmem_bank_search_desc *desc, gmem_match *out,
                                       gmem_error *error);
 
+/* How far the writing of a bank is, now and then; not 0 ends it: E_CANCELLED, and everything is as it was. */
+typedef int (*gmem_bank_progress_fn)(void *user, int64_t done, int64_t total);
+
 /* Rows for a bank's file, from memory or one after the other. */
 typedef struct gmem_bank_source {
     int64_t rows, width;
@@ -753,7 +756,9 @@ typedef struct gmem_bank_source {
      * for its scales come before its rows. */
     gmem_status (*fill)(void *user, int64_t first, int64_t count, float *out, gmem_error *error);
     void *fill_user;
-    const char *const *names; /* (rows), UTF-8, NULL for a row without; or NULL: no names */
+    const char *const *names;       /* (rows), UTF-8, NULL for a row without; or NULL: no names */
+    gmem_bank_progress_fn progress; /* or NULL; counts the old rows of the file too */
+    void *progress_user;
 } gmem_bank_source;
 
 /* Adds rows to the bank of these files, in order, of which only the last is written: a native file (safetensors with
@@ -771,12 +776,14 @@ GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *pat
 GMEM_API gmem_status gmem_bank_create(gmem_context *context, const char *path, gmem_type type,
                                       const gmem_bank_source *source, gmem_error *error);
 /* Removes rows (count; in any order) of the last file from it in the same way; later rows move up. The file must keep
- * at least one (E_ARGUMENT). Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
+ * at least one (E_ARGUMENT). progress may be NULL. Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
 GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *paths, int path_count,
-                                      const int64_t *rows, int64_t count, gmem_error *error);
+                                      const int64_t *rows, int64_t count, gmem_bank_progress_fn progress, void *user,
+                                      gmem_error *error);
 /* Writes a bank as one native file, whatever it is made of, names included. What is of `type` already is copied bit by
  * bit. Errors: E_ARGUMENT, E_TYPE (as gmem_bank_add), E_ROW_ZERO (I8: a row that is not finite), those of gmem_save. */
-GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type, gmem_error *error);
+GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
+                                      gmem_bank_progress_fn progress, void *user, gmem_error *error);
 
 typedef struct gmem_bank_compress_desc {
     int64_t rank;   /* directions that are kept: C, M, S, mean; 0: all rows as `type` alone */
@@ -1006,8 +1013,8 @@ typedef struct gmem_tune_report {
 
 typedef struct gmem_tune_desc {
     const char *cache_dir; /* where it is kept for contexts with this folder; NULL: only reported */
-    double seconds;        /* after which nothing new is begun; 0: 60. What it began may take a while, above all to
-                              be compiled */
+    double seconds;        /* to be done in; 0: 60. Nothing is begun that would not be done if it took as long as the
+                              longest of its kind before; the own kernels are measured once in any case */
     double (*clock)(void *user); /* seconds; needed, for the library has none */
     /* Now and then, with the seconds so far and what is being tried; or NULL. Not 0 ends it: E_CANCELLED. */
     int (*progress)(void *user, double seconds, const char *what);

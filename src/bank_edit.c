@@ -28,6 +28,9 @@ typedef struct gmem__bank_writer {
     float *block;        /* (block_capacity, width): rows [block_first, block_first + block_rows) of source->fill */
     int64_t block_first, block_rows, block_capacity;
 
+    gmem_bank_progress_fn progress; /* or NULL */
+    void *progress_user;
+
     gmem__names_writer names;
     int64_t names_bytes; /* 0: no row has one */
 } gmem__bank_writer;
@@ -193,10 +196,20 @@ static gmem_status gmem__encode_row(gmem__bank_writer *writer, int64_t row, gmem
 
 /* filling --------------------------------------------------------------------------------------------------------- */
 
+/* Rows of I8 are gone through twice, the first time for their scales. */
+static gmem_status gmem__writer_progress(const gmem__bank_writer *writer, int64_t row, int again, gmem_error *error) {
+    const int twice = writer->type == GMEM_I8;
+    if (!writer->progress) return GMEM_OK;
+    if (!writer->progress(writer->progress_user, twice && again ? writer->rows + row : row, (1 + twice) * writer->rows))
+        return GMEM_OK;
+    return gmem__fail(error, GMEM_E_CANCELLED, "cancelled");
+}
+
 /* Elements [first, first + count) of `features`; a row may begin in one call and end in the next. */
 static gmem_status gmem__fill_features(gmem__bank_writer *writer, int64_t first, int64_t count, char *out,
                                        gmem_error *error) {
     const int64_t bytes = (int64_t)gmem_type_bytes(writer->type), width = writer->width;
+    GMEM__TRY(gmem__writer_progress(writer, first / width, 1, error));
     while (count > 0) {
         const gmem__bank_part *part = NULL;
         int64_t row = first / width, column = first % width, at = 0;
@@ -220,6 +233,7 @@ static gmem_status gmem__fill_scales(gmem__bank_writer *writer, int64_t first, i
                                      gmem_error *error) {
     for (int64_t i = 0; i < count;) {
         const gmem__bank_part *part = NULL;
+        GMEM__TRY(gmem__writer_progress(writer, first + i, 0, error));
         int64_t at = 0, run = gmem__rows_as_stored(writer, first + i, &part, &at);
         int64_t some = gmem__min(count - i, gmem__max(run, 1));
         if (run > 0) {
@@ -355,7 +369,8 @@ static int gmem__is_stored_type(gmem_type type) {
     return type == GMEM_F32 || type == GMEM_F16 || type == GMEM_BF16 || type == GMEM_F64 || type == GMEM_I8;
 }
 
-GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type, gmem_error *error) {
+GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
+                                      gmem_bank_progress_fn progress, void *user, gmem_error *error) {
     gmem_tensor tensors[GMEM__BANK_TENSORS];
     gmem__bank_writer writer;
     if (!bank || !path || !gmem__is_stored_type(type))
@@ -366,6 +381,8 @@ GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, g
     writer.kept = writer.rows = bank->rows;
     writer.width = bank->width;
     writer.type = type;
+    writer.progress = progress;
+    writer.progress_user = user;
     gmem_status status = gmem__writer_prepare(&writer, error);
     if (status == GMEM_OK) {
         gmem_save_desc desc = gmem__writer_desc(&writer, tensors, gmem__writer_tensors(&writer, tensors));
@@ -522,40 +539,49 @@ static int gmem__edit_begin(gmem__bank_edit *edit, gmem_context *context, const 
 
 /* adding ---------------------------------------------------------------------------------------------------------- */
 
-static gmem_status gmem__edit_add(gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
-                                  int64_t *first_row, gmem_error *error) {
+/* Writes the rows of `source` behind those of the last file that is there, if any. */
+static gmem_status gmem__edit_append(const gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
+                                     gmem_error *error) {
     gmem__bank_writer writer;
-    GMEM__TRY(gmem__edit_open(edit, error));
-    const int64_t before = edit->bank ? edit->bank->rows : 0;
-    if (edit->bank && edit->bank->width != source->width)
-        return gmem__fail_at(error, GMEM_E_WIDTH, gmem_file_path(edit->bank->parts[0].file), -1,
-                             "the bank's rows have %lld elements, the new ones %lld", (long long)edit->bank->width,
-                             (long long)source->width);
     GMEM__TRY(gmem__check_new_names(edit->context, edit->bank, source, error));
     memset(&writer, 0, sizeof writer);
     writer.source = source;
     writer.width = source->width;
     writer.type = type;
+    writer.progress = source->progress;
+    writer.progress_user = source->progress_user;
     if (edit->part) {
         writer.bank = edit->bank;
         writer.first = edit->part->first;
         writer.kept = edit->part->rows;
         writer.type = edit->part->rows_tensor->type;
     }
-    int64_t all = 0;
-    if (!gmem__add(before, source->rows, &all))
+    if (!gmem__add(writer.kept, source->rows, &writer.rows))
         return gmem__fail(error, GMEM_E_OVERFLOW, "the number of rows overflows");
-    writer.rows = writer.kept + source->rows;
-    GMEM__TRY(gmem__edit_write(edit, &writer, error));
-    if (first_row) *first_row = before;
+    return gmem__edit_write(edit, &writer, error);
+}
+
+static int gmem__source_is_whole(const gmem_bank_source *source, gmem_type type) {
+    return source && source->rows > 0 && source->width > 0 && (source->features || source->fill) &&
+           gmem__is_stored_type(type);
+}
+
+static gmem_status gmem__edit_add(gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
+                                  int64_t *first_row, gmem_error *error) {
+    GMEM__TRY(gmem__edit_open(edit, error));
+    if (edit->bank && edit->bank->width != source->width)
+        return gmem__fail_at(error, GMEM_E_WIDTH, gmem_file_path(edit->bank->parts[0].file), -1,
+                             "the bank's rows have %lld elements, the new ones %lld", (long long)edit->bank->width,
+                             (long long)source->width);
+    GMEM__TRY(gmem__edit_append(edit, type, source, error));
+    if (first_row) *first_row = edit->bank ? edit->bank->rows : 0;
     return GMEM_OK;
 }
 
 GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *paths, int path_count, gmem_type type,
                                    const gmem_bank_source *source, int64_t *first_row, gmem_error *error) {
     gmem__bank_edit edit;
-    if (!gmem__edit_begin(&edit, context, paths, path_count) || !gmem__is_stored_type(type) || !source ||
-        source->rows < 1 || source->width < 1 || (!source->features && !source->fill))
+    if (!gmem__edit_begin(&edit, context, paths, path_count) || !gmem__source_is_whole(source, type))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a bank's files, a type and at least one row are needed");
     gmem_status status = gmem__edit_add(&edit, type, source, first_row, error);
     gmem__edit_close(&edit);
@@ -564,23 +590,15 @@ GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *pat
 
 static gmem_status gmem__edit_create(gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
                                      gmem_error *error) {
-    gmem__bank_writer writer;
     GMEM__TRY(gmem__edit_lock(edit, error));
     GMEM__TRY(gmem__edit_check_file(edit, error));
-    GMEM__TRY(gmem__check_new_names(edit->context, NULL, source, error));
-    memset(&writer, 0, sizeof writer);
-    writer.source = source;
-    writer.rows = source->rows;
-    writer.width = source->width;
-    writer.type = type;
-    return gmem__edit_write(edit, &writer, error);
+    return gmem__edit_append(edit, type, source, error);
 }
 
 GMEM_API gmem_status gmem_bank_create(gmem_context *context, const char *path, gmem_type type,
                                       const gmem_bank_source *source, gmem_error *error) {
     gmem__bank_edit edit;
-    if (!gmem__edit_begin(&edit, context, &path, 1) || !gmem__is_stored_type(type) || !source || source->rows < 1 ||
-        source->width < 1 || (!source->features && !source->fill))
+    if (!gmem__edit_begin(&edit, context, &path, 1) || !gmem__source_is_whole(source, type))
         return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a path, a type and at least one row are needed");
     gmem_status status = gmem__edit_create(&edit, type, source, error);
     gmem__edit_close(&edit);
@@ -619,40 +637,48 @@ static gmem_status gmem__edit_check_rows(const gmem__bank_edit *edit, const int6
     return GMEM_OK;
 }
 
-static gmem_status gmem__edit_remove_sorted(const gmem__bank_edit *edit, const int64_t *rows, int64_t count,
-                                            int32_t *order, int64_t *sorted, gmem_error *error) {
-    gmem__bank_writer writer;
-    memset(&writer, 0, sizeof writer);
-    writer.bank = edit->bank;
-    writer.first = edit->part->first;
-    writer.removed = sorted;
-    writer.removed_count = gmem__sort_rows(edit, rows, count, order, sorted);
-    writer.kept = writer.rows = edit->part->rows - writer.removed_count;
-    writer.width = edit->bank->width;
-    writer.type = edit->part->rows_tensor->type;
-    if (writer.rows < 1) return gmem__fail(error, GMEM_E_ARGUMENT, "no row of the file would be left");
-    return gmem__edit_write(edit, &writer, error);
+/* Writes the last file without the rows `removed` (removed_count) of `writer`. */
+static gmem_status gmem__edit_keep(const gmem__bank_edit *edit, gmem__bank_writer *writer, gmem_error *error) {
+    writer->bank = edit->bank;
+    writer->first = edit->part->first;
+    writer->kept = writer->rows = edit->part->rows - writer->removed_count;
+    writer->width = edit->bank->width;
+    writer->type = edit->part->rows_tensor->type;
+    if (writer->rows < 1) return gmem__fail(error, GMEM_E_ARGUMENT, "no row of the file would be left");
+    return gmem__edit_write(edit, writer, error);
 }
 
-static gmem_status gmem__edit_remove(gmem__bank_edit *edit, const int64_t *rows, int64_t count, gmem_error *error) {
+static gmem_status gmem__edit_remove(gmem__bank_edit *edit, gmem__bank_writer *writer, const int64_t *rows,
+                                     int64_t count, gmem_error *error) {
     GMEM__TRY(gmem__edit_open(edit, error));
     if (!edit->part) return gmem__fail(error, GMEM_E_OPEN, "cannot open the file: no such file or folder");
     GMEM__TRY(gmem__edit_check_rows(edit, rows, count, error));
     int32_t *order = (int32_t *)gmem__alloc_raw(edit->context, count, sizeof *order);
     int64_t *sorted = (int64_t *)gmem__alloc_raw(edit->context, count, sizeof *sorted);
-    gmem_status status = order && sorted ? gmem__edit_remove_sorted(edit, rows, count, order, sorted, error)
-                                         : gmem__fail(error, GMEM_E_MEMORY, "no memory for the rows' numbers");
+    gmem_status status = GMEM_E_MEMORY;
+    if (order && sorted) {
+        writer->removed = sorted;
+        writer->removed_count = gmem__sort_rows(edit, rows, count, order, sorted);
+        status = gmem__edit_keep(edit, writer, error);
+    } else {
+        gmem__fail(error, status, "no memory for the rows' numbers");
+    }
     gmem__free(edit->context, order, count, sizeof *order);
     gmem__free(edit->context, sorted, count, sizeof *sorted);
     return status;
 }
 
 GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *paths, int path_count,
-                                      const int64_t *rows, int64_t count, gmem_error *error) {
+                                      const int64_t *rows, int64_t count, gmem_bank_progress_fn progress, void *user,
+                                      gmem_error *error) {
+    gmem__bank_writer writer;
     gmem__bank_edit edit;
     if (!gmem__edit_begin(&edit, context, paths, path_count) || !rows || count < 1 || count > INT32_MAX)
         return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a bank's files and rows of it are needed");
-    gmem_status status = gmem__edit_remove(&edit, rows, count, error);
+    memset(&writer, 0, sizeof writer);
+    writer.progress = progress;
+    writer.progress_user = user;
+    gmem_status status = gmem__edit_remove(&edit, &writer, rows, count, error);
     gmem__edit_close(&edit);
     return gmem__fail_in(error, status, edit.path);
 }

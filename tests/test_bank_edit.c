@@ -275,7 +275,7 @@ static void test_removing(gmem_context *context) {
                 if (!gone) left[kept++] = left[i];
             }
             count = kept;
-            CHECK_OK(gmem_bank_remove(context, &path, 1, removed, removals * (round == 0 ? 2 : 1), NULL));
+            CHECK_OK(gmem_bank_remove(context, &path, 1, removed, removals * (round == 0 ? 2 : 1), NULL, NULL, NULL));
             if (!CHECK(is_bank(context, target, types[t], left, count))) return;
         }
     }
@@ -313,7 +313,7 @@ static void test_several_files(gmem_context *context) {
     }
     gmem_bank_close(bank);
     bytes last = get(other);
-    CHECK_OK(gmem_bank_remove(context, paths, 2, removed, 2, NULL));
+    CHECK_OK(gmem_bank_remove(context, paths, 2, removed, 2, NULL, NULL, NULL));
     CHECK(holds(other, &last) && holds(paths[0], &before));
     bank = open_path(context, target);
     CHECK_INT(gmem_bank_rows(bank), 1);
@@ -349,7 +349,7 @@ static void test_other_contents(gmem_context *context) {
     put_more(target, 5);
     gmem_bank *reader = open_path(context, target);
     CHECK_OK(add(context, target, GMEM_F32, make_rows(1, 1), NULL, NULL));
-    CHECK_OK(gmem_bank_remove(context, &path, 1, removed, 1, NULL));
+    CHECK_OK(gmem_bank_remove(context, &path, 1, removed, 1, NULL, NULL, NULL));
     CHECK_OK(gmem_file_open(context, target, NULL, &file, NULL));
     CHECK_TEXT(gmem_file_metadata(file, "encoder"), "dinov2");
     CHECK_TEXT(gmem_file_metadata(file, "format"), "np");
@@ -386,7 +386,7 @@ static void test_export(gmem_context *context) {
     CHECK_OK(gmem_bank_add(context, paths, 3, GMEM_I8, &source, NULL, NULL));
     gmem_bank *bank = open_paths(context, paths, 3);
     for (int t = 0; t < 5; t++) {
-        CHECK_OK(gmem_bank_export(bank, other, types[t], NULL));
+        CHECK_OK(gmem_bank_export(bank, other, types[t], NULL, NULL, NULL));
         gmem_bank *exported = open_path(context, other);
         CHECK_INT(gmem_bank_rows(exported), 516);
         CHECK_INT(gmem_bank_type(exported), types[t]);
@@ -401,7 +401,7 @@ static void test_export(gmem_context *context) {
     }
     gmem_bank_close(bank);
     bank = open_path(context, target); /* over itself: what is open stays */
-    CHECK_OK(gmem_bank_export(bank, target, GMEM_F32, NULL));
+    CHECK_OK(gmem_bank_export(bank, target, GMEM_F32, NULL, NULL, NULL));
     CHECK_OK(gmem_bank_row(bank, 1, expected, NULL));
     gmem_bank_close(bank);
     bank = open_path(context, target);
@@ -423,9 +423,9 @@ static void test_export_of_bad_rows(gmem_context *context) {
         edit_save(list, target);
         edit_free(list);
         gmem_bank *bank = open_path(context, target);
-        CHECK_OK(gmem_bank_export(bank, other, GMEM_BF16, NULL));
-        CHECK_STATUS(is_nan ? GMEM_E_ROW_ZERO : GMEM_OK, gmem_bank_export(bank, other, GMEM_I8, &error));
-        if (!is_nan) CHECK_STATUS(GMEM_E_TYPE, gmem_bank_export(bank, other, GMEM_F16, &error));
+        CHECK_OK(gmem_bank_export(bank, other, GMEM_BF16, NULL, NULL, NULL));
+        CHECK_STATUS(is_nan ? GMEM_E_ROW_ZERO : GMEM_OK, gmem_bank_export(bank, other, GMEM_I8, NULL, NULL, &error));
+        if (!is_nan) CHECK_STATUS(GMEM_E_TYPE, gmem_bank_export(bank, other, GMEM_F16, NULL, NULL, &error));
         CHECK_TEXT(error.path, target);
         CHECK_CONTAINS(error.message, "row 1 ");
         gmem_bank_close(bank);
@@ -433,9 +433,9 @@ static void test_export_of_bad_rows(gmem_context *context) {
         CHECK_INT(gmem_bank_type(bank), is_nan ? GMEM_BF16 : GMEM_I8);
         CHECK_OK(gmem_bank_row(bank, 0, found, NULL));
         CHECK(found[0] == 0 && found[1] == 0 && found[2] == 0);
-        CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_export(bank, other, GMEM_I64, NULL));
-        CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_export(NULL, other, GMEM_F32, NULL));
-        CHECK_STATUS(GMEM_E_OPEN, gmem_bank_export(bank, folder, GMEM_F32, NULL));
+        CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_export(bank, other, GMEM_I64, NULL, NULL, NULL));
+        CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_export(NULL, other, GMEM_F32, NULL, NULL, NULL));
+        CHECK_STATUS(GMEM_E_OPEN, gmem_bank_export(bank, folder, GMEM_F32, NULL, NULL, NULL));
         gmem_bank_close(bank);
     }
 }
@@ -462,9 +462,9 @@ static void test_arguments(gmem_context *context) {
     source->width = WIDTH;
     source->features = NULL;
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_add(context, paths, 1, GMEM_F32, source, NULL, NULL));
-    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_remove(context, paths, 1, NULL, 1, NULL));
-    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_remove(context, paths, 1, none, 0, NULL));
-    CHECK_STATUS(GMEM_E_OPEN, gmem_bank_remove(context, paths, 1, none, 1, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_remove(context, paths, 1, NULL, 1, NULL, NULL, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_remove(context, paths, 1, none, 0, NULL, NULL, NULL));
+    CHECK_STATUS(GMEM_E_OPEN, gmem_bank_remove(context, paths, 1, none, 1, NULL, NULL, NULL));
     CHECK(!exists(target) && !exists(lock_path));
     free(rows);
 }
@@ -547,7 +547,7 @@ static void refused_file(gmem_context *context, gmem_status code, const char *co
     CHECK_STATUS(code, gmem_bank_add(context, paths, count, GMEM_F32, &rows->source, NULL, &error));
     CHECK_TEXT(error.path, paths[count - 1]);
     CHECK_CONTAINS(error.message, why);
-    if (before.data) CHECK_STATUS(code, gmem_bank_remove(context, paths, count, first, 1, NULL));
+    if (before.data) CHECK_STATUS(code, gmem_bank_remove(context, paths, count, first, 1, NULL, NULL, NULL));
     CHECK(before.data ? holds(paths[count - 1], &before) : !exists(paths[count - 1]));
     CHECK(!exists(lock_path));
     free(before.data);
@@ -616,12 +616,12 @@ static void test_refused_files(gmem_context *context) {
     paths[1] = other;
     CHECK_STATUS(GMEM_E_WIDTH, gmem_bank_add(context, paths, 2, GMEM_F32, &rows->source, NULL, NULL));
     free(rows);
-    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_remove(context, paths, 1, all, 3, NULL));
-    CHECK_STATUS(GMEM_E_ROW, gmem_bank_remove(context, paths, 1, beyond, 1, NULL));
-    CHECK_STATUS(GMEM_E_ROW, gmem_bank_remove(context, paths, 1, negative, 1, NULL));
+    CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_remove(context, paths, 1, all, 3, NULL, NULL, NULL));
+    CHECK_STATUS(GMEM_E_ROW, gmem_bank_remove(context, paths, 1, beyond, 1, NULL, NULL, NULL));
+    CHECK_STATUS(GMEM_E_ROW, gmem_bank_remove(context, paths, 1, negative, 1, NULL, NULL, NULL));
     rows = make_rows(3, 3);
     CHECK_OK(gmem_bank_add(context, paths, 2, GMEM_F32, &rows->source, NULL, NULL));
-    CHECK_STATUS(GMEM_E_ROW, gmem_bank_remove(context, paths, 2, earlier, 2, &error));
+    CHECK_STATUS(GMEM_E_ROW, gmem_bank_remove(context, paths, 2, earlier, 2, NULL, NULL, &error));
     CHECK_CONTAINS(error.message, "row 2 is an earlier file's");
     free(rows);
     CHECK(is_bank_up_to(context, target, GMEM_F32, 3) && !exists(lock_path));
@@ -648,6 +648,81 @@ static void test_failing_source(gmem_context *context) {
     }
 }
 
+/* A file is replaced whatever was there, or stays. */
+static void test_creating(gmem_context *context) {
+    gmem_error error;
+    clear();
+    for (int round = 0; round < 2; round++) {
+        put(target, "anything", 8);
+        made *rows = make_rows(0, 5);
+        if (round) rows->names[4] = rows->names[0];
+        CHECK_STATUS(round ? GMEM_E_NAMES : GMEM_OK,
+                     gmem_bank_create(context, target, GMEM_BF16, &rows->source, &error));
+        CHECK(is_bank_up_to(context, target, GMEM_BF16, 5) == !round);
+        rows->source.rows = 0;
+        CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_create(context, target, GMEM_BF16, &rows->source, NULL));
+        free(rows);
+        CHECK(!exists(lock_path));
+    }
+}
+
+/* progress -------------------------------------------------------------------------------------------------------- */
+
+typedef struct watch {
+    int64_t done, total, calls, end; /* after `end` calls it is enough; negative: never */
+    int orderly;
+} watch;
+
+static int look(void *user, int64_t done, int64_t total) {
+    watch *w = (watch *)user;
+    w->orderly &= done >= w->done && done <= total && (w->calls == 0 || total == w->total);
+    w->done = done;
+    w->total = total;
+    return w->calls++ == w->end;
+}
+
+static gmem_status edit_watched(gmem_context *context, int what, watch *w, gmem_error *error) {
+    static const int64_t removed[2] = {7, 3};
+    const char *path = target;
+    gmem_bank *bank = what == 2 ? open_path(context, target) : NULL;
+    gmem_status status;
+    if (what == 0) {
+        made *rows = stream_rows(40, 20);
+        rows->source.progress = look;
+        rows->source.progress_user = w;
+        status = add(context, target, GMEM_F32, rows, NULL, error);
+    } else if (what == 1) {
+        status = gmem_bank_remove(context, &path, 1, removed, 2, look, w, error);
+    } else {
+        status = gmem_bank_export(bank, target, GMEM_I8, look, w, error);
+    }
+    gmem_bank_close(bank);
+    return status;
+}
+
+static void test_progress(gmem_context *context) {
+    static const int64_t rows[3] = {60, 38, 80}; /* int8: each row twice */
+    for (int what = 0; what < 3; what++) {
+        int64_t failures = 0;
+        gmem_status status = GMEM_E_CANCELLED;
+        clear();
+        CHECK_OK(add(context, target, what == 1 ? GMEM_I8 : GMEM_F64, make_rows(0, 40), NULL, NULL));
+        bytes before = get(target);
+        while (status == GMEM_E_CANCELLED && failures < 1000) {
+            watch w = {0, 0, 0, failures, 1};
+            gmem_error error;
+            status = edit_watched(context, what, &w, &error);
+            CHECK(w.orderly && w.total == (what == 1 ? 2 : 1) * rows[what]);
+            CHECK(!exists(lock_path) && !exists(unfinished));
+            failures += status != GMEM_OK;
+            if (status != GMEM_OK) CHECK(holds(target, &before) && error.code == GMEM_E_CANCELLED);
+        }
+        CHECK(status == GMEM_OK && failures > 0);
+        CHECK(!holds(target, &before));
+        free(before.data);
+    }
+}
+
 /* failing calls --------------------------------------------------------------------------------------------------- */
 
 static gmem_status add_three(gmem_context *context, gmem_error *error) {
@@ -662,7 +737,7 @@ static gmem_status add_anew(gmem_context *context, gmem_error *error) {
 static gmem_status remove_some(gmem_context *context, gmem_error *error) {
     static const int64_t rows[2] = {5, 40};
     const char *path = target;
-    return gmem_bank_remove(context, &path, 1, rows, 2, error);
+    return gmem_bank_remove(context, &path, 1, rows, 2, NULL, NULL, error);
 }
 
 static gmem_status export_all(gmem_context *context, gmem_error *error) {
@@ -673,7 +748,7 @@ static gmem_status export_all(gmem_context *context, gmem_error *error) {
     desc.paths = &path;
     desc.path_count = 1;
     gmem_status status = gmem_bank_open(context, &desc, &bank, error);
-    if (status == GMEM_OK) status = gmem_bank_export(bank, target, GMEM_I8, error);
+    if (status == GMEM_OK) status = gmem_bank_export(bank, target, GMEM_I8, NULL, NULL, error);
     gmem_bank_close(bank);
     return status;
 }
@@ -905,7 +980,7 @@ static void edit_for_ever(gmem_context *context, int64_t next) {
     const char *path = target;
     for (;; next += 2) {
         gmem_status status = add(context, target, GMEM_F16, make_rows(next * 3, 2), NULL, NULL);
-        if (status == GMEM_OK) status = gmem_bank_remove(context, &path, 1, first_row, 1, NULL);
+        if (status == GMEM_OK) status = gmem_bank_remove(context, &path, 1, first_row, 1, NULL, NULL, NULL);
         if (status != GMEM_OK) _exit(1);
     }
 }
@@ -977,6 +1052,8 @@ int main(int count, char **arguments) {
     test_refused_names(context);
     test_refused_files(context);
     test_failing_source(context);
+    test_creating(context);
+    test_progress(context);
     clear();
     CHECK_OK(add(context, target, GMEM_F32, make_rows(0, MOST), NULL, NULL));
     bytes before = get(target);
