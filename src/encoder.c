@@ -296,9 +296,9 @@ static gmem_status gmem__vit_load(gmem_image_encoder *encoder, const gmem_image_
     GMEM__TRY(gmem__vit_recognise_family(encoder->file, error));
     GMEM__TRY(gmem__vit_recognise_sizes(encoder, error));
     GMEM__TRY(gmem__vit_refuse_unexpected(encoder, error));
+    GMEM__TRY(gmem__vit_load_weights(encoder, error));
     GMEM__TRY(gmem__vit_recognise_heads(encoder->file, desc, info, error));
     GMEM__TRY(gmem__vit_recognise_input(encoder->file, info, error));
-    GMEM__TRY(gmem__vit_load_weights(encoder, error));
     GMEM__TRY(gmem__vit_choose_compute(encoder, error));
     GMEM__TRY(gmem__vit_load_tokens(encoder, error));
     GMEM__TRY(gmem__store_upload(&encoder->store, error));

@@ -13,12 +13,12 @@ static double gmem__cubic(double x, double a) {
 }
 
 /* The four neighbours of the place that an output comes from; beyond the ends the last value repeats. */
-static void gmem__tap_four(int64_t in, float scale, int64_t i, int64_t *index, float *weight) {
-    const float place = scale * ((float)i + 0.5f) - 0.5f; /* in f32, as PyTorch has it */
-    const int64_t before = (int64_t)floorf(place);
+static void gmem__tap_four(int64_t in, double scale, int64_t i, int64_t *index, float *weight) {
+    const double place = scale * ((double)i + 0.5) - 0.5;
+    const int64_t before = (int64_t)floor(place);
     for (int64_t j = 0; j < 4; j++) {
         index[j] = gmem__max(0, gmem__min(before - 1 + j, in - 1));
-        weight[j] = (float)gmem__cubic((double)(place - (float)(before - 1 + j)), -0.75);
+        weight[j] = (float)gmem__cubic(place - (double)(before - 1 + j), -0.75);
     }
 }
 
@@ -55,7 +55,7 @@ GMEM__FN int gmem__taps_make(const gmem_context *context, int64_t in, int64_t ou
         if (antialias)
             gmem__tap_support(in, scale, i, taps->count, index, weight);
         else
-            gmem__tap_four(in, (float)in / (float)out, i, index, weight);
+            gmem__tap_four(in, (double)(float)scale, i, index, weight); /* PyTorch keeps it in f32 */
     }
     return 1;
 }

@@ -138,7 +138,7 @@ device="env OCL_ICD_VENDORS=${GMEM_TEST_VENDORS:-/etc/OpenCL/vendors/pocl.icd} P
 # The recorded cases on a device, with the bars of the CPU, then what there is for devices alone.
 step_opencl() {
     local name recorded="test_network test_recordings test_autoencoder test_full test_full_vae test_emoji test_cache
-        test_sample test_generate test_threads"
+        test_sample test_generate test_threads test_encoder"
     mkdir -p build/pocl
     build build "CC=gcc" $recorded $opencl_tests
     for name in $recorded; do

@@ -1,5 +1,6 @@
-/* One network, many threads, each with its own sampler: the same pictures as one after another, and nothing for
- * ThreadSanitizer to report. Each context here runs on one thread, so no OpenMP runtime hides what happens. */
+/* One network, many threads, each with its own sampler, and one image encoder: the same pictures and features as one
+ * after another, and nothing for ThreadSanitizer to report. Each context here runs on one thread, so no OpenMP runtime
+ * hides what happens. */
 #include "check.h"
 #include "golden.h"
 
@@ -47,6 +48,57 @@ static void sample_all(const gmem_network *network, const float *snippet, int64_
     }
 }
 
+/* One image encoder whose narrow weights nobody has packed yet. */
+typedef struct encoding {
+    const gmem_image_encoder *encoder;
+    const float *image; /* (3, 256, 256) */
+    float *cls;
+    gmem_status status;
+} encoding;
+
+static void *encode_one(void *argument) {
+    encoding *work = (encoding *)argument;
+    work->status = gmem_image_features(work->encoder, 1, 256, 256, work->image, work->cls, NULL, NULL);
+    return NULL;
+}
+
+static void check_encoder(gmem_context *context) {
+    enum { THREADS = 3, WIDTH = 48, SIZE = 3 * 256 * 256 };
+    gmem_file *io = golden_open(context, "dinov2_tiny.io.safetensors");
+    golden_network weights = golden_procedural(context, io, NULL);
+    gmem_image_encoder_desc desc;
+    float *recorded = golden_f32(io, "image", NULL), cls[2][THREADS * WIDTH];
+    float *images = (float *)calloc(THREADS * SIZE, sizeof *images);
+    if (!images) exit(1);
+    for (int i = 0; i < THREADS * SIZE; i++)
+        images[i] = recorded[i % SIZE] * (1 - (float)(i / SIZE) / THREADS);
+    memset(&desc, 0, sizeof desc);
+    desc.file = weights.file;
+    for (int together = 0; together < 2; together++) {
+        gmem_image_encoder *encoder = NULL;
+        encoding jobs[THREADS];
+        pthread_t ids[THREADS];
+        if (!CHECK_OK(gmem_image_encoder_open(context, &desc, &encoder, NULL))) exit(1);
+        for (int i = 0; i < THREADS; i++) {
+            encoding work = {encoder, images + i * SIZE, cls[together] + i * WIDTH, GMEM_OK};
+            jobs[i] = work;
+            if (pthread_create(&ids[i], NULL, encode_one, &jobs[i]) != 0) exit(1);
+            if (!together) pthread_join(ids[i], NULL);
+        }
+        for (int i = 0; i < THREADS; i++) {
+            if (together) pthread_join(ids[i], NULL);
+            CHECK_OK(jobs[i].status);
+        }
+        gmem_image_encoder_close(encoder);
+    }
+    CHECK(memcmp(cls[0], cls[0] + WIDTH, WIDTH * sizeof(float)) != 0); /* pictures differ from each other */
+    CHECK(memcmp(cls[0], cls[1], sizeof cls[0]) == 0);
+    golden_network_close(&weights);
+    gmem_file_close(io);
+    free(recorded);
+    free(images);
+}
+
 /* Eight pictures one after the other on a network of their own, then two, four and eight at a time on one that is new
  * each time: narrow weights are packed by whoever comes first, while the others do without. */
 static void check_compute(gmem_compute compute) {
@@ -77,6 +129,7 @@ static void check_compute(gmem_compute compute) {
         golden_case_close(&recorded);
     }
     free(alone);
+    check_encoder(context);
     gmem_context_destroy(context);
 }
 
