@@ -290,20 +290,34 @@ static void gmem__shrinker_compare_rows(const gmem__shrinker *shrinker, int64_t 
     result->rest = rest;
 }
 
-/* Symmetric: the row's largest magnitude becomes 127. A row of zeros has scale 1. */
+/* The largest magnitude. Without their sign, floats are in the order of their bits, whose comparison waits less. */
+static float gmem__shrinker_largest(const float *row, int64_t width) {
+    uint32_t largest = 0;
+    float value;
+    for (int64_t c = 0; c < width; c++) {
+        uint32_t bits;
+        memcpy(&bits, row + c, sizeof bits);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    memcpy(&value, &largest, sizeof value);
+    return value;
+}
+
+/* Symmetric: the row's largest magnitude becomes 127. A row of zeros has scale 1; one of a tiny row is a normal number,
+ * as its inverse must be. */
 static float gmem__shrinker_scale(const float *row, int64_t width) {
-    float largest = 0;
-    for (int64_t c = 0; c < width; c++)
-        largest = fmaxf(largest, fabsf(row[c]));
-    const float scale = largest / 127;
-    return scale > 0 ? scale : 1;
+    const float largest = gmem__shrinker_largest(row, width), scale = largest / 127;
+    if (largest == 0) return 1;
+    return scale > FLT_MIN ? scale : FLT_MIN;
 }
 
 static void gmem__shrinker_quantise(const float *row, int64_t width, float scale, int8_t *encoded, float *stored) {
+    const float inverse = 1 / scale;
     for (int64_t c = 0; c < width; c++) {
-        const float level = fmaxf(-127, fminf(127, rintf(row[c] / scale)));
-        encoded[c] = (int8_t)level;
-        stored[c] = level * scale;
+        const float level = row[c] * inverse;
+        encoded[c] = (int8_t)(level + (level < 0 ? -0.5f : 0.5f)); /* to nearest; below 128 */
+        stored[c] = (float)encoded[c] * scale;
     }
 }
 
