@@ -149,7 +149,7 @@ typedef enum command_id {
       "its number in gmem devices (0: the processor) or a part of its name")                                          \
     X(CHOICE, "isa", 0, isa, "auto|scalar|avx2|avx512|amx", "NAME", "auto", COMPUTES, "the instruction set")          \
     X(CHOICE, "dtype", 0, dtype, "f32|bf16|f16|int8", "TYPE", "f32; convert: each tensor's own", COMPUTES,            \
-      "of the arithmetic (f16: OpenCL only); convert: of the file")                                                   \
+      "of the arithmetic (f16: OpenCL only); where a checkpoint or bank is written: of the file")                     \
     X(INTEGER, "heads", 0, heads, "1..4096", "N", "from the file", NETWORKS | IN(INFO) | IN(CONVERT),                 \
       "attention heads")                                                                                              \
     X(TEXT, "key", 0, key, "", "NAME", "ema, model, state_dict, network", NETWORKS | IN(INFO) | IN(CONVERT),          \

@@ -26,6 +26,12 @@ static command_function function_of(command_id command) {
         return command_bank_info;
     case COMMAND_BANK_GET:
         return command_bank_get;
+    case COMMAND_BANK_ADD:
+        return command_bank_add;
+    case COMMAND_BANK_REMOVE:
+        return command_bank_remove;
+    case COMMAND_BANK_EXPORT:
+        return command_bank_export;
     case COMMAND_BANK_MIX:
         return command_bank_mix;
     case COMMAND_BANK_SEARCH:

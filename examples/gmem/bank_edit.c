@@ -1,0 +1,381 @@
+/* gmem bank: add, remove, export. */
+#define _XOPEN_SOURCE 700 /* realpath */
+#include "choose.h"
+#include "commands.h"
+#include "interrupt.h"
+
+#include <limits.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BATCH 16 /* pictures that the image encoder takes at once */
+
+/* what the commands share ----------------------------------------------------------------------------------------- */
+
+static gmem_type type_of(const arguments *args, gmem_type otherwise) {
+    static const gmem_type by_choice[] = {GMEM_F32, GMEM_BF16, GMEM_F16, GMEM_I8};
+    return args->dtype ? by_choice[args->dtype - 1] : otherwise;
+}
+
+static int show_rows(void *user, int64_t done, int64_t total) {
+    progress_show((progress_bar *)user, done, total, "rows");
+    return interrupt_pending();
+}
+
+/* A link's file is what is to be replaced, not the link. */
+static outcome follow_link(session *s, const char **path, gmem_error *error) {
+    struct stat status;
+    if (lstat(*path, &status) != 0 || !S_ISLNK(status.st_mode)) return OUTCOME_DONE;
+    char *file = realpath(*path, NULL);
+    if (!file) return failed(error, *path, "cannot write: it is a link to nowhere");
+    char *kept = (char *)session_alloc(s, (int64_t)strlen(file) + 1, 1);
+    if (kept) *path = strcpy(kept, file);
+    free(file);
+    return kept ? OUTCOME_DONE : out_of_memory(error);
+}
+
+/* The files of --bank, of which the last is to be written. */
+static outcome edited_paths(session *s, const char ***out, int *count, gmem_error *error) {
+    const text_list *bank = &s->args->bank;
+    if (bank->count == 0)
+        return misused(error, "gmem %s needs --bank FILE: the built-in bank stays as it is",
+                       command_words(s->args->command));
+    *out = (const char **)session_alloc(s, bank->count, sizeof **out);
+    if (!*out) return out_of_memory(error);
+    memcpy(*out, bank->items, (size_t)bank->count * sizeof **out);
+    *count = bank->count;
+    return follow_link(s, &(*out)[bank->count - 1], error);
+}
+
+/* add ------------------------------------------------------------------------------------------------------------- */
+
+typedef struct addition {
+    session s;
+    const char **paths; /* (path_count) of the bank */
+    int path_count;
+    gmem_bank_source source;
+    progress_bar bar;
+} addition;
+
+static const char *last_path(const addition *a) { return a->paths[a->path_count - 1]; }
+
+/* Finds out what would be refused in the end before pictures are read: the bank's width, and a type that is not its
+ * last file's. */
+static outcome check_bank(addition *a, gmem_error *error) {
+    gmem_bank_desc desc;
+    gmem_bank *bank = NULL;
+    const int exists = access(last_path(a), F_OK) == 0;
+    const char *path = exists ? last_path(a) : a->paths[0];
+    memset(&desc, 0, sizeof desc);
+    desc.paths = &path;
+    desc.path_count = 1;
+    if (!exists && a->path_count == 1) return OUTCOME_DONE;
+    TRY(from_status(gmem_bank_open(a->s.context, &desc, &bank, error)));
+    const int64_t width = gmem_bank_width(bank);
+    const gmem_type type = gmem_bank_type(bank);
+    gmem_bank_close(bank);
+    if (exists && type_of(a->s.args, type) != type)
+        return failed(error, path, "its rows are %s and stay so: --dtype is for a new file", gmem_type_name(type));
+    if (width == a->source.width) return OUTCOME_DONE;
+    return failed(error, path, "the bank's rows have %lld elements, the new ones %lld", (long long)width,
+                  (long long)a->source.width);
+}
+
+static gmem_status read_rows(void *user, int64_t first, int64_t count, float *out, gmem_error *error) {
+    const addition *a = (const addition *)user;
+    for (int64_t i = 0; i < count; i++) {
+        gmem_status status = gmem_bank_row(a->s.bank, first + i, out + i * a->source.width, error);
+        if (status != GMEM_OK) return status;
+    }
+    return GMEM_OK;
+}
+
+/* The rows of --input, whatever kind of bank it is, with their names. */
+static outcome add_from_input(addition *a, gmem_error *error) {
+    session *s = &a->s;
+    gmem_bank_desc desc;
+    memset(&desc, 0, sizeof desc);
+    TRY(from_status(gmem_file_open(s->context, s->args->input, ".", &s->input, error)));
+    desc.file = s->input;
+    desc.names_path = s->args->names;
+    TRY(in_file(s->args->input, gmem_bank_open(s->context, &desc, &s->bank, error), error));
+    a->source.rows = gmem_bank_rows(s->bank);
+    a->source.width = gmem_bank_width(s->bank);
+    a->source.fill = read_rows;
+    a->source.fill_user = a;
+    const char **names = (const char **)session_alloc(s, a->source.rows, sizeof *names);
+    if (!names) return out_of_memory(error);
+    for (int64_t i = 0; i < a->source.rows; i++) {
+        names[i] = gmem_bank_name(s->bank, i);
+    }
+    a->source.names = names;
+    return check_bank(a, error);
+}
+
+/* A picture's row is named as its file; what is no line of UTF-8 is escaped. */
+static outcome name_of_picture(session *s, const char *path, const char **name, gmem_error *error) {
+    const char *slash = strrchr(path, '/');
+    const size_t bytes = 4 * strlen(path) + 1;
+    *name = slash ? slash + 1 : path;
+    if (is_utf8_line(*name)) return OUTCOME_DONE;
+    char *escaped = (char *)session_alloc(s, (int64_t)bytes, 1);
+    if (!escaped) return out_of_memory(error);
+    *name = gmem_escape(*name, escaped, bytes);
+    return OUTCOME_DONE;
+}
+
+/* Features are of use where they have a direction. */
+static outcome check_feature(const char *path, const float *row, int64_t width, gmem_error *error) {
+    double sum = 0;
+    for (int64_t i = 0; i < width; i++) {
+        sum += (double)row[i] * (double)row[i];
+    }
+    if (sum > 0 && isfinite(sum)) return OUTCOME_DONE;
+    return failed(error, path, "the image encoder makes a row of it that is zero or not finite");
+}
+
+static outcome encode_batch(session *s, int64_t count, const char *const *paths, uint8_t *crops, float *out,
+                            gmem_error *error) {
+    gmem_error errors[BATCH];
+    outcome results[BATCH];
+    const int64_t width = s->encoder_info->width;
+    TRY(interrupt_check(error));
+    memset(errors, 0, sizeof errors);
+    read_crops(s, count, paths, s->encoder_info->picture_size, crops, results, errors);
+    for (int64_t i = 0; i < count; i++) {
+        if (results[i] == OUTCOME_DONE) continue;
+        *error = errors[i];
+        return results[i];
+    }
+    TRY(crop_features(s, count, crops, out, NULL, error));
+    for (int64_t i = 0; i < count; i++) {
+        TRY(check_feature(paths[i], out + i * width, width, error));
+    }
+    return OUTCOME_DONE;
+}
+
+static outcome encode_pictures(addition *a, float *features, gmem_error *error) {
+    session *s = &a->s;
+    outcome result = OUTCOME_DONE;
+    const text_list *pictures = &s->args->operands;
+    const int64_t size = s->encoder_info->picture_size;
+    const int64_t batch = s->args->batch > 0 && s->args->batch < BATCH ? s->args->batch : BATCH;
+    uint8_t *crops = (uint8_t *)session_alloc(s, batch * size * size, 3);
+    if (!crops) return out_of_memory(error);
+    progress_begin(&a->bar);
+    for (int64_t i = 0; i < pictures->count && result == OUTCOME_DONE; i += batch) {
+        const int64_t count = pictures->count - i < batch ? pictures->count - i : batch;
+        result = encode_batch(s, count, pictures->items + i, crops, features + i * a->source.width, error);
+        progress_show(&a->bar, i + count, pictures->count, "pictures");
+    }
+    progress_end(&a->bar);
+    return result;
+}
+
+static outcome add_from_pictures(addition *a, gmem_error *error) {
+    session *s = &a->s;
+    const text_list *pictures = &s->args->operands;
+    TRY(open_image_encoder(s, error));
+    a->source.rows = pictures->count;
+    a->source.width = s->encoder_info->width;
+    TRY(check_bank(a, error));
+    float *features = session_floats(s, a->source.rows * a->source.width);
+    const char **names = (const char **)session_alloc(s, a->source.rows, sizeof *names);
+    if (!features || !names) return out_of_memory(error);
+    for (int i = 0; i < pictures->count; i++) {
+        TRY(name_of_picture(s, pictures->items[i], &names[i], error));
+    }
+    TRY(encode_pictures(a, features, error));
+    a->source.features = features;
+    a->source.names = names;
+    return OUTCOME_DONE;
+}
+
+static void report_addition(const addition *a, int64_t first) {
+    const int64_t last = first + a->source.rows - 1;
+    char plain[1024];
+    json_writer json;
+    if (a->s.args->json) {
+        json_begin(&json, stdout);
+        json_open(&json, NULL, '{');
+        json_text(&json, "output", last_path(a));
+        json_integer(&json, "first", first);
+        json_integer(&json, "added", a->source.rows);
+        json_integer(&json, "rows", last + 1);
+        json_close(&json, '}');
+    } else if (!a->s.args->quiet) {
+        printf("%s: ", gmem_escape(last_path(a), plain, sizeof plain));
+        printf(first == last ? "row %lld added\n" : "rows %lld to %lld added\n", (long long)first, (long long)last);
+    }
+}
+
+static outcome add(addition *a, gmem_error *error) {
+    const arguments *args = a->s.args;
+    int64_t first = 0;
+    if (args->input && args->operands.count)
+        return misused(error, "--input and '%s' cannot be combined: add either features or pictures",
+                       args->operands.items[0]);
+    if (!args->input && args->operands.count == 0)
+        return misused(error, "gmem bank add needs pictures, or --input FILE with features");
+    if (!args->input && args->names)
+        return misused(error, "--names is for --input: pictures' rows are named as they are");
+    if (args->input && args->image_encoder) return misused(error, "--image-encoder is for pictures, not for --input");
+    TRY(edited_paths(&a->s, &a->paths, &a->path_count, error));
+    TRY((args->input ? add_from_input : add_from_pictures)(a, error));
+    a->source.progress = show_rows;
+    a->source.progress_user = &a->bar;
+    progress_begin(&a->bar);
+    gmem_status status =
+        gmem_bank_add(a->s.context, a->paths, a->path_count, type_of(args, GMEM_F32), &a->source, &first, error);
+    progress_end(&a->bar);
+    if (args->input && (status == GMEM_E_ROW_ZERO || status == GMEM_E_TYPE)) /* of a new row */
+        snprintf(error->path, sizeof error->path, "%s", args->input);
+    TRY(from_status(status));
+    report_addition(a, first);
+    return OUTCOME_DONE;
+}
+
+outcome command_bank_add(const arguments *args, gmem_error *error) {
+    addition a;
+    memset(&a, 0, sizeof a);
+    outcome result = session_begin(&a.s, args, error);
+    if (result == OUTCOME_DONE) result = add(&a, error);
+    session_end(&a.s);
+    return result;
+}
+
+/* remove ---------------------------------------------------------------------------------------------------------- */
+
+/* A row by its number or its whole name: what is removed is not guessed at. */
+static outcome named_row(session *s, const char *what, int64_t *row, gmem_error *error) {
+    if (parse_integer(what, 0, INT64_MAX, row)) return OUTCOME_DONE; /* whether there is one is found out later */
+    return in_file(gmem_bank_file_path(s->bank, gmem_bank_file_count(s->bank) - 1),
+                   gmem_bank_find(s->bank, what, row, error), error);
+}
+
+static outcome rows_to_remove(session *s, int64_t **rows, int64_t *count, gmem_error *error) {
+    const text_list *named = &s->args->operands;
+    int64_t *numbered = NULL, numbers = 0;
+    TRY(open_bank(s, error));
+    if (s->args->rows) TRY(parse_rows(s, s->args->rows, &numbered, &numbers, error));
+    *rows = (int64_t *)session_alloc(s, numbers + named->count, sizeof **rows);
+    if (!*rows) return out_of_memory(error);
+    if (numbers > 0) memcpy(*rows, numbered, (size_t)numbers * sizeof **rows);
+    for (int i = 0; i < named->count; i++) {
+        TRY(named_row(s, named->items[i], *rows + numbers + i, error));
+    }
+    *count = numbers + named->count;
+    return OUTCOME_DONE;
+}
+
+static void report_removal(const session *s, const char *path, int64_t before, int64_t after) {
+    const int64_t removed = before - after;
+    char plain[1024];
+    json_writer json;
+    if (s->args->json) {
+        json_begin(&json, stdout);
+        json_open(&json, NULL, '{');
+        json_text(&json, "output", path);
+        json_integer(&json, "removed", removed);
+        json_integer(&json, "rows", after);
+        json_close(&json, '}');
+    } else if (!s->args->quiet) {
+        printf("%s: %lld row%s removed, %lld left in the bank\n", gmem_escape(path, plain, sizeof plain),
+               (long long)removed, removed == 1 ? "" : "s", (long long)after);
+    }
+}
+
+static int compare_rows(const void *a, const void *b) {
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Sorts the rows. */
+static int64_t count_distinct(int64_t *rows, int64_t count) {
+    int64_t distinct = 0;
+    qsort(rows, (size_t)count, sizeof *rows, compare_rows);
+    for (int64_t i = 0; i < count; i++) {
+        distinct += i == 0 || rows[i] != rows[i - 1];
+    }
+    return distinct;
+}
+
+static outcome remove_rows(session *s, gmem_error *error) {
+    const char **paths = NULL;
+    int64_t *rows = NULL, count = 0;
+    int path_count = 0;
+    progress_bar bar;
+    if (!s->args->rows && s->args->operands.count == 0)
+        return misused(error, "gmem bank remove needs --rows A-B,C, or rows by number or name");
+    if (s->args->names)
+        return misused(error,
+                       "--names cannot be combined with bank remove: its lines would not fit any longer; gmem bank "
+                       "export puts them into the file");
+    TRY(edited_paths(s, &paths, &path_count, error));
+    TRY(rows_to_remove(s, &rows, &count, error));
+    const int64_t before = gmem_bank_rows(s->bank), removed = count_distinct(rows, count);
+    progress_begin(&bar);
+    gmem_status status = gmem_bank_remove(s->context, paths, path_count, rows, count, show_rows, &bar, error);
+    progress_end(&bar);
+    TRY(from_status(status));
+    report_removal(s, paths[path_count - 1], before, before - removed);
+    return OUTCOME_DONE;
+}
+
+outcome command_bank_remove(const arguments *args, gmem_error *error) {
+    session s;
+    memset(&s, 0, sizeof s);
+    outcome result = session_begin(&s, args, error);
+    if (result == OUTCOME_DONE) result = remove_rows(&s, error);
+    session_end(&s);
+    return result;
+}
+
+/* export ---------------------------------------------------------------------------------------------------------- */
+
+static void report_export(const session *s, gmem_type type) {
+    const int64_t rows = gmem_bank_rows(s->bank), width = gmem_bank_width(s->bank);
+    char what[128];
+    json_writer json;
+    if (s->args->json) {
+        json_begin(&json, stdout);
+        json_open(&json, NULL, '{');
+        json_text(&json, "output", s->args->output);
+        json_integer(&json, "rows", rows);
+        json_integer(&json, "width", width);
+        json_text(&json, "type", gmem_type_name(type));
+        json_close(&json, '}');
+    } else {
+        snprintf(what, sizeof what, "%lld rows of %lld, %s", (long long)rows, (long long)width, gmem_type_name(type));
+        say_written(s->args, s->args->output, what);
+    }
+}
+
+static outcome export_bank(session *s, gmem_error *error) {
+    const char *ending = strrchr(s->args->output, '.');
+    progress_bar bar;
+    if (ending && (same_ignoring_case(ending, ".pth") || same_ignoring_case(ending, ".pt")))
+        return failed(error, s->args->output, "banks are written as safetensors: choose a name that says so");
+    TRY(open_bank(s, error));
+    const gmem_type stored = gmem_bank_get_kind(s->bank) == GMEM_BANK_FULL ? gmem_bank_type(s->bank) : GMEM_F32;
+    const gmem_type type = type_of(s->args, stored);
+    progress_begin(&bar);
+    gmem_status status = gmem_bank_export(s->bank, s->args->output, type, show_rows, &bar, error);
+    progress_end(&bar);
+    TRY(from_status(status));
+    report_export(s, type);
+    return OUTCOME_DONE;
+}
+
+outcome command_bank_export(const arguments *args, gmem_error *error) {
+    session s;
+    memset(&s, 0, sizeof s);
+    if (!args->output) return misused(error, "gmem bank export needs -o FILE");
+    outcome result = session_begin(&s, args, error);
+    if (result == OUTCOME_DONE) result = export_bank(&s, error);
+    session_end(&s);
+    return result;
+}
