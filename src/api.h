@@ -209,8 +209,8 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
  * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
  * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
  * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16: weights and inputs are rounded to
- * f16; OpenCL only. Where a processor or device lacks an instruction for it, the same rounding is computed with what it
- * has. */
+ * f16, and multiplied in f16 where a GPU has cl_khr_fp16; OpenCL only. Where a processor or device lacks an instruction
+ * for it, the same rounding is computed with what it has. */
 typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8, GMEM_COMPUTE_F16 } gmem_compute;
 
 /* Where networks and autoencoders run. AUTO: a GPU that OpenCL knows, that passes a short test against the CPU and is
@@ -261,7 +261,8 @@ GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, a
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
-/* The kernels of the large products: "avx512", "avx512-bf16", "amx-int8", ... Lives as long as the context. */
+/* The kernels of the large products: "avx512", "avx512-bf16", "amx-int8", "opencl", "opencl-f16" (f16 arithmetic), ...
+ * Lives as long as the context. */
 GMEM_API const char *gmem_context_kernels(const gmem_context *context);
 GMEM_API int gmem_context_threads(const gmem_context *context);
 
@@ -274,7 +275,7 @@ typedef struct gmem_device_info {
     int64_t largest;      /* bytes of one buffer */
     int64_t units;        /* compute units */
     int unified;          /* it shares the host's memory */
-    int fp16;             /* it computes in f16 */
+    int fp16;             /* it has f16 arithmetic for GMEM_COMPUTE_F16 */
 } gmem_device_info;
 
 /* The OpenCL devices of this machine in the order of their numbers: the first `capacity` go to `out`, `count` receives

@@ -106,7 +106,7 @@ GMEM_API int gmem_context_threads(const gmem_context *context) { return context-
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
 
 GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
-    if (context->device && !GMEM__ATOMIC_LOAD(&context->device_failed)) return "opencl";
+    if (context->device && !GMEM__ATOMIC_LOAD(&context->device_failed)) return gmem__device_kernels(context->device);
     if (context->int8) return gmem__cpu_narrow_name(context->int8);
     if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
     return gmem__isa_name(context->isa);

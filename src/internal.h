@@ -522,6 +522,7 @@ GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem
                                        struct gmem__device **out, gmem_error *error);
 GMEM__FN void gmem__device_close(struct gmem__device *device);
 GMEM__FN const char *gmem__device_backend(const struct gmem__device *device); /* "opencl/NAME" */
+GMEM__FN const char *gmem__device_kernels(const struct gmem__device *device); /* "opencl", "opencl-f16" */
 
 /* A weight or a vector of the host gets an address (store->uploaded is made when needed), which gmem__device_upload
  * fills. */

@@ -42,6 +42,13 @@ static const char *const failing_cl_names[] = {
 
 enum { FAILING_CL_BUFFERS = 4096, FAILING_CL_QUEUES = 64 };
 
+/* What comes of cl_khr_fp16. */
+typedef enum failing_cl_f16 {
+    FAILING_F16_OWN,      /* the device's own word */
+    FAILING_F16_STAND_IN, /* it is there: programs for it are compiled with the stand-in for its arithmetic */
+    FAILING_F16_FALSE     /* it is there, and programs for it are compiled as they are: no device of the tests can */
+} failing_cl_f16;
+
 /* Zero is the system's own behaviour. The first group is for tests to set, the second to read. */
 typedef struct failing_cl {
     failing_cl_function fail; /* with `at`: which function, or FAILING_CL_ANY */
@@ -52,6 +59,7 @@ typedef struct failing_cl {
     gmem__cl_bits type;
     int64_t memory, largest, work_group;
     int not_unified, no_fp16;
+    failing_cl_f16 fp16;
     const char *without; /* a function that the libraries lack; "clblast": all of CLBlast's */
 
     int64_t calls[FAILING_CL_COUNT + 1];                  /* the last is of all */
@@ -199,6 +207,18 @@ static inline void failing_cl_report(uint32_t what, size_t bytes, void *out) {
         char *fp16 = strstr((char *)out, "cl_khr_fp16");
         if (fp16) memset(fp16, ' ', strlen("cl_khr_fp16"));
     }
+    if (what == GMEM__CL_DEVICE_EXTENSIONS && state->fp16 != FAILING_F16_OWN)
+        snprintf((char *)out, bytes, "cl_khr_fp16");
+}
+
+/* What a program is compiled with. */
+static inline const char *failing_cl_options(const char *options) {
+    static char changed[1024];
+    if (!options || failing_cl_state.now->fp16 != FAILING_F16_STAND_IN) return options;
+    snprintf(changed, sizeof changed, "%s", options);
+    char *f16 = strstr(changed, "-DF16_ARITHMETIC=1");
+    if (f16) f16[strlen("-DF16_ARITHMETIC=")] = '2';
+    return changed;
 }
 
 /* A device of another type is not found as what it is. */
@@ -261,7 +281,8 @@ static inline gmem__cl_bits failing_cl_type(gmem__cl_bits asked) {
     (context, count, lines, lengths, status), CREATION, 0, FAILING_CL_ALIVE(programs, 1)
 #define FAILING_CL_clCreateProgramWithBinary \
     (context, count, devices, bytes, binaries, each, status), CREATION, 0, FAILING_CL_ALIVE(programs, 1)
-#define FAILING_CL_clBuildProgram        (program, count, devices, options, notify, user), STATUS, 0, (void)0
+#define FAILING_CL_clBuildProgram \
+    (program, count, devices, failing_cl_options(options), notify, user), STATUS, 0, (void)0
 #define FAILING_CL_clGetProgramInfo      (program, what, bytes, out, size), STATUS, 0, (void)0
 #define FAILING_CL_clGetProgramBuildInfo (program, device, what, bytes, out, size), STATUS, 0, (void)0
 #define FAILING_CL_clReleaseProgram      (program), ANYWAY, 0, FAILING_CL_ALIVE(programs, -1)

@@ -108,6 +108,10 @@ step_header() {
     run "the header in C and C++, gcc and clang" tests/header.sh
 }
 
+step_kernels() {
+    run "the kernels for GPUs, clang" tests/kernels.sh
+}
+
 step_gcc() {
     variant build "CC=gcc" $all_tests
 }
@@ -183,6 +187,7 @@ for step in "${@:-}"; do
     else
         step_source
         step_header
+        step_kernels
         step_gcc
         step_clang
         step_sanitizers

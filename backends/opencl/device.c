@@ -144,6 +144,10 @@ GMEM__FN void gmem__device_close(struct gmem__device *device) {
 
 GMEM__FN const char *gmem__device_backend(const struct gmem__device *device) { return device->backend; }
 
+GMEM__FN const char *gmem__device_kernels(const struct gmem__device *device) {
+    return device->f16 == GMEM__CL_F16_NONE ? "opencl" : "opencl-f16";
+}
+
 /* the public list ------------------------------------------------------------------------------------------------- */
 
 static const char *gmem__device_kind(gmem__cl_bits type) {

@@ -34,6 +34,10 @@ GMEM__FN const char *gmem__device_backend(const struct gmem__device *device) {
     (void)device;
     return "";
 }
+GMEM__FN const char *gmem__device_kernels(const struct gmem__device *device) {
+    (void)device;
+    return "";
+}
 GMEM__FN gmem_status gmem__device_place_weight(gmem__store *store, gmem__weight *weight, gmem_error *error) {
     (void)store;
     (void)weight;

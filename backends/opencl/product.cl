@@ -23,7 +23,7 @@
 #define TILE_COLUMNS 256 /* the most columns that it computes, and the depth between which it leaves the registers */
 #define TILE_DEPTH   384
 #endif
-#define F16_RUN 8 /* products that an f16 sums up */
+#define F16_RUN 4 /* products that an f16 sums up */
 
 #define CAT_(a, b)  a##b
 #define CAT(a, b)   CAT_(a, b)
@@ -379,10 +379,10 @@ DEFINE_FUNCTIONS(float2, int2, uint2)
 #define PAIR_FMA(a, b, c) float2_to_f16(fma(a, b, c))
 #endif
 
-/* The same in f16. Either half of a pair sums up F16_RUN products, which adds about 2^-12 of their size to the error of
- * the rounded operands (2^-12 too); its sum goes to a float, so that nothing grows with the depth. While |a b| < 8188,
- * as it is where neither operand exceeds 90, no run can leave f16's range; of one that does the sum stays infinite or
- * NaN, and sum_again replaces it. */
+/* The same in f16. Either half of a pair sums up F16_RUN products, whose roundings are 1.6 times that of one number to
+ * f16, where the two operands' are 1.4 times it; then a float takes the sum, so that errors do not grow with the depth.
+ * While |a b| < 65504 / F16_RUN, as it is where neither operand exceeds 127, no run can leave f16's range. Of one that
+ * does, the sum stays infinite or NaN, and sum_again replaces it. */
 void add_products_f16(ITEM_PARAMETERS) {
     for (int begin = 0; begin < GROUP_DEPTH / 2; begin += F16_RUN) {
         PAIR part[ITEM_ROWS][ITEM_COLUMNS];

@@ -60,8 +60,21 @@ typedef struct device_test {
     int number;
     int passed;
     gmem_error why;              /* where it did not pass */
+    int f16;                     /* it computes in f16 */
     double seconds, cpu_seconds; /* of the same product */
 } device_test;
+
+/* Whether --dtype f16 is computed in f16: a device may say that it can, and fail its test. */
+static int computes_f16(const gmem_context_desc *named) {
+    gmem_context_desc desc = *named;
+    gmem_context *context = NULL;
+    desc.backend = GMEM_BACKEND_OPENCL;
+    desc.compute = GMEM_COMPUTE_F16;
+    if (gmem_context_create(&desc, &context, NULL) != GMEM_OK) return 0;
+    const int found = strcmp(gmem_context_kernels(context), "opencl-f16") == 0;
+    gmem_context_destroy(context);
+    return found;
+}
 
 static device_test test_device(const arguments *args, const gmem_device_info *info, int index) {
     gmem_context_desc desc;
@@ -76,6 +89,7 @@ static device_test test_device(const arguments *args, const gmem_device_info *in
     desc.cache_dir = args->cache_dir;
     desc.log = backend_log;
     if (!info->unusable) test.passed = gmem_device_check(&desc, &test.seconds, &test.cpu_seconds, &test.why) == GMEM_OK;
+    if (test.passed && info->fp16) test.f16 = computes_f16(&desc);
     return test;
 }
 
@@ -96,7 +110,7 @@ static void json_device(json_writer *json, const device_test *test) {
     json_boolean(json, "shares_memory", info->unified);
     json_open(json, "types", '[');
     json_text(json, NULL, "f32");
-    if (info->fp16) json_text(json, NULL, "f16");
+    if (test->f16) json_text(json, NULL, "f16");
     json_close(json, ']');
     json_boolean(json, "usable", !info->unusable && test->passed);
     json_text(json, "unusable", info->unusable);
@@ -112,7 +126,7 @@ static void print_device(const device_test *test) {
     const gmem_device_info *info = test->info;
     printf("%d  opencl  %s (%s), %.1f GB%s, %lld compute units, computes in f32%s\n", test->number, info->name,
            info->kind, 1e-9 * (double)info->memory, info->unified ? " shared with the processor" : "",
-           (long long)info->units, info->fp16 ? " and f16" : "");
+           (long long)info->units, test->f16 ? " and f16" : ", f16 by rounding");
     printf("   %s, %s, driver %s\n", info->platform, info->version, info->driver);
     if (info->unusable)
         printf("   cannot be used: %s\n", info->unusable);
