@@ -44,10 +44,11 @@
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
 #define V_LOAD_I8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
-#define V_LOAD_PART(p, n)     _mm256_maskload_ps((p), gmem__avx2_lanes(n))
-#define V_STORE_PART(p, a, n) _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
-#define V_SUM(a)              gmem__avx2_sum(a)
-#define V_MAXIMUM(a)          gmem__avx2_maximum(a)
+#define V_LOAD_PART(p, n)           _mm256_maskload_ps((p), gmem__avx2_lanes(n))
+#define V_STORE_PART(p, a, n)       _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
+#define V_SUM(a)                    gmem__avx2_sum(a)
+#define V_MAXIMUM(a)                gmem__avx2_maximum(a)
+#define V_STORE_SUMS(p, a, b, c, d) _mm_storeu_ps((p), gmem__avx2_four_sums(a, b, c, d)) /* of four vectors */
 
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx2_round_to_bf16(a)
@@ -92,6 +93,10 @@ GMEM__INLINE float gmem__avx2_sum(__m256 a) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+GMEM__INLINE __m128 gmem__avx2_four_sums(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

@@ -43,10 +43,11 @@
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
 #define V_LOAD_I8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
-#define V_LOAD_PART(p, n)     _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
-#define V_STORE_PART(p, a, n) _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
-#define V_SUM(a)              _mm512_reduce_add_ps(a)
-#define V_MAXIMUM(a)          _mm512_reduce_max_ps(a)
+#define V_LOAD_PART(p, n)           _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
+#define V_STORE_PART(p, a, n)       _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
+#define V_SUM(a)                    _mm512_reduce_add_ps(a)
+#define V_MAXIMUM(a)                _mm512_reduce_max_ps(a)
+#define V_STORE_SUMS(p, a, b, c, d) _mm_storeu_ps((p), gmem__avx512_four_sums(a, b, c, d)) /* of four vectors */
 
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx512_round_to_bf16(a)
@@ -85,6 +86,15 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+
+GMEM__INLINE __m256 gmem__avx512_half_sum(__m512 a) {
+    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+}
+GMEM__INLINE __m128 gmem__avx512_four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(gmem__avx512_half_sum(a), gmem__avx512_half_sum(b)),
+                                         _mm256_hadd_ps(gmem__avx512_half_sum(c), gmem__avx512_half_sum(d)));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
 
 GMEM__INLINE __m512 gmem__avx512_round_to_bf16(__m512 a) {
     const __m512i bits = _mm512_castps_si512(a);

@@ -102,9 +102,9 @@ typedef struct gmem__scan_block {
     gmem_type type;                  /* F32, F16, BF16, I8 without scales */
     int64_t rows, row_stride, width; /* at most GMEM__SCAN_ROWS rows */
     const float *query;              /* (queries, width), query_step apart, with zeros up to a multiple of 16 */
-    int64_t queries, query_step;     /* 0, 1 or 4 */
+    int64_t queries, query_step;     /* 0, 1, 4 or a multiple of 8 */
     float *products;                 /* (queries, GMEM__SCAN_ROWS) */
-    float *squares;                  /* (rows) or NULL; given with 0 or 1 query */
+    float *squares;                  /* (rows) */
 } gmem__scan_block;
 
 typedef struct gmem__kernels {

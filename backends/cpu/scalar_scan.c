@@ -32,17 +32,17 @@ GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
     rows.type = block->type;
     rows.row_stride = block->row_stride;
     for (int64_t r = 0; r < block->rows; r++) {
-        gmem__lanes square, product[4];
+        gmem__lanes square, product[16];
         memset(&square, 0, sizeof square);
         memset(product, 0, sizeof product);
         for (int64_t k = 0; k < block->width; k += GMEM__RUN) {
             const int64_t count = gmem__min(GMEM__RUN, block->width - k);
             gmem__scalar_weights(&rows, r, k, count, values);
-            if (block->squares) gmem__lanes_add(&square, values, values, count);
+            gmem__lanes_add(&square, values, values, count);
             for (int64_t q = 0; q < block->queries; q++)
                 gmem__lanes_add(&product[q], values, block->query + q * block->query_step + k, count);
         }
-        if (block->squares) block->squares[r] = gmem__lanes_total(&square);
+        block->squares[r] = gmem__lanes_total(&square);
         for (int64_t q = 0; q < block->queries; q++)
             block->products[q * GMEM__SCAN_ROWS + r] = gmem__lanes_total(&product[q]);
     }

@@ -7,7 +7,7 @@
 enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM };
 
 /* Up to so many queries are taken as the rows come. */
-#define GMEM__SCAN_FEW 12
+#define GMEM__SCAN_FEW 16
 /* Rows of a task then, in bytes. */
 #define GMEM__SCAN_BYTES (512 * 1024)
 
@@ -36,7 +36,7 @@ typedef struct gmem__scan_rows {
 /* Elements of a query as the products by rows want it. */
 static int64_t gmem__scan_step(int64_t width) { return gmem__round_up(width, 16); }
 
-static int64_t gmem__scan_together(int64_t count) { return count == 1 ? 1 : gmem__round_up(count, 4); }
+static int64_t gmem__scan_together(int64_t count) { return count == 1 ? 1 : count <= 4 ? 4 : gmem__round_up(count, 8); }
 
 static float gmem__scan_unit(const gmem__scan *scan, int64_t query, int64_t i) {
     return (float)((double)scan->queries[query * scan->width + i] / scan->norms[query]);
@@ -150,17 +150,15 @@ static void gmem__scan_products_task(const void *job_, int64_t i, float *scratch
     const gmem__scan *scan = job->scan;
     const gmem__scan_rows rows = gmem__scan_rows_of(job, i, scratch);
     const int64_t step = gmem__scan_step(scan->width), together = gmem__scan_together(scan->count);
-    float norms[GMEM__SCAN_ROWS], products[16 * GMEM__SCAN_ROWS];
+    float norms[GMEM__SCAN_ROWS], products[GMEM__SCAN_FEW * GMEM__SCAN_ROWS];
     for (int64_t first = 0; first < rows.count; first += GMEM__SCAN_ROWS) {
         gmem__scan_block block = gmem__scan_block_of(scan, &rows, first);
-        block.queries = gmem__min(together, 4);
+        block.query = (const float *)job->engine->scratch;
+        block.queries = together;
         block.query_step = step;
-        for (int64_t q = 0; q < together; q += 4) {
-            block.query = (const float *)job->engine->scratch + q * step;
-            block.products = products + q * GMEM__SCAN_ROWS;
-            block.squares = q == 0 ? norms : NULL;
-            job->kernels->scan(&block);
-        }
+        block.products = products;
+        block.squares = norms;
+        job->kernels->scan(&block);
         gmem__scan_norms(scan, &rows, first, block.rows, norms);
         gmem__scan_take_rows(job, &rows, first, block.rows, norms, products);
     }
