@@ -84,7 +84,7 @@ test_general() {
     check "--version --json" json .version
     good -h
     for command in sample eval integrate decode encode "bank info" "bank get" "bank mix" info convert synth \
-        "bench network" "bench autoencoder" "bench bank" "bench gemm" "bench all" devices; do
+        "bench network" "bench autoencoder" "bench encoder" "bench bank" "bench gemm" "bench all" devices; do
         good $command -h
         check "help of $command: an example" matches '^example: gmem' "$work/out"
         check "help of $command: nothing on standard error" empty "$work/err"
@@ -256,6 +256,13 @@ test_networks() {
     check "integrate, the default model" close_to o out "$golden/emoji_golden.safetensors" sde_latent 5e-2
     good synth S/1 -o s1.safetensors
     check "synth" matches 'GMem-LightningDiT-S/1' <("$gmem" info "$work/run/s1.safetensors")
+    good synth dinov2-S/14-reg -o vit.pth
+    good convert vit.pth -o vit --dtype int8
+    run info vit --json
+    check "synth of an image encoder" json '.architecture == "DINOv2 ViT-S/14 with registers" and .parameters == 22057728 and
+        .image_encoder.registers == 4 and .image_encoder.input_size == 224 and .types.I8 == 49'
+    check "info of an image encoder" matches '^pictures      cropped to 256 x 256, seen at 224 x 224$' <("$gmem" info "$work/run/vit.pth")
+    rm "$work/run/vit" "$work/run/vit.pth"
     good synth S/1 -o s1.pth
     check "synth in torch's format" matches 'GMem-LightningDiT-S/1' <("$gmem" info "$work/run/s1.pth")
     command -v unzip >/dev/null && check "its checksums" unzip -tq "$work/run/s1.pth"
@@ -285,6 +292,8 @@ test_benchmarks() {
     check "bench autoencoder --json, names" json '.isa and .kernels and .cpu and .dtype == "int8" and .height == 64'
     run bench autoencoder --autoencoder "$golden/vae_f8.pt" --json -t 1
     check "bench autoencoder of a file: a published picture" json '.height == 256 and .width == 256'
+    refuses 1 'no such file' bench encoder --image-encoder missing
+    refuses 1 'vae_f8.pt: not an image encoder' bench encoder --image-encoder "$golden/vae_f8.pt"
     run bench bank --json
     check "bench bank --json" json '[.rows, .width, .open_ms_first, .open_ms_median, .open_ms_max, .network_ms_median,
         .bank_ms_median, .row_us_median] | all(. > 0)'

@@ -73,7 +73,7 @@ typedef enum command_id {
      IN(BENCH_ALL))
 #define ENCODERS                                                                                                      \
     (IN(SAMPLE) | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_SEARCH) | IN(BANK_ADD) | IN(BANK_BUILD) | IN(BENCH_ENCODER) | \
-     IN(BENCH_BANK))
+     IN(BENCH_BANK) | IN(BENCH_ALL))
 #define CODERS       (IN(DECODE) | IN(ENCODE))
 #define AUTOENCODERS (IN(SAMPLE) | CODERS | IN(BENCH_BANK) | IN(BENCH_AUTOENCODER) | IN(BENCH_ALL))
 #define INPUTS       (IN(EVAL) | IN(INTEGRATE) | CODERS | IN(FEATURES) | IN(BANK_MIX) | IN(BANK_SEARCH) | IN(BANK_ADD))

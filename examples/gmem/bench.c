@@ -4,6 +4,7 @@
 #include "backend.h"
 #include "commands.h"
 #include "machine.h"
+#include "model.h"
 #include "session.h"
 
 #include <math.h>
@@ -160,6 +161,7 @@ void put_bench_engine(json_writer *json, const bench_engine *engine) {
 BENCH_COMMAND(command_bench_network, network_result, measure_network(args, &machine, &result, error), print_network)
 BENCH_COMMAND(command_bench_autoencoder, autoencoder_result, measure_autoencoder(args, &machine, &result, error),
               print_autoencoder)
+BENCH_COMMAND(command_bench_encoder, encoder_result, measure_encoder(args, &machine, &result, error), print_encoder)
 BENCH_COMMAND(command_bench_gemm, gemm_result, measure_gemm(args, &machine, &result, error), print_gemm)
 
 /* opening reads no peaks */
@@ -182,6 +184,8 @@ static const int dtype_choices[DTYPES] = {1, 2, 4}; /* of --dtype: f32, bf16, in
 typedef struct all_results {
     network_result network[DTYPES];
     autoencoder_result autoencoder[DTYPES];
+    encoder_result encoder[DTYPES];
+    int has_encoder; /* named, or built in */
     bank_result bank;
     gemm_result gemm;
     int dtypes; /* how many of them were measured */
@@ -189,15 +193,18 @@ typedef struct all_results {
 
 static outcome measure_all(const arguments *args, bench_machine *machine, all_results *all, gmem_error *error) {
     /* parts of what the flags name need not fit together: an autoencoder is measured for itself */
-    arguments network = *args, autoencoder = *args, bank = *args;
+    arguments network = *args, autoencoder = *args, encoder = *args, bank = *args;
+    size_t bytes;
     network.profile = 1;
     autoencoder.network = NULL;
+    all->has_encoder = args->image_encoder || model_data(MODEL_IMAGE_ENCODER, &bytes);
     if (!bank.bank.count) bank.network = NULL;
     TRY(measure_bank(&bank, &all->bank, error)); /* first, while nothing has been opened */
     for (all->dtypes = 0; all->dtypes < (args->dtype ? 1 : DTYPES); all->dtypes++) {
-        network.dtype = autoencoder.dtype = args->dtype ? args->dtype : dtype_choices[all->dtypes];
+        network.dtype = autoencoder.dtype = encoder.dtype = args->dtype ? args->dtype : dtype_choices[all->dtypes];
         TRY(measure_network(&network, machine, &all->network[all->dtypes], error));
         TRY(measure_autoencoder(&autoencoder, machine, &all->autoencoder[all->dtypes], error));
+        if (all->has_encoder) TRY(measure_encoder(&encoder, machine, &all->encoder[all->dtypes], error));
     }
     TRY(measure_gemm(args, machine, &all->gemm, error));
     for (int i = 0; i < PEAK_COUNT; i++) {
@@ -220,6 +227,22 @@ static void print_machine(const bench_machine *machine, int threads, json_writer
     put_end(json);
 }
 
+/* What was measured in one type. */
+static void print_models(const all_results *all, int i, json_writer *json) {
+    const char *dtype = all->network[i].engine.dtype;
+    char key[64];
+    if (!json) printf("\n");
+    snprintf(key, sizeof key, "network_%s", dtype);
+    print_network(&all->network[i], json, key);
+    if (!json) printf("\n");
+    snprintf(key, sizeof key, "autoencoder_%s", dtype);
+    print_autoencoder(&all->autoencoder[i], json, key);
+    if (!all->has_encoder) return;
+    if (!json) printf("\n");
+    snprintf(key, sizeof key, "encoder_%s", dtype);
+    print_encoder(&all->encoder[i], json, key);
+}
+
 outcome command_bench_all(const arguments *args, gmem_error *error) {
     static all_results all;
     json_writer writer, *json = args->json ? &writer : NULL;
@@ -230,16 +253,8 @@ outcome command_bench_all(const arguments *args, gmem_error *error) {
     if (json) json_begin(json, stdout);
     put_begin(json, NULL, "all benchmarks");
     print_machine(&machine, all.network[0].engine.threads, json);
-    for (int i = 0; i < 2 * all.dtypes; i++) {
-        const char *part = i % 2 ? "autoencoder" : "network";
-        char key[64];
-        if (!json) printf("\n");
-        snprintf(key, sizeof key, "%s_%s", part, all.network[i / 2].engine.dtype);
-        if (i % 2)
-            print_autoencoder(&all.autoencoder[i / 2], json, key);
-        else
-            print_network(&all.network[i / 2], json, key);
-    }
+    for (int i = 0; i < all.dtypes; i++)
+        print_models(&all, i, json);
     if (!json) printf("\n");
     print_bank(&all.bank, json, "bank");
     if (!json) printf("\n");

@@ -104,6 +104,20 @@ int spread_is_possible(const arguments *args);
 outcome measure_spread(const arguments *args, spread_result *out, gmem_error *error);
 void print_spread(const spread_result *result, json_writer *json, const char *key);
 
+typedef struct encoder_result {
+    char path[1024], architecture[64];
+    int64_t size;            /* of what the encoder sees */
+    double first, flop;      /* of one picture */
+    bench_times times;       /* a picture, several at a time, with all features */
+    bench_times alone;       /* one at a time */
+    bench_times class_alone; /* a picture, several at a time, the class tokens only: what a bank takes */
+    int64_t resident;
+    bench_figures figures;
+    bench_engine engine;
+} encoder_result;
+outcome measure_encoder(const arguments *args, bench_machine *machine, encoder_result *out, gmem_error *error);
+void print_encoder(const encoder_result *result, json_writer *json, const char *key);
+
 typedef struct bank_result {
     char network[1024], bank[1024];
     int64_t rows, width;

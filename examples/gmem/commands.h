@@ -24,6 +24,7 @@ outcome command_convert(const arguments *args, gmem_error *error);
 outcome command_synth(const arguments *args, gmem_error *error);
 outcome command_bench_network(const arguments *args, gmem_error *error);
 outcome command_bench_autoencoder(const arguments *args, gmem_error *error);
+outcome command_bench_encoder(const arguments *args, gmem_error *error);
 outcome command_bench_bank(const arguments *args, gmem_error *error);
 outcome command_bench_gemm(const arguments *args, gmem_error *error);
 outcome command_bench_all(const arguments *args, gmem_error *error);

@@ -66,26 +66,21 @@ static void describe_bank(gmem_context *context, gmem_file *file, description *o
     gmem_bank_close(bank);
 }
 
-static void describe_encoder(const gmem_file *file, description *out) {
-    const gmem_tensor *token = gmem_file_find(file, "cls_token");
-    const char *size = "";
-    switch (token->rank ? token->shape[token->rank - 1] : 0) {
-    case 384:
-        size = " ViT-S/14";
-        break;
-    case 768:
-        size = " ViT-B/14";
-        break;
-    case 1024:
-        size = " ViT-L/14";
-        break;
-    case 1536:
-        size = " ViT-g/14";
-        break;
-    default:
-        break;
-    }
-    snprintf(out->architecture, sizeof out->architecture, "DINOv2%s image encoder", size);
+static void describe_encoder(gmem_context *context, gmem_file *file, int heads, description *out) {
+    gmem_image_encoder *encoder = NULL;
+    gmem_image_encoder_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.file = file;
+    desc.heads = heads;
+    snprintf(out->architecture, sizeof out->architecture, "image encoder");
+    if (gmem_image_encoder_open(context, &desc, &encoder, &out->trouble) != GMEM_OK) return;
+    const gmem_image_encoder_info *info = gmem_image_encoder_get_info(encoder);
+    snprintf(out->architecture, sizeof out->architecture, "%s", info->name);
+    out->encoder = *info;
+    out->encoder.name = NULL;
+    out->has_encoder = 1;
+    out->parameters = info->parameters;
+    gmem_image_encoder_close(encoder);
 }
 
 void describe(gmem_context *context, gmem_file *file, int heads, description *out) {
@@ -105,7 +100,7 @@ void describe(gmem_context *context, gmem_file *file, int heads, description *ou
         describe_bank(context, file, out);
         break;
     case KIND_OF_ENCODER:
-        describe_encoder(file, out);
+        describe_encoder(context, file, heads, out);
         break;
     case KIND_OF_STATS:
         snprintf(out->architecture, sizeof out->architecture, "latent statistics");

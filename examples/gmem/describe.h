@@ -19,7 +19,9 @@ typedef struct description {
     int64_t parameters;     /* of the weights used, or all floating-point elements */
     int has_network;
     gmem_network_info network; /* where has_network; its name is not kept */
-    gmem_error trouble;        /* code OK, or why it looks like one of these and cannot be used */
+    int has_encoder;
+    gmem_image_encoder_info encoder; /* where has_encoder; its name is not kept */
+    gmem_error trouble;              /* code OK, or why it looks like one of these and cannot be used */
 } description;
 
 /* Opens whatever the file looks like, and closes it again. `out` must be zero. */

@@ -22,6 +22,14 @@ static void print_network(const gmem_network_info *n) {
     printf("pass          %.4g GFLOP a picture\n", n->flop * 1e-9);
 }
 
+static void print_encoder(const gmem_image_encoder_info *e) {
+    printf("encoder       %lld blocks of width %lld, %lld heads; patch %lld, %lld registers\n", (long long)e->depth,
+           (long long)e->width, (long long)e->heads, (long long)e->patch, (long long)e->registers);
+    printf("pictures      cropped to %lld x %lld, seen at %lld x %lld\n", (long long)e->picture_size,
+           (long long)e->picture_size, (long long)e->input_size, (long long)e->input_size);
+    printf("pass          %.4g GFLOP a picture\n", e->flop * 1e-9);
+}
+
 static void print_text(gmem_file *file, const description *d) {
     char plain[1024], shape[200];
     const char *key = gmem_file_key(file);
@@ -32,6 +40,7 @@ static void print_text(gmem_file *file, const description *d) {
     if (d->trouble.code != GMEM_OK) printf("not usable    %s\n", gmem_escape(d->trouble.message, plain, sizeof plain));
     printf("parameters    %lld\n", (long long)d->parameters);
     if (d->has_network) print_network(&d->network);
+    if (d->has_encoder) print_encoder(&d->encoder);
     for (int64_t i = 0; i < gmem_file_foreign_count(file); i++) {
         printf("foreign       %s: loading with Python would have run it; here it is only a name\n",
                gmem_escape(gmem_file_foreign(file, i), plain, sizeof plain));
@@ -73,6 +82,21 @@ static void json_network(json_writer *json, const gmem_network_info *n) {
     json_close(json, '}');
 }
 
+static void json_encoder(json_writer *json, const gmem_image_encoder_info *e) {
+    json_open(json, "image_encoder", '{');
+    json_integer(json, "depth", e->depth);
+    json_integer(json, "width", e->width);
+    json_integer(json, "heads", e->heads);
+    json_integer(json, "mlp_hidden", e->mlp_hidden);
+    json_integer(json, "patch", e->patch);
+    json_integer(json, "registers", e->registers);
+    json_integer(json, "picture_size", e->picture_size);
+    json_integer(json, "input_size", e->input_size);
+    json_integer(json, "tokens", e->tokens);
+    json_number(json, "gflop", e->flop * 1e-9);
+    json_close(json, '}');
+}
+
 static void json_tensors(json_writer *json, const gmem_file *file) {
     int64_t of_type[GMEM_TYPE_COUNT] = {0};
     json_open(json, "tensors", '[');
@@ -101,6 +125,7 @@ static void print_json(gmem_file *file, const description *d) {
     if (d->trouble.code != GMEM_OK) json_text(&json, "not_usable", d->trouble.message);
     json_integer(&json, "parameters", d->parameters);
     if (d->has_network) json_network(&json, &d->network);
+    if (d->has_encoder) json_encoder(&json, &d->encoder);
     json_tensors(&json, file);
     json_open(&json, "metadata", '{');
     for (int64_t i = 0; i < gmem_file_metadata_count(file); i++) {

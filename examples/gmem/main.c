@@ -50,6 +50,8 @@ static command_function function_of(command_id command) {
         return command_bench_network;
     case COMMAND_BENCH_AUTOENCODER:
         return command_bench_autoencoder;
+    case COMMAND_BENCH_ENCODER:
+        return command_bench_encoder;
     case COMMAND_BENCH_BANK:
         return command_bench_bank;
     case COMMAND_BENCH_GEMM:

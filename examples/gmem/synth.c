@@ -160,15 +160,18 @@ static int plan_transformer(plan *p, const char *arch) {
     return 0;
 }
 
-/* DINOv2 ViT: 14 pixels a patch, positions for 518 x 518. */
+/* DINOv2 ViT: 14 pixels a patch, positions for 518 x 518; with registers as `-reg`. */
 static int plan_dinov2(plan *p, const char *arch) {
     static const transformer_size sizes[] = {
         {"dinov2-s/14", 384, 12, 6}, {"dinov2-b/14", 768, 12, 12}, {"dinov2-l/14", 1024, 24, 16}};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-        int64_t w = sizes[s].hidden;
-        if (strcmp(arch, sizes[s].name) != 0) continue;
+        const int64_t w = sizes[s].hidden, registers = 4;
+        const size_t length = strlen(sizes[s].name);
+        const int has_registers = strcmp(arch + (strncmp(arch, sizes[s].name, length) == 0 ? length : 0), "-reg") == 0;
+        if (strcmp(arch, sizes[s].name) != 0 && !has_registers) continue;
         add(p, 3, 1, 1, w, 0, "cls_token", 0, 0);
         add(p, 3, 1, 37 * 37 + 1, w, 0, "pos_embed", 0, 0);
+        if (has_registers) add(p, 3, 1, registers, w, 0, "register_tokens", 0, 0);
         add(p, 2, 1, w, 0, 0, "mask_token", 0, 0);
         conv(p, w, 3, 14, "patch_embed.proj", 0, 0);
         for (int i = 0; i < sizes[s].depth; i++) {
@@ -185,6 +188,7 @@ static int plan_dinov2(plan *p, const char *arch) {
         set(p, "embed_dim", w, 0);
         set(p, "depth", sizes[s].depth, 0);
         set(p, "num_heads", sizes[s].heads, 0);
+        if (has_registers) set(p, "num_register_tokens", registers, 0);
         snprintf(p->what, sizeof p->what, "%s", arch);
         return 1;
     }
@@ -354,10 +358,11 @@ static outcome synthesise(session *s, plan *p, const arguments *args, gmem_error
         if (*c >= 'A' && *c <= 'Z') *c = (char)(*c - 'A' + 'a');
     }
     if (!plan_transformer(p, lower) && !plan_dinov2(p, lower) && !plan_vavae(p, lower) && !plan_bank(p, lower))
-        return misused(error,
-                       "unknown architecture '%s': expected s/1, b/1, l/1, xl/1, 1.0b/1 or 1.6b/1, the same with /2, "
-                       "sit-s/2 to sit-xl/2, vavae, dinov2-s/14, -b/14 or -l/14, or bank:ROWSxWIDTH",
-                       gmem_escape(arch, plain, sizeof plain));
+        return misused(
+            error,
+            "unknown architecture '%s': expected s/1, b/1, l/1, xl/1, 1.0b/1 or 1.6b/1, the same with /2, "
+            "sit-s/2 to sit-xl/2, vavae, dinov2-s/14, -b/14 or -l/14, the same with -reg, or bank:ROWSxWIDTH",
+            gmem_escape(arch, plain, sizeof plain));
     if (p->failed) return out_of_memory(error);
     print_config(p);
     TRY(session_begin(s, args, error));
