@@ -428,7 +428,7 @@ static gmem_status gmem__edit_check_file(const gmem__bank_edit *edit, gmem_error
     if (!part)
         why = gmem__ends_with(edit->path, ".pth") || gmem__ends_with(edit->path, ".pt") ? "its name is torch's" : NULL;
     else if (gmem_file_format(part->file) != GMEM_SAFETENSORS)
-        why = "it is torch's, which are never written";
+        why = "it is a torch file, and those are never written";
     else if (part->kind == GMEM_BANK_DECOMPOSED)
         why = "its rows are decomposed";
     else if (strcmp(part->rows_tensor->name, "features") != 0)

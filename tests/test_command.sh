@@ -83,7 +83,7 @@ test_general() {
     run sample --version --json
     check "--version --json" json .version
     good -h
-    for command in sample eval integrate decode encode "bank info" "bank get" "bank mix" info convert synth \
+    for command in sample eval integrate decode encode "bank info" "bank get" "bank mix" "bank add" "bank remove" "bank export" info convert synth \
         "bench network" "bench autoencoder" "bench encoder" "bench bank" "bench gemm" "bench all" devices; do
         good $command -h
         check "help of $command: an example" matches '^example: gmem' "$work/out"
@@ -363,6 +363,110 @@ test_banks() {
     check "bank mix draws nothing otherwise" eval '! matches seed "$work/err"'
 }
 
+# keeps FILE COMMAND...: the command leaves the file as it is, and nothing beside it.
+keeps() {
+    local file=$work/run/$1
+    shift
+    cp "$file" "$work/before"
+    "$@"
+    check "$*: the bank is as it was" cmp "$file" "$work/before"
+    check "$*: nothing beside it" equal "$(ls "$file"*)" "$file"
+}
+
+test_edits() {
+    local full=$golden/bank_full.pth
+    good bank get --rows 0-6 -o rows
+    good bank get --bank "$full" --rows 0-3 -o unnamed
+    run bank add --bank mine --input rows --json
+    check "bank add --json" json '.output == "mine" and .first == 0 and .added == 7 and .rows == 7'
+    run bank add --bank "$full" --bank beside --input unnamed --dtype int8
+    check "bank add says where the rows are" matches '^beside: rows 257 to 260 added$' "$work/out"
+    run bank info --bank beside --json
+    check "bank add --dtype" json '.type == "I8" and .rows == 4 and .names == false'
+    refuses 2 'needs --bank' bank add --input rows
+    refuses 2 'needs pictures, or --input' bank add --bank mine
+    refuses 2 "cannot be combined" bank add --bank mine --input rows picture.png
+    refuses 2 "names is for --input" bank add --bank mine --names names picture.png
+    keeps mine refuses 1 '^gmem: error: mine: row 0 of the bank has the name "[^"]+" already' bank add --bank mine --input rows
+    keeps mine refuses 1 'mine: the bank.s rows have 192 elements, the new ones 48' bank add --bank mine --input unnamed
+    keeps mine refuses 1 'mine: its rows are F32 and stay so' bank add --bank mine --input rows --dtype f16
+    keeps mine refuses 1 'no such file' bank add --bank mine --input missing
+    refuses 1 'bank_full.pth: rows of this file cannot be edited: it is a torch file' bank add --bank "$full" --input unnamed
+    refuses 1 'new.pth: rows of this file cannot be edited: its name is torch' bank add --bank new.pth --input unnamed
+    refuses 1 'mine/x: cannot lock it for writing: a part of the path is no folder' bank add --bank mine/x --input rows
+    refuses 1 'none/x: cannot lock it for writing: no such file or folder' bank add --bank none/x --input rows
+    refuses 1 'cannot lock it for writing' bank add --bank /proc/x --input rows
+    run convert unnamed -o nan
+    printf '\000\000\300\177' | dd of="$work/run/nan" bs=1 conv=notrunc status=none seek=$(($(wc -c <"$work/run/nan") - 4))
+    keeps beside refuses 1 '^gmem: error: nan: row 3 of the new ones is not finite' \
+        bank add --bank "$full" --bank beside --input nan
+    # names of their own, one of them taken
+    printf 'one\ntwo\n\nfour\n' >"$work/run/names"
+    run bank add --bank beside --input unnamed --names names
+    check "bank add --names" matches '^beside: rows 4 to 7 added$' "$work/out"
+    keeps beside refuses 1 'row 4 of the bank has the name "one" already' bank add --bank beside --input unnamed --names names
+    # a link's file is written
+    ln -s beside "$work/run/link"
+    run bank remove --bank link ONE 0 --json
+    check "bank remove --json" json '.removed == 2 and .rows == 6'
+    check "bank remove follows links" test -L "$work/run/link"
+    run bank remove --bank beside --rows 0-1,1 two
+    check "bank remove says what is left" matches '^beside: 3 rows removed, 3 left in the bank$' "$work/out"
+    refuses 2 'needs --rows' bank remove --bank beside
+    refuses 2 'needs --bank' bank remove 3
+    refuses 2 'gmem bank export' bank remove --bank beside --names names 3
+    keeps beside refuses 1 'beside: no name "on" in the bank; nearest: ' bank remove --bank beside on
+    keeps beside refuses 1 'row 3 of a bank of 3' bank remove --bank beside 3
+    keeps beside refuses 1 'no row of the file would be left' bank remove --bank beside --rows 0-2
+    keeps beside refuses 1 'row 5 is an earlier file.s: this one.s begin at 257' bank remove --bank "$full" --bank beside 5
+    # what is exported is the bank
+    run bank export --bank "$full" --bank beside -o all --json
+    check "bank export --json" json '.rows == 260 and .width == 48 and .type == "F32"'
+    good bank get --bank "$full" --bank beside --rows 0-259 -o rows_before
+    good bank get --bank all --rows 0-259 -o rows_after
+    check "bank export keeps the rows" close_to rows_before features rows_after features 0
+    good bank export -o own --dtype f16
+    check "bank export of the built-in bank" cmp <("$gmem" bank info --json | jq .rows) <(cd "$work/run" && "$gmem" bank info --bank own --json | jq .rows)
+    refuses 2 'needs -o' bank export
+    refuses 1 'new.pth: banks are written as safetensors' bank export -o new.pth
+    # pictures
+    good synth dinov2-s/14 -o "$work/encoder"
+    good sample $quick -s 1 -n 1 -o face.png
+    cp "$work/run/face.png" "$work/run/other.png"
+    head -c 300 "$work/run/face.png" >"$work/run/cut.png"
+    run bank add --bank pictures --image-encoder "$work/encoder" face.png ../run/other.png --dtype bf16
+    check "bank add of pictures" matches '^pictures: rows 0 to 1 added$' "$work/out"
+    run bank info --bank pictures --json
+    check "bank add of pictures: what they become" json '.width == 384 and .type == "BF16" and .names'
+    good bank remove --bank pictures other.png
+    keeps pictures refuses 1 'row 0 of the bank has the name "face.png" already' \
+        bank add --bank pictures --image-encoder "$work/encoder" face.png
+    keeps pictures refuses 1 '^gmem: error: cut.png: ' bank add --bank pictures --image-encoder "$work/encoder" other.png cut.png
+    keeps mine refuses 1 'mine: the bank.s rows have 192 elements, the new ones 384' \
+        bank add --bank mine --image-encoder "$work/encoder" other.png
+    rm "$work/encoder"
+    # another writer, a disk that is full, a folder that nobody may write to
+    exec 9>"$work/run/mine.lock"
+    flock 9
+    refuses 1 '^gmem: error: mine: another writer is at it' bank remove --bank mine 0
+    refuses 1 '^gmem: error: mine: another writer is at it' bank add --bank mine --input rows
+    exec 9>&-
+    good bank remove --bank mine 0
+    check "a lock that nobody holds hinders nobody" test ! -e "$work/run/mine.lock"
+    environment="prlimit --fsize=100000"
+    keeps own refuses 1 '^gmem: error: own: cannot write the file: too large for the file system' bank remove --bank own 0
+    environment=
+    if [ "$(id -u)" = 0 ]; then
+        echo "a folder that is read-only is not for the superuser: not tested"
+    else
+        mkdir "$work/run/closed"
+        cp "$work/run/mine" "$work/run/closed/mine"
+        chmod 555 "$work/run/closed"
+        keeps closed/mine refuses 1 'cannot lock it for writing: permission denied' bank remove --bank closed/mine 0
+        chmod 755 "$work/run/closed"
+    fi
+}
+
 test_convert() {
     for type in f32 f16 bf16 int8; do
         good convert "$golden/dit_base.pth" --dtype $type -o $type
@@ -621,7 +725,7 @@ test_install() {
 }
 
 parts=${*:2}
-for part in ${parts:-general usage refusals networks benchmarks autoencoders banks convert sample backends opencl interrupts \
+for part in ${parts:-general usage refusals networks benchmarks autoencoders banks edits convert sample backends opencl interrupts \
     locale install}; do
     test_$part
 done
