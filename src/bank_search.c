@@ -133,10 +133,22 @@ static gmem_status gmem__search_some(gmem__search *search, const gmem__engine *e
     return GMEM_OK;
 }
 
+/* With the fastest kernels for candidates: results are the same with any. */
+static gmem__engine gmem__search_engine(const gmem_context *context) {
+    gmem__engine engine = gmem__cpu_engine(context);
+    const gmem_isa tiles = context->any_isa ? GMEM_ISA_AMX : context->isa;
+    if (context->isa == GMEM_ISA_SCALAR) return engine;
+    engine.bf16 = gmem__cpu_narrow(tiles, GMEM_BF16);
+    engine.int8 = gmem__cpu_narrow(tiles, GMEM_I8);
+    if (!engine.bf16) engine.bf16 = gmem__cpu_narrow(context->isa, GMEM_BF16);
+    if (!engine.int8) engine.int8 = gmem__cpu_narrow(context->isa, GMEM_I8);
+    return engine;
+}
+
 /* The k best of the bank for each query: out (count, k). */
 static gmem_status gmem__search_bank(const gmem_bank *bank, const gmem_bank_search_desc *desc, int64_t k,
                                      gmem_match *out, gmem_error *error) {
-    gmem__engine engine = gmem__cpu_engine(bank->context);
+    gmem__engine engine = gmem__search_engine(bank->context);
     gmem__search search;
     gmem__arena arena;
     gmem_status status = GMEM_OK;

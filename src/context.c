@@ -70,6 +70,7 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->log_user = desc->log_user;
     context->no_map = desc->no_map;
     context->isa = isa;
+    context->any_isa = desc->isa == GMEM_ISA_AUTO;
     context->ops = ops;
     context->compute = desc->compute;
     if (desc->compute == GMEM_COMPUTE_BF16 || desc->compute == GMEM_COMPUTE_INT8)

@@ -109,6 +109,7 @@ struct gmem_context {
     int threads;
     int no_map;
     gmem_isa isa;
+    int any_isa; /* it was not asked for by name */
     gmem_compute compute;
     const struct gmem__ops *ops;            /* of the CPU */
     const struct gmem__narrow *bf16, *int8; /* see gmem__engine */

@@ -1,17 +1,18 @@
 /* A search's scan: rows of a bank against queries, cut into tasks over the rows. A few queries wait for memory and are
  * multiplied as the rows come; many are a matrix product, tile by tile, whose scores never leave the cache. */
-#include "cpu.h"
+#include "narrow.h"
 
 #include <math.h>
 
-enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM };
+enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM, GMEM__SCAN_NARROW };
 
 /* Up to so many queries are taken as the rows come. */
 #define GMEM__SCAN_FEW 16
 /* Rows of a task then, in bytes. */
 #define GMEM__SCAN_BYTES (512 * 1024)
 
-/* A task's scratch in floats: what the GEMM's kernel uses, scores (GMEM__MC, GMEM__NC), rows that are filled. */
+/* A task's scratch in floats: what the GEMM's kernel or a strip of narrow words takes, scores (GMEM__MC, GMEM__NC), and
+ * rows that are filled. */
 #define GMEM__SCAN_SCORES (144 * 1024)
 #define GMEM__SCAN_FILLED (GMEM__SCAN_SCORES + GMEM__MC * GMEM__NC)
 
@@ -19,6 +20,7 @@ typedef struct gmem__scan_job {
     const gmem__engine *engine;
     const gmem__kernels *kernels;
     const gmem__scan *scan;
+    const gmem__narrow *narrow;
     int64_t block; /* rows of a task */
 } gmem__scan_job;
 
@@ -27,7 +29,6 @@ typedef struct gmem__scan_rows {
     const void *data;
     gmem_type type;
     int64_t first, count;
-    float norms[GMEM__MC]; /* NaN: odd */
     int thread;
 } gmem__scan_rows;
 
@@ -65,13 +66,92 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
  * that (Higham, Accuracy and Stability of Numerical Algorithms, 3.5); a few roundings come to it. */
 static double gmem__scan_rounding(int64_t width) { return (double)(2 * width + 16) / 16777216.0; }
 
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. */
+static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
+    return !scan->fill && scan->type == GMEM_I8 && engine->int8 ? engine->int8 : engine->bf16;
+}
+
+static int64_t gmem__scan_words(const gmem__narrow *narrow, int64_t width) {
+    return gmem__round_up(gmem__ceil_div(width, narrow->type == GMEM_BF16 ? 2 : 4), GMEM__TILE_WORDS);
+}
+
+/* What the threads share then: the panels, the columns' scales, a query's worth of ones. */
+static int64_t gmem__scan_panel_words(const gmem__narrow *narrow, const gmem__scan *scan) {
+    return gmem__scan_words(narrow, scan->width) * gmem__round_up(scan->count, narrow->nr);
+}
+
+static int gmem__scan_fits_narrow(const gmem__narrow *narrow, const gmem__scan *scan) {
+    const int64_t strip = narrow->strips * narrow->mr * gmem__scan_words(narrow, scan->width);
+    const int64_t extra = GMEM__NC + gmem__scan_step(scan->width);
+    return strip <= GMEM__SCAN_SCORES && gmem__scan_panel_words(narrow, scan) + extra <= GMEM__SHARED &&
+           scan->width * GMEM__PACK_COLUMNS <= GMEM__SCRATCH;
+}
+
 static int gmem__scan_choose(const gmem__engine *engine, const gmem__scan *scan) {
     const int64_t nr = gmem__engine_kernels(engine)->nr, fillable = GMEM__SCRATCH - GMEM__SCAN_FILLED;
+    const gmem__narrow *narrow = gmem__scan_narrow(engine, scan);
     if (scan->fill && scan->width > fillable) return GMEM__SCAN_NONE;
+    if (scan->count > GMEM__SCAN_FEW && narrow && gmem__scan_fits_narrow(narrow, scan)) return GMEM__SCAN_NARROW;
     if (scan->count > GMEM__SCAN_FEW && gmem__round_up(scan->count, nr) * scan->width <= GMEM__SHARED)
         return GMEM__SCAN_GEMM;
     return gmem__scan_together(scan->count) * gmem__scan_step(scan->width) <= GMEM__SHARED ? GMEM__SCAN_PRODUCTS
                                                                                            : GMEM__SCAN_NONE;
+}
+
+/* The shared scratch of narrow scans. */
+typedef struct gmem__scan_shared {
+    uint32_t *panels;
+    float *scales; /* int8: (GMEM__NC) */
+    float *ones;   /* int8: a query of ones, which gives the sums of rows */
+} gmem__scan_shared;
+
+static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const gmem__narrow *narrow,
+                                              const gmem__scan *scan) {
+    gmem__scan_shared shared;
+    shared.panels = (uint32_t *)engine->scratch;
+    shared.scales = (float *)(void *)(shared.panels + gmem__scan_panel_words(narrow, scan));
+    shared.ones = shared.scales + GMEM__NC;
+    return shared;
+}
+
+/* Element i of a packed query. */
+static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *panels, const float *scales, int64_t words,
+                                int64_t query, int64_t i) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, nr = narrow->nr;
+    const uint32_t word = panels[(query / nr * words + i / per_word) * nr + query % nr];
+    if (per_word == 2) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
+    const int value = (int)(word >> 8 * (i % 4) & 255);
+    return (double)scales[query] * (narrow->unsigned_x ? value - 128 : value < 128 ? value : value - 256);
+}
+
+/* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
+ * row's is at most 2^-9 of it. */
+static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narrow *narrow, const gmem__scan *scan) {
+    const gmem__narrow_rows *convert = gmem__engine_kernels(engine)->narrow();
+    const gmem__scan_shared shared = gmem__scan_shared_of(engine, narrow, scan);
+    const int64_t words = gmem__scan_words(narrow, scan->width);
+    const int exact = !scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8);
+    float *columns = (float *)engine->scratch + GMEM__SHARED; /* (width, GMEM__PACK_COLUMNS), of the first thread */
+    for (int64_t q = 0; q < scan->count; q += GMEM__PACK_COLUMNS) {
+        const int64_t count = gmem__min(GMEM__PACK_COLUMNS, scan->count - q);
+        for (int64_t i = 0; i < scan->width; i++)
+            for (int64_t c = 0; c < count; c++)
+                columns[i * GMEM__PACK_COLUMNS + c] = gmem__scan_unit(scan, q + c, i);
+        convert->panels(narrow, columns, GMEM__PACK_COLUMNS, scan->width, words, count, shared.panels + q * words,
+                        words * narrow->nr, shared.scales + q);
+    }
+    for (int64_t i = 0; i < gmem__scan_step(scan->width); i++)
+        shared.ones[i] = i < scan->width ? 1.0f : 0.0f;
+    for (int64_t q = 0; q < scan->count; q++) {
+        double change = 0;
+        for (int64_t i = 0; i < scan->width; i++) {
+            const double d = (double)gmem__scan_unit(scan, q, i) -
+                             gmem__scan_packed(narrow, shared.panels, shared.scales, words, q, i);
+            change += d * d;
+        }
+        const double slack = 1.01 * sqrt(change) + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width);
+        scan->slack[q] = fmax(scan->slack[q], slack);
+    }
 }
 
 GMEM__FN void gmem__cpu_scan_prepare(const gmem__engine *engine, gmem__scan *scan) {
@@ -79,6 +159,7 @@ GMEM__FN void gmem__cpu_scan_prepare(const gmem__engine *engine, gmem__scan *sca
     scan->how = gmem__scan_choose(engine, scan);
     if (scan->how == GMEM__SCAN_PRODUCTS) gmem__scan_lay_out(scan, shared);
     if (scan->how == GMEM__SCAN_GEMM) gmem__scan_pack(scan, gmem__engine_kernels(engine)->nr, shared);
+    if (scan->how == GMEM__SCAN_NARROW) gmem__scan_pack_narrow(engine, gmem__scan_narrow(engine, scan), scan);
     for (int64_t q = 0; q < scan->count; q++)
         scan->slack[q] = fmax(scan->slack[q], gmem__scan_rounding(scan->width));
 }
@@ -164,25 +245,31 @@ static void gmem__scan_products_task(const void *job_, int64_t i, float *scratch
     }
 }
 
-/* scores (rows, GMEM__NC) of the products with all queries. */
-static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_rows *rows, const float *norms,
-                                   const float *scores) {
+/* scores (count, GMEM__NC) of the products of rows from `first` on with all queries. */
+static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                                   const float *norms, const float *scores) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count;
     int32_t which[GMEM__NC];
-    for (int64_t r = 0; r < rows->count; r++, scores += GMEM__NC) {
+    for (int64_t r = 0; r < count; r++, scores += GMEM__NC) {
         const int64_t found = job->kernels->above(scores, cuts, norms[r], scan->count, which);
         for (int64_t i = 0; i < found; i++)
-            scan->take(scan->user, rows->thread, rows->first + r, which[i], scores[which[i]] / norms[r]);
+            scan->take(scan->user, rows->thread, rows->first + first + r, which[i], scores[which[i]] / norms[r]);
     }
 }
 
-static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows *rows, float *norms) {
-    for (int64_t first = 0; first < rows->count; first += GMEM__SCAN_ROWS) {
+/* norms (count), and with `ones` the rows' sums, of rows from `begin` on. */
+static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t begin, int64_t count,
+                               const float *ones, float *norms, float *sums) {
+    for (int64_t first = begin; first < begin + count; first += GMEM__SCAN_ROWS) {
         gmem__scan_block block = gmem__scan_block_of(job->scan, rows, first);
-        block.squares = norms + first;
+        block.rows = gmem__min(block.rows, begin + count - first);
+        block.query = ones;
+        block.queries = ones != NULL;
+        block.products = sums + (first - begin);
+        block.squares = norms + (first - begin);
         job->kernels->scan(&block);
-        gmem__scan_norms(job->scan, rows, first, block.rows, norms + first);
+        gmem__scan_norms(job->scan, rows, first, block.rows, norms + (first - begin));
     }
 }
 
@@ -210,8 +297,75 @@ static void gmem__scan_gemm_task(const void *job_, int64_t i, float *scratch) {
     tile.rows = rows.count;
     tile.columns = scan->count;
     job->kernels->gemm(&gemm, &tile, (const float *)job->engine->scratch, scratch);
-    gmem__scan_measure(job, &rows, norms);
-    gmem__scan_take_scores(job, &rows, norms, scores);
+    gmem__scan_measure(job, &rows, 0, rows.count, NULL, norms, NULL);
+    gmem__scan_take_scores(job, &rows, 0, rows.count, norms, scores);
+}
+
+/* As many strips as the kernel takes at a time: their rows are measured, packed and multiplied with all panels, while
+ * those that follow are fetched. */
+static void gmem__scan_strips(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                              uint32_t *strips, float *scores) {
+    const gmem__narrow *narrow = job->narrow;
+    const gmem__narrow_rows *convert = job->kernels->narrow();
+    const gmem__scan *scan = job->scan;
+    const gmem__scan_shared shared = gmem__scan_shared_of(job->engine, narrow, scan);
+    const int64_t words = gmem__scan_words(narrow, scan->width), mr = narrow->mr,
+                  strip_count = gmem__ceil_div(count, mr);
+    const int64_t longest = gmem__ceil_div(words, gmem__ceil_div(words, narrow->block));
+    const int64_t block_words = gmem__round_up(longest, GMEM__TILE_WORDS);
+    const int64_t row_bytes = scan->width * (int64_t)gmem_type_bytes(rows->type);
+    const int int8 = narrow->type == GMEM_I8;
+    const int64_t next = gmem__min(gmem__max(0, rows->count - first - count), narrow->strips * mr);
+    float norms[GMEM__MC], sums[GMEM__MC];
+    gmem__weight weight;
+    gmem__strip_part part;
+    gmem__narrow_block block;
+    gmem__scan_measure(job, rows, first, count, int8 && narrow->unsigned_x ? shared.ones : NULL, norms, sums);
+    memset(&weight, 0, sizeof weight);
+    weight.data = rows->data;
+    weight.type = rows->type;
+    weight.rows = rows->count;
+    weight.cols = weight.row_stride = scan->width;
+    memset(&part, 0, sizeof part);
+    part.words = words;
+    for (int64_t s = 0; s < strip_count; s++) {
+        part.row = first + s * mr;
+        part.rows = gmem__min(mr, count - s * mr);
+        convert->strip(narrow, &weight, &part, strips + s * mr * words);
+    }
+    memset(&block, 0, sizeof block);
+    block.strips = strip_count;
+    block.strip_step = mr * words;
+    block.panel_count = gmem__ceil_div(scan->count, narrow->nr);
+    block.panel_step = words * narrow->nr;
+    block.product = scores;
+    block.product_step = GMEM__NC;
+    for (int64_t word = 0; word < words; word += block_words) {
+        block.weights = strips + word * mr;
+        block.panels = shared.panels + word * narrow->nr;
+        block.words = gmem__min(block_words, words - word);
+        block.first = word == 0;
+        block.next = (const char *)rows->data + (first + count) * row_bytes;
+        block.next_strips = 1;
+        block.next_bytes = word == 0 ? next * row_bytes : 0;
+        narrow->multiply(&block);
+    }
+    for (int64_t r = 0; int8 && r < count; r++)
+        convert->dequantise(scores + r * GMEM__NC, gmem__round_up(scan->count, 16),
+                            narrow->unsigned_x ? 128 * (int32_t)sums[r] : 0, 1, shared.scales);
+    gmem__scan_take_scores(job, rows, first, count, norms, scores);
+}
+
+static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__scan_job *job = (const gmem__scan_job *)job_;
+    const gmem__narrow *narrow = job->narrow;
+    const gmem__scan_rows rows = gmem__scan_rows_of(job, i, scratch);
+    const int64_t together = narrow->strips * narrow->mr;
+    if (narrow->begin) narrow->begin();
+    for (int64_t first = 0; first < rows.count; first += together)
+        gmem__scan_strips(job, &rows, first, gmem__min(together, rows.count - first), (uint32_t *)(void *)scratch,
+                          scratch + GMEM__SCAN_SCORES);
+    if (narrow->end) narrow->end();
 }
 
 static void gmem__scan_odd_task(const void *job_, int64_t i, float *scratch) {
@@ -227,7 +381,12 @@ GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan)
     job.engine = engine;
     job.kernels = gmem__engine_kernels(engine);
     job.scan = scan;
+    job.narrow = gmem__scan_narrow(engine, scan);
     job.block = GMEM__MC / job.kernels->mr * job.kernels->mr;
+    if (scan->how == GMEM__SCAN_NARROW) {
+        task = gmem__scan_narrow_task;
+        job.block = GMEM__MC; /* whole strips of every kernel */
+    }
     if (scan->how == GMEM__SCAN_PRODUCTS) {
         task = gmem__scan_products_task;
         job.block = gmem__max(GMEM__SCAN_ROWS, GMEM__SCAN_BYTES / row_bytes);
