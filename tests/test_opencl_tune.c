@@ -329,6 +329,39 @@ static void test_no_time(void) {
     CHECK(failing_cl_is_clean(&cl));
 }
 
+/* A compiler that takes its time, by the clock of the search: it is known after the first program. */
+static searcher slow_compiler;
+static double slow_seconds;
+
+static int32_t GMEM__CL_CALL build_slowly(gmem__cl_program program, uint32_t count, const gmem__cl_device_id *devices,
+                                          const char *options, void(GMEM__CL_CALL *notify)(gmem__cl_program, void *),
+                                          void *user) {
+    slow_compiler.now += slow_seconds;
+    return failing_clBuildProgram(program, count, devices, options, notify, user);
+}
+
+/* The time that is given is kept, and what fits into it is tried. */
+static void test_in_time(double compile, double limit, int tried) {
+    failing_cl cl;
+    memset(&cl, 0, sizeof cl);
+    memset(&slow_compiler, 0, sizeof slow_compiler);
+    slow_compiler.step = 1e-6;
+    slow_seconds = compile;
+    gmem_tune_desc desc = search_desc(&slow_compiler);
+    gmem_tune_report report;
+    cl.without = "clblast";
+    gmem_context *context = open_context(&cl, NULL);
+    context->device->library.api.clBuildProgram = build_slowly;
+    desc.seconds = limit;
+    CHECK_OK(gmem_device_tune(context, &desc, &report, NULL));
+    CHECK(report.seconds <= limit);
+    CHECK_INT(report.tried, tried);
+    for (int i = 0; i < report.shape_count; i++)
+        CHECK(report.shapes[i].own > 0 && report.shapes[i].choice);
+    gmem_context_destroy(context);
+    CHECK(failing_cl_is_clean(&cl));
+}
+
 /* Ended by the caller, and by a device that fails in the middle: nothing is kept, everything is given back. */
 static void test_ended(void) {
     searcher s = {0, 1e-6, 0, 3};
@@ -393,6 +426,8 @@ int main(void) {
     test_mixed();
     test_refusals();
     test_no_time();
+    test_in_time(20, 31, 1); /* the first compiled, seen to take too long for another */
+    test_in_time(1, 10, 0);  /* it might take longer, for all that is known */
     test_ended();
     test_wrong_results();
     remove_folder();

@@ -48,6 +48,7 @@ static const struct gmem__tune_layer {
 #define GMEM__TUNE_C ((int64_t)6144 * 256)
 
 #define GMEM__TUNE_SECONDS   60
+#define GMEM__TUNE_COMPILE   15 /* seconds of a processor's compiler, until it has been seen at work; a GPU's take 3 */
 #define GMEM__TUNE_TOLERANCE 1e-5 /* relative L2: a sum in another order stays far below, anything wrong far above */
 #define GMEM__TUNE_RUNS      3
 #define GMEM__TUNE_ENOUGH    0.2 /* seconds of runs */
@@ -65,7 +66,7 @@ typedef struct gmem__tune_track {
     gmem__tune_goal goal;
     int has_best, seeds; /* seeds tried */
     gmem__tune_point best;
-    double spent, last;               /* seconds of all tries and of the last */
+    double spent, longest;            /* seconds of all tries and of the longest */
     uint64_t tried[GMEM__TUNE_TRIED]; /* hashes */
     int tried_count;
 } gmem__tune_track;
@@ -74,7 +75,7 @@ typedef struct gmem__tuner {
     const gmem_context *context;
     const gmem_tune_desc *desc;
     gmem_tune_report *report;
-    double began, limit, measuring; /* the last: seconds that one measurement of all shapes takes, about */
+    double began, limit, measuring; /* the last: seconds that a measurement of all shapes has taken at most */
     /* of the host */
     float *a, *b, *c, *expected; /* expected: the shapes' results one after the other */
     int64_t expected_at[GMEM__TUNE_LAYERS + 1];
@@ -99,6 +100,13 @@ typedef struct gmem__tuner {
 static double gmem__tune_elapsed(const gmem__tuner *tuner) {
     return tuner->desc->clock(tuner->desc->user) - tuner->began;
 }
+
+/* Whether something that takes so long is done in time. */
+static int gmem__tune_has_time(const gmem__tuner *tuner, double seconds) {
+    return gmem__tune_elapsed(tuner) + seconds <= tuner->limit;
+}
+
+static double gmem__tune_longer(double a, double b) { return a > b ? a : b; }
 
 static gmem_status gmem__tune_tell(const gmem__tuner *tuner, const char *what, gmem_error *error) {
     if (!tuner->desc->progress || !tuner->desc->progress(tuner->desc->user, gmem__tune_elapsed(tuner), what))
@@ -242,11 +250,11 @@ static gmem_status gmem__tune_measure_all(gmem__tuner *tuner, gmem__cl_way way, 
     const double start = gmem__tune_elapsed(tuner);
     for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
         seconds[i] = 0;
-        if (gmem__tune_elapsed(tuner) >= tuner->limit) continue;
+        if (!gmem__tune_has_time(tuner, tuner->measuring / GMEM_TUNE_SHAPES)) continue;
         GMEM__TRY(gmem__tune_tell(tuner, what, error));
         seconds[i] = gmem__tune_measure(tuner, i, way, 1);
     }
-    tuner->measuring = gmem__tune_elapsed(tuner) - start;
+    tuner->measuring = gmem__tune_longer(tuner->measuring, gmem__tune_elapsed(tuner) - start);
     return GMEM_OK;
 }
 
@@ -370,19 +378,26 @@ static void gmem__tune_try(gmem__tuner *tuner, gmem__tune_set_id id) {
     } else if (!is_own && track->has_best) {
         gmem__tune_apply(&tuner->trial, id, &track->best, NULL); /* it was taken before */
     }
-    track->last = gmem__tune_elapsed(tuner) - start;
-    track->spent += track->last;
+    const double seconds = gmem__tune_elapsed(tuner) - start;
+    track->longest = gmem__tune_longer(track->spent > 0 ? track->longest : 0, seconds);
+    track->spent += seconds;
 }
 
-/* What the next try of a set may take: CLBlast's kernels are one program, which every try compiles. */
+/* What the next try of a set may take: as long as the longest so far. CLBlast's kernels are one program, which every
+ * try compiles. */
 static double gmem__tune_cost(const gmem__tuner *tuner, gmem__tune_set_id id) {
-    double cost = tuner->tracks[id].last;
+    double cost = tuner->tracks[id].longest;
     for (int other = 0; id < GMEM__TUNE_CLBLAST_SETS && other < GMEM__TUNE_CLBLAST_SETS; other++)
-        if (tuner->tracks[other].last > cost) cost = tuner->tracks[other].last;
+        cost = gmem__tune_longer(cost, tuner->tracks[other].longest);
     return cost;
 }
 
-/* What was found is compiled and measured once more at the end. */
+/* Before anything was compiled. */
+static double gmem__tune_guess(const gmem__tuner *tuner) {
+    return tuner->trial.found.limits.is_cpu ? GMEM__TUNE_COMPILE : GMEM__TUNE_COMPILE / 5;
+}
+
+/* What was found is compiled and measured once more at the end, if there is time. */
 static double gmem__tune_reserve(const gmem__tuner *tuner) {
     double seconds = 0;
     for (int id = 0; id < GMEM__TUNE_SETS; id++)
@@ -409,12 +424,12 @@ static int gmem__tune_choose(const gmem__tuner *tuner) {
 }
 
 static void gmem__tune_open_track(gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_goal goal, double weight,
-                                  double last) {
+                                  double longest) {
     gmem__tune_track *track = &tuner->tracks[id];
     track->open = 1;
     track->goal = goal;
     track->weight = weight;
-    track->last = last;
+    track->longest = longest;
 }
 
 /* CLBlast's own parameters cannot be asked for, so that those of the small kernels are set to something known before
@@ -443,7 +458,7 @@ static void gmem__tune_begin_own(gmem__tuner *tuner) {
     tuner->best[GMEM__GOAL_OWN] = 0;
     for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
         if (gmem__tune_layers[i].searched) tuner->best[GMEM__GOAL_OWN] += tuner->own_first[i];
-    gmem__tune_open_track(tuner, id, GMEM__GOAL_OWN, 6, 0);
+    gmem__tune_open_track(tuner, id, GMEM__GOAL_OWN, 6, gmem__tune_guess(tuner));
 }
 
 static gmem_status gmem__tune_search(gmem__tuner *tuner, gmem_error *error) {
@@ -482,7 +497,9 @@ static gmem_status gmem__tune_finish_own(gmem__tuner *tuner, gmem__cl_tiles *til
         if (tuner->own_first[i] > 0 && (own[i] == 0 || tuner->own_first[i] < own[i])) own[i] = tuner->own_first[i];
     if (!tuner->tracks[id].has_best) return GMEM_OK;
     gmem__tune_set_tiles(&found, id, &tuner->tracks[id].best);
-    if (memcmp(&found, tiles, sizeof found) == 0 || !gmem__tune_use_tiles(tuner, &found)) return GMEM_OK;
+    if (memcmp(&found, tiles, sizeof found) == 0) return GMEM_OK;
+    if (!gmem__tune_has_time(tuner, gmem__tune_cost(tuner, id) + tuner->measuring)) return GMEM_OK;
+    if (!gmem__tune_use_tiles(tuner, &found)) return GMEM_OK;
     GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, what, again, error));
     if (gmem__tune_sum(again) >= gmem__tune_sum(own) || !gmem__tune_is_right(tuner, tuner->own_way)) return GMEM_OK;
     *tiles = found;
@@ -509,7 +526,9 @@ static gmem_status gmem__tune_finish_clblast(gmem__tuner *tuner, gmem__tune_foun
     memset(tuned, 0, sizeof mixed);
     for (int goal = GMEM__GOAL_INDIRECT; goal <= GMEM__GOAL_DIRECT; goal++) {
         const double other = tuner->best[GMEM__GOAL_INDIRECT + GMEM__GOAL_DIRECT - goal];
+        const gmem__tune_set_id id = goal == GMEM__GOAL_DIRECT ? GMEM__TUNE_XGEMM_DIRECT : GMEM__TUNE_XGEMM;
         if (tuner->best[goal] == DBL_MAX || tuner->best[goal] / GMEM__TUNE_HOPELESS > other) continue;
+        if (!gmem__tune_has_time(tuner, gmem__tune_cost(tuner, id) + tuner->measuring)) continue;
         GMEM__TRY(gmem__tune_set_routine(tuner, goal == GMEM__GOAL_DIRECT ? GMEM__TUNE_ALWAYS : 1, error));
         GMEM__TRY(gmem__tune_measure_all(tuner, GMEM__CL_WAY_CLBLAST, "all shapes by CLBlast", seconds[goal], error));
         if (!gmem__tune_is_right(tuner, GMEM__CL_WAY_CLBLAST)) memset(seconds[goal], 0, sizeof seconds[goal]);
@@ -559,7 +578,6 @@ static void gmem__tune_choose_ways(const gmem__tuner *tuner, gmem__tune_found *f
 
 static gmem_status gmem__tune_finish(gmem__tuner *tuner, gmem__tune_found *found, gmem_error *error) {
     double own[GMEM_TUNE_SHAPES], tuned[GMEM_TUNE_SHAPES];
-    tuner->limit = DBL_MAX; /* time for this was left */
     memset(found, 0, sizeof *found);
     GMEM__TRY(gmem__tune_finish_own(tuner, &found->tuning.tiles, own, error));
     GMEM__TRY(gmem__tune_finish_clblast(tuner, found, tuned, error));
@@ -624,8 +642,8 @@ static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
     return gmem__tune_open_stream(tuner, error);
 }
 
-/* The own kernel for this kind of device, measured whatever the time; or the other one, where that is faster at one
- * shape. */
+/* The own kernel for this kind of device, measured whatever the time; or the other one, where there is time for it and
+ * it is faster at one shape. */
 static gmem_status gmem__tune_measure_own(gmem__tuner *tuner, gmem_error *error) {
     const int is_cpu = tuner->trial.found.limits.is_cpu, shape = 1;
     const gmem__cl_way other = is_cpu ? GMEM__CL_WAY_OWN : GMEM__CL_WAY_TILE;
@@ -634,7 +652,7 @@ static gmem_status gmem__tune_measure_own(gmem__tuner *tuner, gmem_error *error)
     tuner->limit = DBL_MAX;
     gmem_status status = gmem__tune_measure_all(tuner, tuner->own_way, "the own kernels", tuner->own_first, error);
     tuner->limit = limit;
-    if (status != GMEM_OK || gmem__tune_elapsed(tuner) > limit / 4) return status;
+    if (status != GMEM_OK || !gmem__tune_has_time(tuner, gmem__tune_guess(tuner) + tuner->measuring)) return status;
     const double seconds = gmem__tune_measure(tuner, shape, other, 0);
     if (seconds == 0 || (tuner->own_first[shape] > 0 && seconds >= tuner->own_first[shape])) return GMEM_OK;
     tuner->own_way = other;
@@ -648,7 +666,7 @@ static gmem_status gmem__tune_work(gmem__tuner *tuner, gmem__tune_found *found, 
     GMEM__TRY(gmem__tune_prepare(tuner, error));
     GMEM__TRY(gmem__tune_measure_own(tuner, error));
     if (gmem__tune_sum(tuner->own_first) < DBL_MAX) gmem__tune_begin_own(tuner);
-    if (tuner->trial.library.has_clblast && gmem__tune_elapsed(tuner) < tuner->limit) {
+    if (tuner->trial.library.has_clblast && gmem__tune_has_time(tuner, gmem__tune_guess(tuner))) {
         const double start = gmem__tune_elapsed(tuner);
         GMEM__TRY(gmem__tune_tell(tuner, "CLBlast", error));
         gmem__tune_measure(tuner, 1, GMEM__CL_WAY_CLBLAST, 0);

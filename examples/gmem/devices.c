@@ -201,7 +201,7 @@ static double gflops_of(const gmem_tune_shape *shape, double seconds) {
     return seconds > 0 ? 2e-9 * (double)shape->rows * (double)shape->depth * (double)shape->columns / seconds : 0;
 }
 
-static void print_report(const gmem_tune_report *r) {
+static void print_report(const gmem_tune_report *r, double allowed) {
     printf("%-16s %5s %5s %5s %12s %14s %12s   %s\n", "GFLOP/s", "rows", "depth", "cols", "CLBlast", "CLBlast tuned",
            "own kernels", "choice");
     for (int i = 0; i < r->shape_count; i++) {
@@ -217,8 +217,9 @@ static void print_report(const gmem_tune_report *r) {
         }
         printf("   %s\n", s->choice ? s->choice : "-");
     }
-    printf("%d settings tried in %.0f s, %d of them failed or computed something else\n", r->tried, r->seconds,
-           r->failed);
+    printf("%d settings tried in %.0f of %.0f s, %d of them failed or computed something else\n", r->tried, r->seconds,
+           allowed, r->failed);
+    if (r->tried == 0) printf("there was no time to compile any other: allow more with --seconds\n");
 }
 
 /* null where it is not known */
@@ -229,12 +230,13 @@ static void json_rate(json_writer *json, const char *key, const gmem_tune_shape 
         json_text(json, key, NULL);
 }
 
-static void json_report(const gmem_tune_report *r, const char *backend) {
+static void json_report(const gmem_tune_report *r, double allowed, const char *backend) {
     json_writer json;
     json_begin(&json, stdout);
     json_open(&json, NULL, '{');
     json_text(&json, "backend", backend);
     json_number(&json, "seconds", r->seconds);
+    json_number(&json, "allowed", allowed);
     json_integer(&json, "tried", r->tried);
     json_integer(&json, "failed", r->failed);
     json_open(&json, "shapes", '[');
@@ -283,9 +285,9 @@ static outcome tune(const arguments *args, gmem_error *error) {
         note("backend: %s", gmem_context_backend(context));
         note("kept in %s", args->cache_dir);
         if (args->json)
-            json_report(&report, gmem_context_backend(context));
+            json_report(&report, t.seconds, gmem_context_backend(context));
         else if (!args->quiet)
-            print_report(&report);
+            print_report(&report, t.seconds);
     }
     gmem_context_destroy(context);
     return result;
