@@ -48,6 +48,10 @@ include examples/rules.mk
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/tests/golden.o $(BUILD)/examples/gmem/procedural.o $(BUILD)/libgmem.a
 	$(LINK) $^ $(LIBS) -pthread -o $@
 
+# What the command reads pictures with.
+$(BUILD)/tests/test_pictures.o: COMPILE += -I.
+$(BUILD)/tests/test_pictures: $(patsubst %,$(BUILD)/examples/gmem/%.o,picture_file pnm report args)
+
 tests: $(TESTS:%=$(BUILD)/tests/%)
 
 test:

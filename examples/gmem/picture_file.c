@@ -11,6 +11,7 @@
 #define MOST_BYTES  ((int64_t)1 << 30) /* of a file */
 #define MOST_SIDE   65535
 #define MOST_PIXELS ((int64_t)1 << 28)
+#define HEAD_BYTES  16
 
 /* stb_image --------------------------------------------------------------------------------------------------------
  * It gets no more memory at a time than the size of the picture and of the file accounts for: a few bytes of PNG can
@@ -41,7 +42,6 @@ static void *limited_realloc(void *memory, size_t bytes) {
 #define STBI_REALLOC(memory, bytes) limited_realloc(memory, bytes)
 #define STBI_FREE(memory)           free(memory)
 #define STBI_MAX_DIMENSIONS         MOST_SIDE
-#define STBI_FAILURE_USERMSG
 #define STBI_NO_STDIO
 #define STBI_NO_HDR
 #define STBI_NO_LINEAR
@@ -53,10 +53,44 @@ static void *limited_realloc(void *memory, size_t bytes) {
 #pragma GCC diagnostic pop
 #endif
 
+/* recognising ----------------------------------------------------------------------------------------------------- */
+
+static int ends_with(const char *text, const char *ending) {
+    const size_t length = strlen(text), bytes = strlen(ending);
+    return length > bytes && same_ignoring_case(text + length - bytes, ending);
+}
+
+int has_picture_name(const char *path) {
+    static const char *const endings[] = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp",
+                                          ".dib", ".tga", ".psd",  ".pgm", ".ppm",  ".pnm"};
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
+        if (ends_with(path, endings[i])) return 1;
+    }
+    return 0;
+}
+
+static int is_pnm(const uint8_t *head) { return head[0] == 'P' && (head[1] == '5' || head[1] == '6'); }
+
+static int is_space(int c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+/* All but TGA, which has no mark of its own; more than two letters, with which a text could begin too. */
+static int begins_like_picture(const uint8_t *head) {
+    static const struct {
+        size_t bytes;
+        const char *text;
+    } marks[] = {{8, "\x89PNG\r\n\x1a\n"}, {3, "\xff\xd8\xff"}, {4, "GIF8"}, {4, "8BPS"}};
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
+        if (!memcmp(head, marks[i].text, marks[i].bytes)) return 1;
+    }
+    if (head[0] == 'B' && head[1] == 'M') return head[14] != 0 && head[15] == 0; /* a short header follows */
+    return is_pnm(head) && (head[2] == '#' || is_space(head[2]));
+}
+
 /* the reader ------------------------------------------------------------------------------------------------------ */
 
 typedef struct reader {
     FILE *file;
+    uint8_t head[HEAD_BYTES]; /* the file's first ones, then zeros */
     int64_t size, at;
     const char *window; /* where stb_image reads ahead to; what goes elsewhere it needs */
     int beyond;         /* it needed bytes behind the end */
@@ -107,7 +141,13 @@ static outcome reader_open(reader *r, const char *path, gmem_error *error) {
                       (long long)MOST_BYTES);
     r->size = status.st_size;
     r->file = fopen(path, "rb");
-    return r->file ? OUTCOME_DONE : failed(error, path, "cannot open the picture: %s", strerror(errno));
+    if (!r->file) return failed(error, path, "cannot open the picture: %s", strerror(errno));
+    if (fread(r->head, 1, sizeof r->head, r->file) < sizeof r->head && ferror(r->file)) {
+        fclose(r->file);
+        return failed(error, path, "cannot read the picture: %s", strerror(errno));
+    }
+    reader_rewind(r);
+    return OUTCOME_DONE;
 }
 
 static outcome check_size(const char *path, int64_t width, int64_t height, gmem_error *error) {
@@ -122,6 +162,8 @@ static outcome check_size(const char *path, int64_t width, int64_t height, gmem_
 /* Why reading came to nothing: the file itself, or what stb_image found in it. */
 static outcome unreadable(const reader *r, const char *path, const char *reason, gmem_error *error) {
     if (ferror(r->file)) return failed(error, path, "cannot read the picture: %s", strerror(errno));
+    if (!begins_like_picture(r->head) && !ends_with(path, ".tga"))
+        return failed(error, path, "not a picture of a known kind: PNG, JPEG, GIF, BMP, TGA, PSD, PPM or PGM");
     if (r->beyond) return failed(error, path, "the file ends too early");
     return failed(error, path, "cannot read the picture: %s", reason ? reason : "unknown reason");
 }
@@ -150,11 +192,20 @@ static size_t most_needed(int64_t width, int64_t height, int64_t file_bytes) {
     return need > SIZE_MAX / 2 ? SIZE_MAX / 2 : (size_t)need;
 }
 
+/* What keeps a picture from being read whose size cannot be told: looking for that, stb_image goes on to other formats
+ * and forgets what it was. Decoding, it stays with one; it gets no memory for more than the beginning. */
+static const char *why_no_size(reader *r) {
+    int width, height, channels;
+    reader_rewind(r);
+    free(stbi_load_from_callbacks(&callbacks, r, &width, &height, &channels, 0));
+    return stbi_failure_reason();
+}
+
 static outcome decode(reader *r, const char *path, picture *out, gmem_error *error) {
     int width = 0, height = 0, channels = 0;
     most_at_a_time = most_needed(0, 0, 0);
     if (!stbi_info_from_callbacks(&callbacks, r, &width, &height, &channels))
-        return unreadable(r, path, stbi_failure_reason(), error);
+        return unreadable(r, path, why_no_size(r), error);
     TRY(check_size(path, width, height, error));
     reader_rewind(r);
     most_at_a_time = most_needed(width, height, r->size);
@@ -197,15 +248,10 @@ static outcome decode_pnm(reader *r, const char *path, picture *out, gmem_error 
     return OUTCOME_DONE;
 }
 
-static int is_pnm(const uint8_t *head) { return head[0] == 'P' && (head[1] == '5' || head[1] == '6'); }
-
 outcome read_picture(const char *path, picture *out, gmem_error *error) {
     reader r;
-    uint8_t head[2] = {0, 0};
     TRY(reader_open(&r, path, error));
-    const size_t got = fread(head, 1, sizeof head, r.file);
-    reader_rewind(&r);
-    outcome result = (got == sizeof head && is_pnm(head) ? decode_pnm : decode)(&r, path, out, error);
+    outcome result = (is_pnm(r.head) ? decode_pnm : decode)(&r, path, out, error);
     fclose(r.file);
     return result;
 }
@@ -215,39 +261,10 @@ void free_picture(picture *p) {
     memset(p, 0, sizeof *p);
 }
 
-/* recognising ----------------------------------------------------------------------------------------------------- */
-
-static int ends_with(const char *text, const char *ending) {
-    const size_t length = strlen(text), bytes = strlen(ending);
-    return length > bytes && same_ignoring_case(text + length - bytes, ending);
-}
-
-int has_picture_name(const char *path) {
-    static const char *const endings[] = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp",
-                                          ".dib", ".tga", ".psd",  ".pgm", ".ppm",  ".pnm"};
-    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
-        if (ends_with(path, endings[i])) return 1;
-    }
-    return 0;
-}
-
 int is_picture(const char *path) {
-    static const struct {
-        int bytes;
-        const char *text;
-    } beginnings[] = {{8, "\x89PNG\r\n\x1a\n"}, {3, "\xff\xd8\xff"}, {4, "GIF8"}, {4, "8BPS"}};
     reader r;
     gmem_error ignored;
-    uint8_t head[18];
     if (reader_open(&r, path, &ignored) != OUTCOME_DONE) return 0;
-    memset(head, 0, sizeof head);
-    const size_t got = fread(head, 1, sizeof head, r.file);
     fclose(r.file);
-    for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++) {
-        if (!memcmp(head, beginnings[i].text, (size_t)beginnings[i].bytes)) return 1;
-    }
-    /* two letters alone could begin a text */
-    if (head[0] == 'B' && head[1] == 'M') return got == sizeof head && head[14] < 128 && head[15] == 0;
-    if (is_pnm(head)) return head[2] == '#' || head[2] == ' ' || (head[2] >= '\t' && head[2] <= '\r');
-    return ends_with(path, ".tga");
+    return begins_like_picture(r.head) || ends_with(path, ".tga");
 }
