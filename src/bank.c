@@ -2,6 +2,7 @@
 #include "bank.h"
 #include "file.h"
 
+#include <float.h>
 #include <stdio.h>
 
 /* what a file holds ----------------------------------------------------------------------------------------------- */
@@ -278,6 +279,35 @@ GMEM_API gmem_status gmem_bank_row(const gmem_bank *bank, int64_t row, float *ou
         out[i] *= scale;
     }
     return GMEM_OK;
+}
+
+/* Without their sign, floats are in the order of their bits, whose comparison waits less. */
+GMEM__FN float gmem__row_largest(const float *row, int64_t width) {
+    uint32_t largest = 0;
+    float value;
+    for (int64_t i = 0; i < width; i++) {
+        uint32_t bits;
+        memcpy(&bits, row + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    memcpy(&value, &largest, sizeof value);
+    return value;
+}
+
+/* A row of zeros has scale 1; one of a tiny row is a normal number, as its inverse must be. */
+GMEM__FN float gmem__row_scale(float largest) {
+    const float scale = largest / 127;
+    if (largest == 0) return 1;
+    return scale > FLT_MIN ? scale : FLT_MIN;
+}
+
+GMEM__FN void gmem__quantise_row(const float *row, int64_t width, float scale, int8_t *out) {
+    const float inverse = 1 / scale;
+    for (int64_t i = 0; i < width; i++) {
+        const float level = row[i] * inverse;
+        out[i] = (int8_t)(level + (level < 0 ? -0.5f : 0.5f)); /* to nearest; below 128 */
+    }
 }
 
 /* Room for `rows` rows, freed with the same number. */

@@ -48,6 +48,12 @@ GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64
 /* Lets go of the memory that rows [first, first + count) take in the files' mappings, until they are read again. */
 GMEM__FN void gmem__bank_discard(const gmem_bank *bank, int64_t first, int64_t count);
 
+/* The largest magnitude of a row, not a number or infinite where an element is; its scale in int8, which is symmetric:
+ * the largest magnitude becomes 127; and the row itself. */
+GMEM__FN float gmem__row_largest(const float *row, int64_t width);
+GMEM__FN float gmem__row_scale(float largest);
+GMEM__FN void gmem__quantise_row(const float *row, int64_t width, float scale, int8_t *out);
+
 /* bank_names.c */
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);

@@ -290,41 +290,10 @@ static void gmem__shrinker_compare_rows(const gmem__shrinker *shrinker, int64_t 
     result->rest = rest;
 }
 
-/* The largest magnitude. Without their sign, floats are in the order of their bits, whose comparison waits less. */
-static float gmem__shrinker_largest(const float *row, int64_t width) {
-    uint32_t largest = 0;
-    float value;
-    for (int64_t c = 0; c < width; c++) {
-        uint32_t bits;
-        memcpy(&bits, row + c, sizeof bits);
-        bits &= 0x7fffffffu;
-        largest = bits > largest ? bits : largest;
-    }
-    memcpy(&value, &largest, sizeof value);
-    return value;
-}
-
-/* Symmetric: the row's largest magnitude becomes 127. A row of zeros has scale 1; one of a tiny row is a normal number,
- * as its inverse must be. */
-static float gmem__shrinker_scale(const float *row, int64_t width) {
-    const float largest = gmem__shrinker_largest(row, width), scale = largest / 127;
-    if (largest == 0) return 1;
-    return scale > FLT_MIN ? scale : FLT_MIN;
-}
-
-static void gmem__shrinker_quantise(const float *row, int64_t width, float scale, int8_t *encoded, float *stored) {
-    const float inverse = 1 / scale;
-    for (int64_t c = 0; c < width; c++) {
-        const float level = row[c] * inverse;
-        encoded[c] = (int8_t)(level + (level < 0 ? -0.5f : 0.5f)); /* to nearest; below 128 */
-        stored[c] = (float)encoded[c] * scale;
-    }
-}
-
 static void gmem__shrinker_measure_row(const void *shrinker_, int64_t i, float *scratch) {
     const gmem__shrinker *shrinker = (const gmem__shrinker *)shrinker_;
     (void)scratch;
-    shrinker->scales[i] = gmem__shrinker_scale(shrinker->rows + i * shrinker->columns, shrinker->columns);
+    shrinker->scales[i] = gmem__row_scale(gmem__row_largest(shrinker->rows + i * shrinker->columns, shrinker->columns));
 }
 
 /* Row i, or its coefficients, in the file's type, and what that makes of them. */
@@ -337,7 +306,9 @@ static void gmem__shrinker_encode_row(const void *shrinker_, int64_t i, float *s
     char *encoded = shrinker->encoded + i * columns * (int64_t)gmem_type_bytes(type);
     if (type == GMEM_I8) {
         gmem__shrinker_measure_row(shrinker, i, scratch);
-        gmem__shrinker_quantise(kept, columns, shrinker->scales[i], (int8_t *)encoded, stored);
+        gmem__quantise_row(kept, columns, shrinker->scales[i], (int8_t *)encoded);
+        for (int64_t c = 0; c < columns; c++)
+            stored[c] = (float)((int8_t *)encoded)[c] * shrinker->scales[i];
     } else {
         const gmem_tensor tensor = gmem_tensor_make("", type, 1, &columns, encoded);
         gmem_convert_f32(kept, columns, type, encoded);

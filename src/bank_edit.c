@@ -5,10 +5,9 @@
 #include "names.h"
 
 #include <float.h>
-#include <math.h>
 
 #define GMEM__BLOCK_FLOATS 65536 /* of a source's rows that are asked for at once */
-#define GMEM__DISCARD_ROWS 512   /* of an old file that are let go of at once */
+#define GMEM__DISCARD_ROWS 512   /* of a bank that are let go of at once */
 
 /* The rows of a file to be: some of a bank's, then those of a source, one of them at work. */
 typedef struct gmem__bank_writer {
@@ -68,23 +67,13 @@ static int64_t gmem__rows_as_stored(const gmem__bank_writer *writer, int64_t row
     return end - bank_row;
 }
 
-/* Elements of a file's rows that have been read stay in its mapping's memory no longer: they may be gigabytes. */
-static void gmem__discard_elements(const gmem__bank_part *part, int64_t first, int64_t count) {
-    const gmem_tensor *tensor = part->rows_tensor;
-    int64_t bytes = (int64_t)gmem_type_bytes(tensor->type);
-    if (!gmem__tensor_is_contiguous(tensor)) return;
-    gmem__file_discard(part->file, (const char *)tensor->data + first * bytes, count * bytes);
-}
-
 /* rows in f32 ----------------------------------------------------------------------------------------------------- */
 
+/* What has been read does not stay in memory: it may be gigabytes. */
 static gmem_status gmem__read_kept_row(gmem__bank_writer *writer, int64_t row, gmem_error *error) {
-    int64_t bank_row = gmem__kept_row(writer, row);
-    const gmem__bank_part *part = gmem__bank_part_of(writer->bank, bank_row);
-    int64_t columns = part->rows_tensor->shape[1], next = bank_row - part->first + 1;
+    const int64_t bank_row = gmem__kept_row(writer, row), next = bank_row + 1;
     GMEM__TRY(gmem_bank_row(writer->bank, bank_row, writer->row, error));
-    if (next % GMEM__DISCARD_ROWS == 0)
-        gmem__discard_elements(part, (next - GMEM__DISCARD_ROWS) * columns, GMEM__DISCARD_ROWS * columns);
+    if (next % GMEM__DISCARD_ROWS == 0) gmem__bank_discard(writer->bank, next - GMEM__DISCARD_ROWS, GMEM__DISCARD_ROWS);
     return GMEM_OK;
 }
 
@@ -119,24 +108,15 @@ static gmem_status gmem__writer_row(gmem__bank_writer *writer, int64_t row, cons
 
 /* rows in the file's type ----------------------------------------------------------------------------------------- */
 
-/* The largest magnitude; infinity where an element is not finite. */
-static float gmem__largest_magnitude(const float *x, int64_t width) {
-    float largest = 0;
-    for (int64_t i = 0; i < width; i++) {
-        float magnitude = fabsf(x[i]);
-        if (!(magnitude <= FLT_MAX)) return (float)INFINITY;
-        if (magnitude > largest) largest = magnitude;
-    }
-    return largest;
-}
-
 /* What a reader makes of a row's largest magnitude. Rounding keeps the order, so this tells whether the row has become
  * infinite somewhere or zero everywhere. */
 static float gmem__magnitude_as_stored(gmem_type type, float largest) {
     if (type == GMEM_F16) return gmem__f16_to_f32(gmem__f32_to_f16(largest));
     if (type == GMEM_BF16) return gmem__bf16_to_f32(gmem__f32_to_bf16(largest));
-    if (type == GMEM_I8) return largest / 127.0f * 127.0f;
-    return largest;
+    if (type != GMEM_I8) return largest;
+    int8_t level = 0;
+    gmem__quantise_row(&largest, 1, gmem__row_scale(largest), &level);
+    return (float)level * gmem__row_scale(largest);
 }
 
 /* A refusal of a row, by its number in the bank or among those that are added. */
@@ -157,7 +137,7 @@ static gmem_status gmem__refuse_row(const gmem__bank_writer *writer, int64_t row
 /* The bank's own rows may be what they are, if the type can say it; new ones must be of use. */
 static gmem_status gmem__check_row(const gmem__bank_writer *writer, int64_t row, float largest, gmem_error *error) {
     const int is_new = row >= writer->kept, is_finite = largest <= FLT_MAX;
-    const float stored = gmem__magnitude_as_stored(writer->type, largest);
+    const float stored = is_finite ? gmem__magnitude_as_stored(writer->type, largest) : largest;
     if (!is_finite && (is_new || writer->type == GMEM_I8))
         return gmem__refuse_row(writer, row, GMEM_E_ROW_ZERO, "is not finite, and has no use as ", error);
     if (is_finite && !(stored <= FLT_MAX))
@@ -168,24 +148,16 @@ static gmem_status gmem__check_row(const gmem__bank_writer *writer, int64_t row,
     return GMEM_OK;
 }
 
-/* Symmetric: the row's largest magnitude becomes 127. A row of zeros has scale 1. */
-static void gmem__quantise_row(const float *x, int64_t width, float scale, int8_t *out) {
-    for (int64_t i = 0; i < width; i++) {
-        float level = rintf(x[i] / scale);
-        out[i] = (int8_t)(level > 127 ? 127 : level < -127 ? -127 : level);
-    }
-}
-
 /* Puts a row to work: into `encoded` and `scale`. */
 static gmem_status gmem__encode_row(gmem__bank_writer *writer, int64_t row, gmem_error *error) {
     const float *x = NULL;
     if (writer->encoded_row == row) return GMEM_OK;
     writer->encoded_row = -1;
     GMEM__TRY(gmem__writer_row(writer, row, &x, error));
-    const float largest = gmem__largest_magnitude(x, writer->width);
+    const float largest = gmem__row_largest(x, writer->width);
     GMEM__TRY(gmem__check_row(writer, row, largest, error));
     if (writer->type == GMEM_I8) {
-        writer->scale = largest > 0 ? largest / 127.0f : 1.0f;
+        writer->scale = gmem__row_scale(largest);
         gmem__quantise_row(x, writer->width, writer->scale, (int8_t *)writer->encoded);
     } else {
         gmem_convert_f32(x, writer->width, writer->type, writer->encoded);
@@ -217,7 +189,7 @@ static gmem_status gmem__fill_features(gmem__bank_writer *writer, int64_t first,
         int64_t some = gmem__min(count, gmem__max(run, 1) * width - column);
         if (run > 0) {
             gmem_tensor_read(part->rows_tensor, at * width + column, some, out);
-            gmem__discard_elements(part, at * width + column, some);
+            gmem__bank_discard(writer->bank, part->first + at, gmem__ceil_div(column + some, width));
         } else {
             GMEM__TRY(gmem__encode_row(writer, row, error));
             memcpy(out, (const char *)writer->encoded + column * bytes, (size_t)(some * bytes));
