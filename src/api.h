@@ -794,15 +794,21 @@ typedef struct gmem_bank_compress_desc {
     void *user;
 } gmem_bank_compress_desc;
 
+/* A row's image is what a reader of the new bank gets, the type's rounding included. */
 typedef struct gmem_bank_compress_report {
-    double energy;                     /* kept, of the centred rows: 1 - |row - its image|^2 / |row - mean|^2, summed */
-    double mean_cosine, least_cosine;  /* between a row and its image */
+    /* Kept, of the centred rows: 1 - |row - its image|^2 / |row - mean|^2, summed; 1 where all rows are equal. */
+    double energy;
+    double mean_cosine, least_cosine;  /* between a row and its image; rows of zeros aside */
     int64_t bytes_before, bytes_after; /* of the files */
 } gmem_bank_compress_report;
 
-/* Makes a smaller bank: of rank `rank` by the eigenvectors of the covariance (C = U sqrt(S), M = V sqrt(S), as the
- * published utils/svd_utils.py), or int8. Reads the bank twice; memory is bounded by the width, not by the rows. Names
- * travel. Errors: E_ARGUMENT, E_COMBINATION (a decomposed bank), E_ROW_ZERO (not finite), E_CANCELLED, gmem_save's. */
+/* Makes a smaller bank: of rank `rank`, at most the rows and the width (C = U sqrt(S), M = V sqrt(S) of the centred
+ * rows' SVD, as the published utils/svd_utils.py), or int8. Whatever the bank is made of, and names travel. Reads it
+ * twice (once for rank 0 without scales), in memory that the width bounds, not the rows; the file's pages are let go
+ * of. The covariance is summed in double, so that singular values are right to f32 down to 1e-4 of the largest, and its
+ * eigenvectors are the directions; those that all rows lack have S = 0. C is projected in f32: the report's cosines are
+ * right to 1e-6 |row - mean| / |row|. Errors: E_ARGUMENT, E_COMBINATION (I8 with a rank), E_ROW_ZERO (a row is not
+ * finite), E_TYPE (a row exceeds `type`), E_CANCELLED, those of gmem_save. */
 GMEM_API gmem_status gmem_bank_compress(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
                                         gmem_bank_compress_report *report, gmem_error *error);
 
