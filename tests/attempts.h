@@ -52,6 +52,34 @@ static inline gmem_status try_autoencoder(const char *name, gmem_error *error) {
     return status;
 }
 
+/* The recorded picture's features. */
+static inline gmem_status try_encoder(const char *name, gmem_error *error) {
+    gmem_file *io = golden_open(context, name);
+    golden_network network = golden_procedural(context, io, NULL);
+    int64_t width = 0, count = 0;
+    float *image = golden_f32(io, "image", NULL), *cls = golden_f32(io, "cls", &width);
+    float *patch = golden_f32(io, "patch", &count), *out_cls = attempt_floats(width), *out = attempt_floats(count);
+    gmem_image_encoder_desc desc;
+    gmem_image_encoder *encoder = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.file = network.file;
+    gmem_status status = gmem_image_encoder_open(context, &desc, &encoder, error);
+    if (status == GMEM_OK) status = gmem_image_features(encoder, 1, 256, 256, image, out_cls, out, error);
+    if (status == GMEM_OK) {
+        CHECK_CLOSE(name, out_cls, cls, width, MODEL_BAR);
+        CHECK_CLOSE(name, out, patch, count, MODEL_BAR);
+    }
+    gmem_image_encoder_close(encoder);
+    golden_network_close(&network);
+    gmem_file_close(io);
+    free(image);
+    free(cls);
+    free(patch);
+    free(out_cls);
+    free(out);
+    return status;
+}
+
 /* The recorded pass. */
 static inline gmem_status try_network(const char *name, gmem_error *error) {
     gmem_file *io = golden_open(context, name);

@@ -7,6 +7,7 @@
 #include "check.h"
 #include "failing_opencl.h"
 #include "golden.h"
+#include "vit.h"
 
 #include <unistd.h>
 
@@ -27,6 +28,8 @@ typedef struct world {
     golden_case dit;
     gmem_file *ae_io;
     golden_network ae;
+    edit_list *vit;
+    gmem_file *vit_file;
     float *x, *snippets, *t, *z; /* x, z: one sample each */
     int64_t latent_height, latent_width;
 } world;
@@ -37,6 +40,7 @@ typedef struct opened {
     gmem_context *context;
     gmem_network *network;
     gmem_autoencoder *ae;
+    gmem_image_encoder *encoder;
     float out[MAX_OUT];
     int64_t count; /* of out */
 } opened;
@@ -50,6 +54,8 @@ static void note(void *user, const char *line) {
     snprintf(log_text + used, sizeof log_text - used, "%s\n", line);
 }
 
+static const vit small_vit = {64, 2, 1, 100, 8, 5, 2, 0, 40};
+
 static world world_open(void) {
     world from;
     memset(&from, 0, sizeof from);
@@ -61,6 +67,8 @@ static world world_open(void) {
     from.ae_io = golden_open(from.cpu, "vae_f8.io.safetensors");
     from.ae = golden_procedural(from.cpu, from.ae_io, NULL);
     from.z = golden_f32(from.ae_io, "mean", NULL);
+    from.vit = vit_make(&small_vit);
+    from.vit_file = edit_open(from.cpu, from.vit);
     from.latent_height = 2;
     from.latent_width = 3;
     return from;
@@ -69,6 +77,8 @@ static world world_open(void) {
 static void world_close(world *from) {
     golden_network_close(&from->ae);
     gmem_file_close(from->ae_io);
+    gmem_file_close(from->vit_file);
+    edit_free(from->vit);
     golden_case_close(&from->dit);
     gmem_context_destroy(from->cpu);
     free(from->x);
@@ -110,6 +120,13 @@ static gmem_status open_autoencoder(opened *it, gmem_error *error) {
     memset(&desc, 0, sizeof desc);
     desc.file = it->from->ae.file;
     return gmem_autoencoder_open(it->context, &desc, &it->ae, error);
+}
+
+static gmem_status open_encoder(opened *it, gmem_error *error) {
+    gmem_image_encoder_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.file = it->from->vit_file;
+    return gmem_image_encoder_open(it->context, &desc, &it->encoder, error);
 }
 
 static gmem_status stage_network(opened *it, gmem_error *error) {
@@ -173,6 +190,29 @@ static gmem_status stage_guided_and_cached(opened *it, gmem_error *error) {
     return sample(it, &sampler, error);
 }
 
+static gmem_status stage_encoder(opened *it, gmem_error *error) {
+    gmem_image_encoder *kept = it->encoder;
+    const gmem_status status = open_encoder(it, error);
+    if (status == GMEM_OK) gmem_image_encoder_close(it->encoder);
+    it->encoder = kept;
+    it->count = 0;
+    return status;
+}
+
+/* Of two pictures. */
+static gmem_status features(opened *it, int with_patches, gmem_error *error) {
+    enum { WIDTH = 64, PATCHES = 25, PICTURES = 2, PIXELS = 3 * 20 * 30 };
+    uint8_t pixels[PICTURES * PIXELS];
+    float *patch = with_patches ? it->out + PICTURES * WIDTH : NULL;
+    for (int i = 0; i < PICTURES * PIXELS; i++)
+        pixels[i] = (uint8_t)(i * 37);
+    it->count = PICTURES * (1 + (with_patches ? PATCHES : 0)) * WIDTH;
+    return gmem_pixel_features(it->encoder, PICTURES, 20, 30, pixels, 0, it->out, patch, error);
+}
+
+static gmem_status stage_features(opened *it, gmem_error *error) { return features(it, 1, error); }
+static gmem_status stage_class(opened *it, gmem_error *error) { return features(it, 0, error); }
+
 static gmem_status stage_autoencoder(opened *it, gmem_error *error) {
     gmem_autoencoder *kept = it->ae;
     const gmem_status status = open_autoencoder(it, error);
@@ -196,6 +236,9 @@ static const struct {
               {"sde", stage_sde},
               {"dopri5", stage_dopri5},
               {"guided and cached", stage_guided_and_cached},
+              {"opening the image encoder", stage_encoder},
+              {"features", stage_features},
+              {"class tokens", stage_class},
               {"opening the autoencoder", stage_autoencoder},
               {"decoding", stage_decode}};
 enum { STAGES = sizeof stages / sizeof stages[0] };
@@ -209,10 +252,12 @@ static gmem_status open_all(opened *it, const world *from, gmem_backend backend,
     gmem_status status = open_context(it, backend, error);
     if (status == GMEM_OK) status = open_network(it, error);
     if (status == GMEM_OK) status = open_autoencoder(it, error);
+    if (status == GMEM_OK) status = open_encoder(it, error);
     return status;
 }
 
 static void close_all(opened *it) {
+    gmem_image_encoder_close(it->encoder);
     gmem_autoencoder_close(it->ae);
     gmem_network_close(it->network);
     gmem_context_destroy(it->context);

@@ -1,6 +1,6 @@
-/* Devices of every size, from one on which nothing can run to one with room for all: a network, an autoencoder and both
- * in turn give what they should or say that there is no memory, and leave nothing. Weights that have given way to
- * activations are streamed to the last bit, in every type, whoever noticed that there is no room. */
+/* Devices of every size, from one on which nothing can run to one with room for all: a network, an autoencoder, an
+ * image encoder and all in turn give what they should or say that there is no memory, and leave nothing. Weights that
+ * have given way to activations are streamed to the last bit, in every type, whoever noticed that there is no room. */
 #include "../backends/opencl/opencl.h"
 #include "../src/autoencoder.h"
 #include "../src/network.h"
@@ -100,6 +100,7 @@ static void test_sizes(void) {
     every_size(try_network, "gmem_sit.io.safetensors", 24, 3);
     every_size(try_autoencoder, "vae_f8.io.safetensors", 24, 2);
     every_size(try_autoencoder, "vae_diffusers.io.safetensors", 24, 2);
+    every_size(try_encoder, "dinov2_reg.io.safetensors", 12, 1); /* mostly activations */
     memset(&desc, 0, sizeof desc);
     desc.backend = GMEM_BACKEND_CPU;
     CHECK_OK(gmem_context_create(&desc, &cpu, NULL));
