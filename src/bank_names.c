@@ -110,6 +110,8 @@ static gmem_status gmem__names_from_part(gmem_bank *bank, const gmem__bank_part 
         GMEM__TRY(gmem__bank_names_add(bank, part->first + row, (const char *)tensors->run->data + offset[0],
                                        offset[1] - offset[0], error));
     }
+    gmem__file_discard(part->file, tensors->run->data, size); /* they are copied */
+    gmem__file_discard(part->file, tensors->offsets->data, (part->rows + 1) * (int64_t)sizeof *block);
     return GMEM_OK;
 }
 
@@ -217,8 +219,8 @@ static int gmem__contains_name(const char *name, int64_t length, const char *par
 
 #define GMEM__NAME_COMPARED 64 /* bytes of a name that the edit distance looks at */
 
-/* Levenshtein's distance, case ignored. */
-static int64_t gmem__edit_distance(const char *a, int64_t a_length, const char *b, int64_t b_length) {
+/* Levenshtein's distance, case ignored; more than `most` where it is more. */
+static int64_t gmem__edit_distance(const char *a, int64_t a_length, const char *b, int64_t b_length, int64_t most) {
     int64_t row[GMEM__NAME_COMPARED + 1];
     a_length = gmem__min(a_length, GMEM__NAME_COMPARED);
     b_length = gmem__min(b_length, GMEM__NAME_COMPARED);
@@ -226,13 +228,15 @@ static int64_t gmem__edit_distance(const char *a, int64_t a_length, const char *
         row[j] = j;
     }
     for (int64_t i = 1; i <= a_length; i++) {
-        int64_t diagonal = row[0];
+        int64_t diagonal = row[0], least = i;
         row[0] = i;
         for (int64_t j = 1; j <= b_length; j++) {
             int64_t change = diagonal + (gmem__fold(a[i - 1]) != gmem__fold(b[j - 1]));
             diagonal = row[j];
             row[j] = gmem__min(change, 1 + gmem__min(row[j], row[j - 1]));
+            least = gmem__min(least, row[j]);
         }
+        if (least > most) return least; /* it only grows */
     }
     return row[b_length];
 }
@@ -245,7 +249,7 @@ static int64_t gmem__name_distance(const char *name, int64_t length, const char 
     int64_t least = gmem__min(difference, 255);
     if (query_length > 0 && gmem__contains_name(name, length, query, query_length)) return 256 + least;
     if (least * 256 > bar) return INT64_MAX;
-    return 256 * gmem__edit_distance(name, length, query, query_length) + least;
+    return 256 * gmem__edit_distance(name, length, query, query_length, (bar - least) / 256) + least;
 }
 
 #define GMEM__NEAREST 3
