@@ -40,4 +40,8 @@ GMEM__FN void gmem__search_take(const gmem__search *search, int thread, int64_t 
 /* The best of all threads to search->out, in order; row -1 where there are no more. */
 GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query);
 
+/* gmem_bank_search on an engine without scratch. */
+GMEM__FN gmem_status gmem__bank_search_on(const gmem__engine *engine, const gmem_bank *bank,
+                                          const gmem_bank_search_desc *desc, gmem_match *out, gmem_error *error);
+
 #endif /* GMEM__BANK_SEARCH_H */
