@@ -166,10 +166,10 @@ simulate() {
 
 # Every kernel in a simulator that sees data races, memory that was never written, and accesses out of bounds.
 step_simulator() {
-    local name
-    build build "CC=gcc" test_opencl_ops test_opencl_values test_opencl_product
+    local programs="test_opencl_ops test_opencl_values test_opencl_product test_opencl_split"
+    build build "CC=gcc" $programs
     export -f simulate
-    side_by_side build/simulated "simulate NAME" test_opencl_ops test_opencl_values test_opencl_product
+    side_by_side build/simulated "simulate NAME" $programs
 }
 
 step_fuzz() {

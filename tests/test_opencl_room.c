@@ -105,7 +105,7 @@ static void test_sizes(void) {
     desc.backend = GMEM_BACKEND_CPU;
     CHECK_OK(gmem_context_create(&desc, &cpu, NULL));
     drawn = 3; /* in parts, where there is little room */
-    if (CHECK_OK(draw(cpu, &cpu_image, NULL))) every_size(try_default_model, "the default model", 8, 3);
+    if (CHECK_OK(draw(cpu, &cpu_image, NULL))) every_size(try_default_model, "the default model", 6, 3);
     gmem_image_free(cpu, &cpu_image);
     gmem_context_destroy(cpu);
     close_context();
@@ -267,7 +267,7 @@ int main(void) {
     test_sizes();
     for (int i = 0; i < LENGTH(computes); i++) {
         test_give_way(computes[i], 0);
-        test_give_way(computes[i], 1);
+        if (computes[i] == GMEM_COMPUTE_BF16) test_give_way(computes[i], 1);
     }
     test_in_vain();
     test_two_models();
