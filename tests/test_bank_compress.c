@@ -1,6 +1,6 @@
 /* Compressed banks against a decomposition that shares nothing with the library's: a one-sided Jacobi SVD in double.
  * Every type and kind of source, rows that are hard (a large mean, too few directions, duplicates, constants), what is
- * refused, failing allocations and files, and memory that does not grow with the rows. */
+ * refused, failing allocations and files, pictures, and memory that does not grow with the rows. */
 #include "check.h"
 #include "edit.h"
 #include "failing_io.h"
@@ -576,6 +576,64 @@ static void test_tiny_rows(gmem_context *context) {
     free(images);
 }
 
+/* pictures -------------------------------------------------------------------------------------------------------- */
+
+static gmem_image draw(gmem_context *context, const char *bank) {
+    static const char *const memory[2] = {"cat face", "slice of pizza"};
+    gmem_generate_desc desc;
+    gmem_image image;
+    gmem_error error;
+    memset(&desc, 0, sizeof desc);
+    memset(&image, 0, sizeof image);
+    memset(&error, 0, sizeof error);
+    desc.network = "examples/model/network.safetensors";
+    desc.bank = bank;
+    desc.autoencoder = "examples/model/autoencoder.safetensors";
+    desc.latent_stats = "examples/model/latents_stats.safetensors";
+    desc.count = desc.memory_count = 2;
+    desc.memory = memory;
+    desc.seed = 5;
+    desc.sampler.method = GMEM_EULER;
+    desc.sampler.steps = 6;
+    if (!CHECK_OK(gmem_generate(context, &desc, &image, &error))) {
+        printf("%s: %s\n", error.path, error.message);
+        exit(1);
+    }
+    return image;
+}
+
+/* The mean difference of channels, of 255, and the largest. */
+static void check_pictures(gmem_context *context, const gmem_image *expected, gmem_bank_compress_desc desc, double mean,
+                           double largest) {
+    const char *full = "examples/model/bank.safetensors", *small = beside("small.safetensors");
+    gmem_bank *bank = open_bank(context, &full, 1);
+    double sum = 0, most = 0;
+    CHECK_OK(gmem_bank_compress(bank, small, &desc, NULL, NULL));
+    gmem_bank_close(bank);
+    gmem_image image = draw(context, small);
+    const int64_t count = image.count * image.height * image.width * 3;
+    for (int64_t i = 0; i < count; i++) {
+        const double difference = fabs((double)image.pixels[i] - (double)expected->pixels[i]);
+        sum += difference;
+        most = fmax(most, difference);
+    }
+    if (!CHECK(sum / (double)count <= mean && most <= largest))
+        printf("rank %d: pictures differ by %g, at most %g\n", (int)desc.rank, sum / (double)count, most);
+    gmem_image_free(context, &image);
+    remove(small);
+}
+
+/* The default model draws from both forms as they are: the same pictures from its own f16 and from all directions,
+ * nearly the same from int8, and from a third of the directions what is still the same picture. */
+static void test_pictures(gmem_context *context) {
+    gmem_image expected = draw(context, "examples/model/bank.safetensors");
+    check_pictures(context, &expected, how(0, GMEM_F16), 0, 0);
+    check_pictures(context, &expected, how(192, GMEM_F32), 0.01, 1);
+    check_pictures(context, &expected, how(0, GMEM_I8), 0.1, 3);
+    check_pictures(context, &expected, how(64, GMEM_F16), 8, 230);
+    gmem_image_free(context, &expected);
+}
+
 /* threads and instruction sets ------------------------------------------------------------------------------------ */
 
 typedef struct bytes {
@@ -909,6 +967,7 @@ int main(int argc, char **argv) {
     test_recorded(context);
     test_types(context);
     test_tiny_rows(context);
+    test_pictures(context);
     test_arguments(context);
     test_bad_values(context);
     test_progress(context);
