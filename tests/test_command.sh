@@ -422,6 +422,9 @@ test_edits() {
     run bank export --bank "$full" --bank beside -o all --json
     check "bank export --json" json '.rows == 260 and .width == 48 and .type == "F32"'
     good bank get --bank "$full" --bank beside --rows 0-259 -o rows_before
+    check "names that begin in a later file" matches 'names' <("$gmem" info "$work/run/rows_before")
+    run bank info --bank "$full" --bank beside --json
+    check "bank info: names that begin in a later file" json '.names'
     good bank get --bank all --rows 0-259 -o rows_after
     check "bank export keeps the rows" close_to rows_before features rows_after features 0
     good bank export -o own --dtype f16

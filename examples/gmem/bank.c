@@ -1,6 +1,7 @@
 /* gmem bank: info, get, mix. */
 #include "choose.h"
 #include "commands.h"
+#include "interrupt.h"
 
 #include <string.h>
 
@@ -18,7 +19,7 @@ static void print_bank_json(const gmem_bank *bank) {
     json_integer(&json, "width", gmem_bank_width(bank));
     json_text(&json, "type", gmem_type_name(gmem_bank_type(bank)));
     json_text(&json, "kind", kind_name(bank));
-    json_boolean(&json, "names", gmem_bank_name(bank, 0) != NULL);
+    json_boolean(&json, "names", bank_has_names(bank));
     json_open(&json, "files", '[');
     for (int i = 0; i < gmem_bank_file_count(bank); i++) {
         json_open(&json, NULL, '{');
@@ -34,7 +35,7 @@ static void print_bank_text(const gmem_bank *bank) {
     char plain[1024];
     printf("rows   %lld\nwidth  %lld\ntype   %s, %s\nnames  %s\n", (long long)gmem_bank_rows(bank),
            (long long)gmem_bank_width(bank), gmem_type_name(gmem_bank_type(bank)), kind_name(bank),
-           gmem_bank_name(bank, 0) ? "yes" : "no");
+           bank_has_names(bank) ? "yes" : "no");
     for (int i = 0; i < gmem_bank_file_count(bank); i++) {
         printf("file   %s: %lld rows\n", gmem_escape(gmem_bank_file_path(bank, i), plain, sizeof plain),
                (long long)gmem_bank_file_rows(bank, i));
@@ -75,28 +76,53 @@ static outcome gather_names(session *s, const int64_t *rows, int64_t count, name
     return OUTCOME_DONE;
 }
 
+/* What is written: rows as they are chosen, one of them at hand. */
+typedef struct chosen_rows {
+    const gmem_bank *bank;
+    const int64_t *rows;
+    int64_t at; /* the one of `row`, or -1 */
+    float *row; /* (width) */
+} chosen_rows;
+
+/* Elements [first, first + count) of `features`: a row may begin in one call and end in the next. */
+static gmem_status fill_chosen(void *user, int64_t index, int64_t first, int64_t count, void *out, gmem_error *error) {
+    chosen_rows *c = (chosen_rows *)user;
+    const int64_t width = gmem_bank_width(c->bank);
+    float *to = (float *)out;
+    (void)index; /* names have data */
+    while (count > 0) {
+        const int64_t at = first / width, column = first % width;
+        const int64_t some = count < width - column ? count : width - column;
+        if (interrupt_check(error) != OUTCOME_DONE) return GMEM_E_CANCELLED;
+        if (at != c->at) {
+            gmem_status status = gmem_bank_row(c->bank, c->rows[at], c->row, error);
+            if (status != GMEM_OK) return status;
+            c->at = at;
+        }
+        memcpy(to, c->row + column, (size_t)some * sizeof *to);
+        first += some;
+        count -= some;
+        to += some;
+    }
+    return GMEM_OK;
+}
+
 static outcome get(session *s, gmem_error *error) {
-    int64_t *rows = NULL, count = 0, width;
+    int64_t *rows = NULL, count = 0;
     gmem_tensor tensors[3];
     names n;
     if (!s->args->rows) return misused(error, "gmem bank get needs --rows A-B,C");
     if (!s->args->output) return misused(error, "gmem bank get needs -o FILE");
     TRY(open_bank(s, error));
     TRY(parse_rows(s, s->args->rows, &rows, &count, error));
-    width = gmem_bank_width(s->bank);
-    float *features = session_floats(s, count * width);
-    if (!features) return out_of_memory(error);
-    for (int64_t i = 0; i < count; i++) {
-        TRY(from_status(gmem_bank_row(s->bank, rows[i], features + i * width, error)));
-    }
-    int64_t shape[2] = {count, width};
-    tensors[0] = gmem_tensor_make("features", GMEM_F32, 2, shape, features);
-    if (!gmem_bank_name(s->bank, 0)) return save_output(s, tensors, 1, error);
     TRY(gather_names(s, rows, count, &n, error));
-    int64_t offsets = count + 1;
+    const int64_t shape[2] = {count, gmem_bank_width(s->bank)}, offsets = count + 1;
+    chosen_rows chosen = {s->bank, rows, -1, session_floats(s, shape[1])};
+    if (!chosen.row) return out_of_memory(error);
+    tensors[0] = gmem_tensor_make("features", GMEM_F32, 2, shape, NULL);
     tensors[1] = gmem_tensor_make("names", GMEM_U8, 1, &n.offsets[count], n.text);
     tensors[2] = gmem_tensor_make("names.offsets", GMEM_I64, 1, &offsets, n.offsets);
-    return save_output(s, tensors, 3, error);
+    return save_filled(s, tensors, n.offsets[count] > 0 ? 3 : 1, fill_chosen, &chosen, error);
 }
 
 outcome command_bank_get(const arguments *args, gmem_error *error) {

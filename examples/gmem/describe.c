@@ -62,7 +62,7 @@ static void describe_bank(gmem_context *context, gmem_file *file, description *o
     snprintf(out->architecture, sizeof out->architecture, "%s of %lld rows, width %lld%s",
              gmem_bank_get_kind(bank) == GMEM_BANK_DECOMPOSED ? "decomposed bank" : "bank",
              (long long)gmem_bank_rows(bank), (long long)gmem_bank_width(bank),
-             gmem_bank_name(bank, 0) ? ", with names" : "");
+             bank_has_names(bank) ? ", with names" : "");
     gmem_bank_close(bank);
 }
 

@@ -199,6 +199,13 @@ outcome in_autoencoder(session *s, gmem_status status, gmem_error *error) {
     return in_file(gmem_file_path(s->autoencoder_file), status, error);
 }
 
+int bank_has_names(const gmem_bank *bank) {
+    for (int64_t i = 0; i < gmem_bank_rows(bank); i++) {
+        if (gmem_bank_name(bank, i)) return 1;
+    }
+    return 0;
+}
+
 outcome read_snippet(session *s, int64_t row, float *out, gmem_error *error) {
     int file = 0;
     int64_t rows = 0;
@@ -315,6 +322,11 @@ static void print_output_text(const session *s, const gmem_tensor *tensors, int6
 }
 
 outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_error *error) {
+    return save_filled(s, tensors, count, NULL, NULL, error);
+}
+
+outcome save_filled(session *s, const gmem_tensor *tensors, int64_t count, fill_function fill, void *user,
+                    gmem_error *error) {
     const char *metadata[] = {"backend",     gmem_context_backend(s->context), "dtype", session_dtype(s), "gmem",
                               gmem_version()};
     gmem_save_desc desc;
@@ -323,6 +335,8 @@ outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_
     desc.count = count;
     desc.metadata = metadata;
     desc.metadata_count = (int64_t)(sizeof metadata / sizeof *metadata / 2);
+    desc.fill = fill;
+    desc.fill_user = user;
     TRY(interrupt_check(error));
     TRY(from_status(gmem_save(s->context, s->args->output, &desc, error)));
     note("backend: %s", gmem_context_backend(s->context));

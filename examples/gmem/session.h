@@ -53,6 +53,12 @@ outcome input_integers(session *s, const char *name, int64_t count, int64_t **ou
 /* Writes --output with `backend` and `dtype` beside the tensors, and says so on standard output. */
 outcome save_output(session *s, const gmem_tensor *tensors, int64_t count, gmem_error *error);
 
+/* The same with a function for what has no data, as in gmem_save_desc. */
+typedef gmem_status (*fill_function)(void *user, int64_t index, int64_t first, int64_t count, void *out,
+                                     gmem_error *error);
+outcome save_filled(session *s, const gmem_tensor *tensors, int64_t count, fill_function fill, void *user,
+                    gmem_error *error);
+
 /* Refuses an output that is missing or cannot be written, before there is work to lose. */
 outcome check_output(const char *path, gmem_error *error);
 /* {"name", "type", "shape"} as an element of a list. */
@@ -66,6 +72,8 @@ outcome in_file(const char *path, gmem_status status, gmem_error *error);
 outcome in_network(session *s, gmem_status status, gmem_error *error);
 outcome in_autoencoder(session *s, gmem_status status, gmem_error *error);
 
+/* Whether any row has a name. */
+int bank_has_names(const gmem_bank *bank);
 /* A row of the bank, normalised; a failure names the file that the row is in. */
 outcome read_snippet(session *s, int64_t row, float *out, gmem_error *error);
 
