@@ -9,6 +9,8 @@
 #include "encoder.h"
 #include "fallback.h"
 
+#include "../backends/cpu/cpu.h"
+
 #include <math.h>
 
 #define GMEM__VIT_EPS     1e-6f
@@ -25,7 +27,7 @@ typedef struct gmem__vit_run {
 
     gmem__arena arena; /* of the host */
     gmem__taps down, across;
-    float *line;        /* (width of the pictures) */
+    float *lines;       /* (most, width of the pictures) */
     float *seen;        /* (most, 3, input_size, input_size) preprocessed */
     float *cls, *patch; /* results, which wait for the last picture: the caller's stay untouched until then */
 
@@ -53,20 +55,22 @@ static int64_t gmem__vit_widest(const gmem_image_encoder *encoder) {
     return gmem__max(gmem__max(3 * info->width, info->mlp_hidden), 3 * info->patch * info->patch);
 }
 
-/* Pictures at once: enough columns for good products, where a device's largest buffer can hold them. */
+/* Pictures at once: enough columns for good products, where a device's largest buffer can hold them, and no fewer for
+ * the last ones than for those before. */
 static int64_t gmem__vit_most(const gmem__vit_run *run) {
     const int64_t tokens = gmem__vit_picture_tokens(run->encoder);
     const int64_t picture = gmem__vit_widest(run->encoder) * tokens * (int64_t)sizeof(float);
     int64_t most = gmem__min(run->pictures->count, GMEM__VIT_COLUMNS / tokens);
     if (run->engine.stream) most = gmem__min(most, gmem__stream_largest(run->engine.stream) / picture);
-    return gmem__max(most, 1);
+    most = gmem__max(most, 1);
+    return gmem__ceil_div(run->pictures->count, gmem__ceil_div(run->pictures->count, most));
 }
 
 static void gmem__vit_take_host(gmem__vit_run *run) {
     const gmem_image_encoder_info *info = &run->encoder->info;
     const int64_t count = run->pictures->count, size = 3 * info->input_size * info->input_size;
     gmem__arena *arena = &run->arena;
-    run->line = GMEM__TAKE_F32(arena, run->pictures->width);
+    run->lines = (float *)gmem__take(arena, run->most, (size_t)run->pictures->width * sizeof(float));
     run->seen = GMEM__TAKE_F32(arena, run->most * size);
     if (run->want_cls) run->cls = (float *)gmem__take(arena, count, (size_t)info->width * sizeof(float));
     if (run->want_patch)
@@ -281,12 +285,26 @@ static gmem_status gmem__vit_results(const gmem__vit_run *run, int64_t first, in
     return GMEM_OK;
 }
 
+typedef struct gmem__vit_seeing {
+    const gmem__vit_run *run;
+    int64_t first;
+} gmem__vit_seeing;
+
+static void gmem__vit_see(const void *job, int64_t i, float *scratch) {
+    const gmem__vit_seeing *seeing = (const gmem__vit_seeing *)job;
+    const gmem__vit_run *run = seeing->run;
+    const int64_t size = run->encoder->info.input_size;
+    (void)scratch;
+    gmem__preprocess(run->pictures, seeing->first + i, &run->down, &run->across, run->lines + i * run->pictures->width,
+                     run->seen + i * 3 * size * size);
+}
+
 static gmem_status gmem__vit_pictures(const gmem__vit_run *run, int64_t first, int64_t samples, gmem_error *error) {
     const gmem_image_encoder_info *info = &run->encoder->info;
     const int64_t size = 3 * info->input_size * info->input_size;
     gmem__vit_stream stream = {run->x, run->y, samples * gmem__vit_picture_tokens(run->encoder)};
-    for (int64_t i = 0; i < samples; i++)
-        gmem__preprocess(run->pictures, first + i, &run->down, &run->across, run->line, run->seen + i * size);
+    const gmem__vit_seeing seeing = {run, first};
+    gmem__run_tasks(&run->engine, samples, gmem__vit_see, &seeing);
     if (run->in != run->seen) run->engine.ops->upload(&run->engine, run->in, run->seen, samples * size);
     gmem__vit_embed(run, samples);
     for (int64_t i = 0; i < info->depth; i++)

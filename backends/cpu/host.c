@@ -27,12 +27,14 @@ GMEM__FN void gmem__host_patches(const gmem__engine *engine, const gmem__patches
         for (int64_t row = 0; row < rows; row++) {
             float *const plane = gmem__host_plane(op, sample, row);
             float *const patches = op->patches + (row * op->samples + sample) * tokens;
-            for (int64_t token = 0; plane && token < tokens; token++) {
-                float *const latent = plane + token / columns * p * op->width + token % columns * p;
-                if (op->to_latents)
-                    *latent = patches[token];
-                else
-                    patches[token] = *latent;
+            for (int64_t token = 0; plane && token < tokens; token += columns) {
+                float *const line = plane + token / columns * p * op->width;
+                for (int64_t column = 0; column < columns; column++) {
+                    if (op->to_latents)
+                        line[column * p] = patches[token + column];
+                    else
+                        patches[token + column] = line[column * p];
+                }
             }
         }
     }
