@@ -494,6 +494,11 @@ test_compress() {
     check "bank compress says what it cost" matches '^cosine  0\.[0-9]+ on average, 0\.[0-9]+ at least$' "$work/out"
     good bank compress --dtype bf16 -o named -q
     check "bank compress -q" empty "$work/out"
+    good synth bank:2000x32:1 -o falling
+    run bank compress --bank falling --rank 8 --json -o x8
+    check "synth: a bank whose directions fall off" json '.energy > 0.6 and .energy < 0.8'
+    refuses 2 'unknown architecture' synth bank:30x5: -o x
+    refuses 2 'unknown architecture' synth bank:30x5:-1 -o x
     # the built-in model draws from them as they are
     good bank compress --dtype f16 -o same
     good bank compress --rank 64 --dtype f16 -o rank64

@@ -3,6 +3,7 @@
 #include "commands.h"
 #include "interrupt.h"
 #include "procedural.h"
+#include "procedural_bank.h"
 #include "session.h"
 #include "torch_file.h"
 
@@ -19,6 +20,7 @@ typedef struct plan {
     char what[128];
     progress_bar bar;
     int64_t written, total; /* elements */
+    procedural_bank bank;   /* where it is to be more than noise */
 } plan;
 
 /* rank first, then the shape: add(p, 2, 3 * h, h, 0, 0, "blocks.%d.attn.qkv.weight", i) */
@@ -290,17 +292,22 @@ static int plan_vavae(plan *p, const char *arch) {
     return 1;
 }
 
-/* bank:ROWSxWIDTH ------------------------------------------------------------------------------------------------- */
+/* bank:ROWSxWIDTH, bank:ROWSxWIDTH:DECAY ------------------------------------------------------------------------- */
 
 static int plan_bank(plan *p, const char *arch) {
-    char rows_text[24];
+    char rows_text[24], width_text[24];
     int64_t rows, width;
-    const char *x = strchr(arch, 'x');
+    double decay = 0;
+    const char *x = strchr(arch, 'x'), *colon = x ? strchr(x, ':') : NULL;
     if (strncmp(arch, "bank:", 5) != 0 || !x) return 0;
     snprintf(rows_text, sizeof rows_text, "%.*s", (int)(x - arch - 5), arch + 5);
-    if (!parse_integer(rows_text, 1, 1000000000, &rows) || !parse_integer(x + 1, 1, 1 << 20, &width)) return 0;
+    snprintf(width_text, sizeof width_text, "%.*s", (int)strcspn(x + 1, ":"), x + 1);
+    if (!parse_integer(rows_text, 1, 1000000000, &rows) || !parse_integer(width_text, 1, 1 << 20, &width)) return 0;
+    if (colon && (!parse_number(colon + 1, &decay) || decay < 0 || decay > 10)) return 0;
+    if (colon && !procedural_bank_open(&p->bank, rows, width, decay)) p->failed = 1;
     add(p, 2, rows, width, 0, 0, "features", 0, 0);
-    snprintf(p->what, sizeof p->what, "a bank of %lld rows of %lld", (long long)rows, (long long)width);
+    snprintf(p->what, sizeof p->what, "a bank of %lld rows of %lld%s%s", (long long)rows, (long long)width,
+             colon ? ", decay " : "", colon ? colon + 1 : "");
     return 1;
 }
 
@@ -310,7 +317,11 @@ static gmem_status fill(void *user, int64_t index, int64_t first, int64_t count,
     plan *p = (plan *)user;
     const gmem_tensor *t = &p->tensors[index];
     if (interrupt_check(error) != OUTCOME_DONE) return GMEM_E_CANCELLED;
-    procedural_fill(t->name, t->rank, t->shape, first, count, (float *)out);
+    if (p->bank.weights) {
+        procedural_bank_fill(&p->bank, first, count, (float *)out);
+    } else {
+        procedural_fill(t->name, t->rank, t->shape, first, count, (float *)out);
+    }
     p->written += count;
     progress_show(&p->bar, p->written / 1000000, p->total / 1000000, "million weights");
     return GMEM_OK;
@@ -361,7 +372,7 @@ static outcome synthesise(session *s, plan *p, const arguments *args, gmem_error
         return misused(
             error,
             "unknown architecture '%s': expected s/1, b/1, l/1, xl/1, 1.0b/1 or 1.6b/1, the same with /2, "
-            "sit-s/2 to sit-xl/2, vavae, dinov2-s/14, -b/14 or -l/14, the same with -reg, or bank:ROWSxWIDTH",
+            "sit-s/2 to sit-xl/2, vavae, dinov2-s/14, -b/14 or -l/14, the same with -reg, or bank:ROWSxWIDTH[:DECAY]",
             gmem_escape(arch, plain, sizeof plain));
     if (p->failed) return out_of_memory(error);
     print_config(p);
@@ -397,5 +408,6 @@ outcome command_synth(const arguments *args, gmem_error *error) {
         free((void *)(uintptr_t)p.tensors[i].name);
     }
     free(p.tensors);
+    procedural_bank_close(&p.bank);
     return result;
 }
