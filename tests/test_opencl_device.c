@@ -475,6 +475,63 @@ static void test_wrong_results(void) {
     CHECK_CONTAINS(log_text, "norm (layer) differs");
 }
 
+/* f16 arithmetic --------------------------------------------------------------------------------------------------- */
+
+/* A program with it is another program of the cache. */
+static void test_f16_cache(void) {
+    meddler m;
+    gmem_error error;
+    char names[2][64];
+    memset(&m, 0, sizeof m);
+    gmem_context_desc desc = describe(&m);
+    desc.cache_dir = folder;
+    m.cl.type = GMEM__CL_DEVICE_TYPE_GPU;
+    m.cl.fp16 = FAILING_F16_STAND_IN;
+    for (int i = 0; i < 2; i++) {
+        desc.compute = i ? GMEM_COMPUTE_F16 : GMEM_COMPUTE_F32;
+        CHECK_OK(try_open(&m, &desc, &error));
+        check_made(&m, 1, 0);
+        CHECK((strstr(log_text, "products in opencl-f16") != NULL) == i);
+        snprintf(names[i], sizeof names[i], "%s", program_name());
+    }
+    CHECK(strcmp(names[0], names[1]) != 0);
+    for (int i = 0; i < 4; i++) {
+        desc.compute = i % 2 ? GMEM_COMPUTE_F16 : GMEM_COMPUTE_F32;
+        CHECK_OK(try_open(&m, &desc, &error));
+        check_made(&m, 0, 1);
+        CHECK_CONTAINS(log_text, names[i % 2]);
+    }
+    CHECK(remove(path_of(names[0])) == 0);
+    CHECK(remove(path_of(names[1])) == 0);
+}
+
+/* Devices whose f16 is none of IEEE's, as far as a line before the source makes the stand-in do the same: each fails
+ * the case of the self-test that is about it, and computes in f32. */
+static void test_f16_faults(void) {
+    static const struct {
+        const char *line, *fails;
+    } faults[] = {
+        {"#define convert_float2(x) select(x, (float2)(0.0f), isless(fabs(x), (float2)(6.1e-5f)))\n",
+         "linear (in f16, subnormal) differs"},
+        {"#define convert_float2(x) fmin(fmax(x, -65504.0f), 65504.0f)\n", "linear (in f16, large) differs"},
+        {"#define convert_float2(x) (1.001f * (x))\n", "linear (in f16) differs"},
+    };
+    meddler m;
+    gmem_error error;
+    memset(&m, 0, sizeof m);
+    gmem_context_desc desc = describe(&m);
+    desc.compute = GMEM_COMPUTE_F16;
+    m.cl.type = GMEM__CL_DEVICE_TYPE_GPU;
+    m.cl.fp16 = FAILING_F16_STAND_IN;
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        m.line = faults[i].line;
+        CHECK_OK(try_open(&m, &desc, &error));
+        CHECK_CONTAINS(log_text, "computed in f32, for f16 arithmetic fails");
+        CHECK_CONTAINS(log_text, faults[i].fails);
+        CHECK_CONTAINS(log_text, "products in opencl,");
+    }
+}
+
 /* The choice ------------------------------------------------------------------------------------------------------- */
 
 static void test_names(void) {
@@ -605,6 +662,8 @@ int main(void) {
     test_failing_allocations();
     test_bad_source();
     test_wrong_results();
+    test_f16_cache();
+    test_f16_faults();
     test_names();
     test_auto();
     test_allowed_memory();

@@ -119,9 +119,9 @@ static void gmem__test_linear_f16(const gmem__engine *engine, const gmem__test_c
     for (int i = 0; i < GMEM__TEST_COLUMNS * DEPTH; i++)
         values[i] = ldexpf((float)(i * 5 % 6 - 2), test->kind);
     engine->ops->upload(engine, at[GMEM__TEST_WORK], values, GMEM__TEST_COLUMNS * DEPTH);
-    for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < GMEM__TEST_FLOATS; i++)
         values[i] = ldexpf(1.0f / 16, -test->kind);
-    engine->ops->upload(engine, gmem__test_vector(at, 6), values, ROWS);
+    engine->ops->upload(engine, at[GMEM__TEST_VECTORS], values, GMEM__TEST_FLOATS);
     if (engine->stream) weight.compute = GMEM_COMPUTE_F16; /* which no CPU's kernel does, and gives the same */
     op.weight = &weight;
     op.x = at[GMEM__TEST_WORK];
