@@ -193,7 +193,8 @@ typedef struct gmem_io {
     void (*unmap)(void *user, const void *memory, int64_t bytes);
     /* These bytes of a mapping are not needed for now: their memory may serve others, and they read the same later. */
     void (*discard)(void *user, const void *memory, int64_t bytes);
-    /* Moves a finished file over `to`, durably where the system can; 0 on success. */
+    /* Moves a finished file over `to`, durably where the system can; 0 on success. Default: it takes over the owner and
+     * the permissions of the file that was there. */
     int (*rename)(void *user, const char *from, const char *to);
     int (*remove)(void *user, const char *path);
     /* Keeps other writers of the file `path` out, whether it exists or not, until unlock or the end of the process,

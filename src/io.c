@@ -238,8 +238,17 @@ static void gmem__sync_folder_of(const char *path) {
     close(descriptor);
 }
 
+/* What replaces a file belongs to whom it belonged, where the system lets, and is for those to read that it was for. */
+static void gmem__take_over(const char *from, const char *to) {
+    struct stat old;
+    if (stat(to, &old) != 0) return;
+    if (chown(from, old.st_uid, old.st_gid) == 0 || chown(from, (uid_t)-1, old.st_gid) == 0)
+        (void)chmod(from, old.st_mode & 0777);
+}
+
 static int gmem__system_rename(void *user, const char *from, const char *to) {
     (void)user;
+    gmem__take_over(from, to);
     if (rename(from, to) != 0) return -1;
     gmem__sync_folder_of(to);
     return 0;

@@ -365,6 +365,23 @@ static void test_other_contents(gmem_context *context) {
     gmem_bank_close(reader);
 }
 
+static int mode_of(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0 ? (int)(status.st_mode & 0777) : -1;
+}
+
+/* What was for few to read stays so. */
+static void test_mode(gmem_context *durable) {
+    static const int modes[3] = {0600, 0640, 0444};
+    clear();
+    for (int i = 0; i < 3; i++) {
+        CHECK_OK(add(durable, target, GMEM_F32, make_rows(3 * i, 3), NULL, NULL));
+        if (i > 0) CHECK_INT(mode_of(target), modes[i - 1]);
+        CHECK(chmod(target, (mode_t)modes[i]) == 0);
+    }
+    CHECK(is_bank_up_to(durable, target, GMEM_F32, 9));
+}
+
 /* exporting ------------------------------------------------------------------------------------------------------- */
 
 /* A torch file, a decomposed one and an int8 one with names become one of each type. */
@@ -1045,6 +1062,7 @@ int main(int count, char **arguments) {
     test_removing(context);
     test_several_files(context);
     test_other_contents(context);
+    test_mode(durable);
     test_export(context);
     test_export_of_bad_rows(context);
     test_arguments(context);
