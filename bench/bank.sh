@@ -27,7 +27,7 @@ fail() {
 
 make -s BUILD="$build" "$gmem"
 mkdir -p "$folder"
-trap '[ "${KEEP:-}" = 1 ] || rm -f "$folder"/*.safetensors "$folder"/timed' EXIT
+trap '[ "${KEEP:-}" = 1 ] || rm -f "$folder"/*.safetensors "$folder"/{timed,out,err}' EXIT
 
 time=${TIME:-/usr/bin/time}
 # How to learn of a program's memory: GNU's time, BSD's, or not at all.
