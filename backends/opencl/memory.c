@@ -292,7 +292,7 @@ static float gmem__largest_of(const float *x, int64_t count) {
 
 /* As the CPU's kernels quantise (narrow.inc): divided by max |x| / 127, to nearest even. A row that is not finite gets
  * zeros and the scale NaN. */
-static void gmem__quantise_row(const float *x, int64_t count, float *scale, signed char *out) {
+static void gmem__cl_quantise_row(const float *x, int64_t count, float *scale, signed char *out) {
     *scale = gmem__largest_of(x, count) / 127;
     const float inverse = *scale > 0 ? 1 / *scale : 0;
     for (int64_t i = 0; i < count; i++) {
@@ -314,7 +314,7 @@ static void gmem__convert_row(const gmem__cl_buffer *buffer, int64_t row, float 
     for (int64_t i = 0; buffer->scale && i < buffer->cols; i++)
         values[i] *= buffer->scale[row];
     if (buffer->to == GMEM_I8)
-        gmem__quantise_row(values, buffer->cols, buffer->measured + row, (signed char *)out);
+        gmem__cl_quantise_row(values, buffer->cols, buffer->measured + row, (signed char *)out);
     else
         gmem_convert_f32(values, buffer->cols, buffer->to, out);
 }
