@@ -426,10 +426,9 @@ static gmem_status gmem__edit_file_exists(const gmem__bank_edit *edit, int *exis
     return GMEM_OK;
 }
 
-static gmem_status gmem__edit_open(gmem__bank_edit *edit, gmem_error *error) {
+static gmem_status gmem__edit_load(gmem__bank_edit *edit, gmem_error *error) {
     gmem_bank_desc desc;
     int exists = 0;
-    GMEM__TRY(gmem__edit_lock(edit, error));
     GMEM__TRY(gmem__edit_file_exists(edit, &exists, error));
     memset(&desc, 0, sizeof desc);
     desc.paths = edit->paths;
@@ -437,6 +436,16 @@ static gmem_status gmem__edit_open(gmem__bank_edit *edit, gmem_error *error) {
     if (desc.path_count > 0) GMEM__TRY(gmem_bank_open(edit->context, &desc, &edit->bank, error));
     if (exists) edit->part = edit->bank->parts + edit->path_count - 1;
     return gmem__edit_check_file(edit, error);
+}
+
+/* Where there is no lock to be had, that is no news of a file that could not be edited anyway. */
+static gmem_status gmem__edit_open(gmem__bank_edit *edit, gmem_error *error) {
+    gmem_error other = gmem__callback_error();
+    gmem_status status = gmem__edit_lock(edit, error);
+    if (status == GMEM_OK) return gmem__edit_load(edit, error);
+    if (status != GMEM_E_OPEN || gmem__edit_load(edit, &other) != GMEM_E_COMBINATION) return status;
+    if (error) *error = other;
+    return GMEM_E_COMBINATION;
 }
 
 static void gmem__edit_close(gmem__bank_edit *edit) {

@@ -274,7 +274,10 @@ typedef struct gmem__system_lock_file {
 /* For reading alone where another user's process left it, whose file may be locked but not written. */
 static int gmem__lock_file_open(const char *path) {
     int descriptor = open(path, O_RDWR | O_CREAT | O_NONBLOCK, 0666);
-    if (descriptor < 0 && errno == EACCES) descriptor = open(path, O_RDONLY | O_NONBLOCK);
+    if (descriptor < 0 && errno == EACCES) {
+        descriptor = open(path, O_RDONLY | O_NONBLOCK);
+        if (descriptor < 0) errno = EACCES;
+    }
     if (descriptor < 0) return -1;
     (void)fcntl(descriptor, F_SETFD, FD_CLOEXEC); /* a program that is started meanwhile must not hold it */
     if (gmem__check_regular(descriptor)) return descriptor;
