@@ -291,6 +291,12 @@ test_benchmarks() {
     check "bench autoencoder --json, names" json '.isa and .kernels and .cpu and .dtype == "int8" and .height == 64'
     run bench autoencoder --autoencoder "$golden/vae_f8.pt" --json -t 1
     check "bench autoencoder of a file: a published picture" json '.height == 256 and .width == 256'
+    if [ -e examples/model/image_encoder.safetensors ]; then
+        run bench encoder --json --dtype bf16
+        check "bench encoder --json" json "[$figures, .seconds_min, .seconds_max, .seconds_first, .seconds_one,
+            .seconds_class, .flop, .size, .pictures, .runs, .threads, .resident_bytes] | all(. > 0)"
+        check "bench encoder --json, names" json '.isa and .kernels and .cpu and .dtype == "bf16" and .architecture'
+    fi
     refuses 1 'no such file' bench encoder --image-encoder missing
     refuses 1 'vae_f8.pt: not an image encoder' bench encoder --image-encoder "$golden/vae_f8.pt"
     run bench bank --json
