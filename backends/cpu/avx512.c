@@ -42,6 +42,13 @@
     _mm512_castsi512_ps( \
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
 #define V_LOAD_I8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+/* Twice as many int8 as int16, and sums of their products, two neighbours each. */
+#define V_WIDEN_I8(p)        _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define V_LOAD_I16(p)        _mm512_loadu_si512(p)
+#define V_ZERO_I32()         _mm512_setzero_si512()
+#define V_MULTIPLY_I16(a, b) _mm512_madd_epi16((a), (b))
+#define V_ADD_I32(a, b)      _mm512_add_epi32((a), (b))
+#define V_FLOATS(a)          _mm512_cvtepi32_ps(a)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)           _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
 #define V_STORE_PART(p, a, n)       _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))

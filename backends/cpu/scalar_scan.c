@@ -24,9 +24,18 @@ static float gmem__lanes_total(const gmem__lanes *lanes) {
     return total;
 }
 
+/* A query's elements [k, k + count) as floats. */
+static const float *gmem__lanes_query(const gmem__scan_block *block, int64_t q, int64_t k, int64_t count, float *out) {
+    const int64_t first = q * block->query_step + k;
+    if (block->type != GMEM_I8) return (const float *)block->query + first;
+    for (int64_t i = 0; i < count; i++)
+        out[i] = (float)((const int16_t *)block->query)[first + i];
+    return out;
+}
+
 GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
     gmem__weight rows;
-    float values[GMEM__RUN];
+    float values[GMEM__RUN], query[GMEM__RUN];
     memset(&rows, 0, sizeof rows);
     rows.data = block->data;
     rows.type = block->type;
@@ -40,7 +49,7 @@ GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
             gmem__scalar_weights(&rows, r, k, count, values);
             gmem__lanes_add(&square, values, values, count);
             for (int64_t q = 0; q < block->queries; q++)
-                gmem__lanes_add(&product[q], values, block->query + q * block->query_step + k, count);
+                gmem__lanes_add(&product[q], values, gmem__lanes_query(block, q, k, count, query), count);
         }
         block->squares[r] = gmem__lanes_total(&square);
         for (int64_t q = 0; q < block->queries; q++)

@@ -6,8 +6,9 @@
 
 enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM, GMEM__SCAN_NARROW };
 
-/* Up to so many queries are taken as the rows come. */
-#define GMEM__SCAN_FEW 16
+/* Up to so many queries are taken as the rows come; with and without a narrow kernel. */
+#define GMEM__SCAN_FEW             16
+#define GMEM__SCAN_FEW_WITH_NARROW 8
 /* Rows of a task then, in bytes. */
 #define GMEM__SCAN_BYTES (512 * 1024)
 
@@ -35,7 +36,7 @@ typedef struct gmem__scan_rows {
 /* queries --------------------------------------------------------------------------------------------------------- */
 
 /* Elements of a query as the products by rows want it. */
-static int64_t gmem__scan_step(int64_t width) { return gmem__round_up(width, 16); }
+static int64_t gmem__scan_step(int64_t width) { return gmem__round_up(width, 32); }
 
 static int64_t gmem__scan_together(int64_t count) { return count == 1 ? 1 : count <= 4 ? 4 : gmem__round_up(count, 8); }
 
@@ -43,13 +44,47 @@ static float gmem__scan_unit(const gmem__scan *scan, int64_t query, int64_t i) {
     return (float)((double)scan->queries[query * scan->width + i] / scan->norms[query]);
 }
 
-/* (queries, step), zeros behind. */
-static void gmem__scan_lay_out(const gmem__scan *scan, float *out) {
+/* Sums of `width` products in f32, in any order, are wrong by less than width 2^-24 of |row| |query|, a norm by half of
+ * that (Higham, Accuracy and Stability of Numerical Algorithms, 3.5); a few roundings come to it. */
+static double gmem__scan_rounding(int64_t width) { return (double)(2 * width + 16) / 16777216.0; }
+
+/* The queries of products by rows, (queries, step) with zeros behind, after what their products are to be multiplied
+ * with: of int16 for rows of int8, otherwise of f32. */
+static const void *gmem__scan_laid_out(const gmem__engine *engine) {
+    return (const float *)engine->scratch + GMEM__SCAN_FEW;
+}
+
+static void gmem__scan_lay_out(const gmem__engine *engine, const gmem__scan *scan) {
     const int64_t step = gmem__scan_step(scan->width);
+    float *factors = (float *)engine->scratch, *out = factors + GMEM__SCAN_FEW;
     memset(out, 0, (size_t)(gmem__scan_together(scan->count) * step) * sizeof *out);
-    for (int64_t q = 0; q < scan->count; q++)
+    for (int64_t q = 0; q < scan->count; q++) {
+        factors[q] = 1;
         for (int64_t i = 0; i < scan->width; i++)
             out[q * step + i] = gmem__scan_unit(scan, q, i);
+    }
+}
+
+/* Adds to the slack what the queries' rounding changes, which is measured. */
+static void gmem__scan_lay_out_i16(const gmem__engine *engine, const gmem__scan *scan) {
+    const int64_t step = gmem__scan_step(scan->width);
+    float *factors = (float *)engine->scratch;
+    int16_t *out = (int16_t *)(void *)(factors + GMEM__SCAN_FEW);
+    memset(out, 0, (size_t)(gmem__scan_together(scan->count) * step) * sizeof *out);
+    for (int64_t q = 0; q < scan->count; q++) {
+        float largest = 0;
+        double change = 0;
+        for (int64_t i = 0; i < scan->width; i++)
+            largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, q, i)));
+        factors[q] = largest / 32767;
+        for (int64_t i = 0; i < scan->width; i++) {
+            const double unit = (double)gmem__scan_unit(scan, q, i), level = floor(unit / (double)factors[q] + 0.5);
+            const double value = fmax(-32767, fmin(32767, level)), d = unit - (double)factors[q] * value;
+            out[q * step + i] = (int16_t)value;
+            change += d * d;
+        }
+        scan->slack[q] = fmax(scan->slack[q], 1.01 * sqrt(change) + gmem__scan_rounding(scan->width));
+    }
 }
 
 /* As gmem__pack would, from columns: panels (count / nr, width, nr). */
@@ -61,10 +96,6 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
             column[i * nr] = gmem__scan_unit(scan, q, i);
     }
 }
-
-/* Sums of `width` products in f32, in any order, are wrong by less than width 2^-24 of |row| |query|, a norm by half of
- * that (Higham, Accuracy and Stability of Numerical Algorithms, 3.5); a few roundings come to it. */
-static double gmem__scan_rounding(int64_t width) { return (double)(2 * width + 16) / 16777216.0; }
 
 /* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. */
 static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
@@ -91,18 +122,20 @@ static int gmem__scan_choose(const gmem__engine *engine, const gmem__scan *scan)
     const int64_t nr = gmem__engine_kernels(engine)->nr, fillable = GMEM__SCRATCH - GMEM__SCAN_FILLED;
     const gmem__narrow *narrow = gmem__scan_narrow(engine, scan);
     if (scan->fill && scan->width > fillable) return GMEM__SCAN_NONE;
-    if (scan->count > GMEM__SCAN_FEW && narrow && gmem__scan_fits_narrow(narrow, scan)) return GMEM__SCAN_NARROW;
-    if (scan->count > GMEM__SCAN_FEW && gmem__round_up(scan->count, nr) * scan->width <= GMEM__SHARED)
-        return GMEM__SCAN_GEMM;
-    return gmem__scan_together(scan->count) * gmem__scan_step(scan->width) <= GMEM__SHARED ? GMEM__SCAN_PRODUCTS
-                                                                                           : GMEM__SCAN_NONE;
+    const int wide = scan->width > GMEM__SCAN_I8_WIDTH && !scan->fill && scan->type == GMEM_I8;
+    const int64_t floats = GMEM__SCAN_FEW + gmem__scan_together(scan->count) * gmem__scan_step(scan->width);
+    if (narrow && gmem__scan_fits_narrow(narrow, scan) && (wide || scan->count > GMEM__SCAN_FEW_WITH_NARROW))
+        return GMEM__SCAN_NARROW;
+    if (wide || scan->count > GMEM__SCAN_FEW)
+        return gmem__round_up(scan->count, nr) * scan->width <= GMEM__SHARED ? GMEM__SCAN_GEMM : GMEM__SCAN_NONE;
+    return floats <= GMEM__SHARED ? GMEM__SCAN_PRODUCTS : GMEM__SCAN_NONE;
 }
 
 /* The shared scratch of narrow scans. */
 typedef struct gmem__scan_shared {
     uint32_t *panels;
     float *scales; /* int8: (GMEM__NC) */
-    float *ones;   /* int8: a query of ones, which gives the sums of rows */
+    int16_t *ones; /* int8: a query of ones, which gives the sums of rows */
 } gmem__scan_shared;
 
 static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const gmem__narrow *narrow,
@@ -110,7 +143,7 @@ static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const 
     gmem__scan_shared shared;
     shared.panels = (uint32_t *)engine->scratch;
     shared.scales = (float *)(void *)(shared.panels + gmem__scan_panel_words(narrow, scan));
-    shared.ones = shared.scales + GMEM__NC;
+    shared.ones = (int16_t *)(void *)(shared.scales + GMEM__NC);
     return shared;
 }
 
@@ -141,7 +174,7 @@ static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narro
                         words * narrow->nr, shared.scales + q);
     }
     for (int64_t i = 0; i < gmem__scan_step(scan->width); i++)
-        shared.ones[i] = i < scan->width ? 1.0f : 0.0f;
+        shared.ones[i] = i < scan->width;
     for (int64_t q = 0; q < scan->count; q++) {
         double change = 0;
         for (int64_t i = 0; i < scan->width; i++) {
@@ -157,7 +190,8 @@ static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narro
 GMEM__FN void gmem__cpu_scan_prepare(const gmem__engine *engine, gmem__scan *scan) {
     float *shared = (float *)engine->scratch;
     scan->how = gmem__scan_choose(engine, scan);
-    if (scan->how == GMEM__SCAN_PRODUCTS) gmem__scan_lay_out(scan, shared);
+    if (scan->how == GMEM__SCAN_PRODUCTS)
+        (!scan->fill && scan->type == GMEM_I8 ? gmem__scan_lay_out_i16 : gmem__scan_lay_out)(engine, scan);
     if (scan->how == GMEM__SCAN_GEMM) gmem__scan_pack(scan, gmem__engine_kernels(engine)->nr, shared);
     if (scan->how == GMEM__SCAN_NARROW) gmem__scan_pack_narrow(engine, gmem__scan_narrow(engine, scan), scan);
     for (int64_t q = 0; q < scan->count; q++)
@@ -216,13 +250,13 @@ static void gmem__scan_norms(const gmem__scan *scan, const gmem__scan_rows *rows
 static void gmem__scan_take_rows(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
                                  const float *norms, const float *products) {
     const gmem__scan *scan = job->scan;
-    const float *cuts = scan->cuts + rows->thread * scan->count;
+    const float *cuts = scan->cuts + rows->thread * scan->count, *factors = (const float *)job->engine->scratch;
     int32_t which[GMEM__SCAN_ROWS];
     for (int64_t q = 0; q < scan->count; q++, products += GMEM__SCAN_ROWS) {
-        const int64_t found = job->kernels->above(products, norms, cuts[q], count, which);
+        const int64_t found = job->kernels->above(products, norms, cuts[q] / factors[q], count, which);
         for (int64_t i = 0; i < found; i++)
             scan->take(scan->user, rows->thread, rows->first + first + which[i], q,
-                       products[which[i]] / norms[which[i]]);
+                       factors[q] * products[which[i]] / norms[which[i]]);
     }
 }
 
@@ -234,7 +268,7 @@ static void gmem__scan_products_task(const void *job_, int64_t i, float *scratch
     float norms[GMEM__SCAN_ROWS], products[GMEM__SCAN_FEW * GMEM__SCAN_ROWS];
     for (int64_t first = 0; first < rows.count; first += GMEM__SCAN_ROWS) {
         gmem__scan_block block = gmem__scan_block_of(scan, &rows, first);
-        block.query = (const float *)job->engine->scratch;
+        block.query = gmem__scan_laid_out(job->engine);
         block.queries = together;
         block.query_step = step;
         block.products = products;
@@ -260,7 +294,7 @@ static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_r
 
 /* norms (count), and with `ones` the rows' sums, of rows from `begin` on. */
 static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t begin, int64_t count,
-                               const float *ones, float *norms, float *sums) {
+                               const void *ones, float *norms, float *sums) {
     for (int64_t first = begin; first < begin + count; first += GMEM__SCAN_ROWS) {
         gmem__scan_block block = gmem__scan_block_of(job->scan, rows, first);
         block.rows = gmem__min(block.rows, begin + count - first);
@@ -401,6 +435,7 @@ GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan)
 }
 
 #undef GMEM__SCAN_FEW
+#undef GMEM__SCAN_FEW_WITH_NARROW
 #undef GMEM__SCAN_BYTES
 #undef GMEM__SCAN_SCORES
 #undef GMEM__SCAN_FILLED
