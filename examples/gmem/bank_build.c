@@ -223,22 +223,13 @@ typedef struct bank_rows {
     const char **names; /* (count) */
 } bank_rows;
 
-/* A name that is one line of UTF-8 stays what it is. */
-static const char *row_name(building *b, int64_t which) {
-    const char *name = name_of(b, which);
-    const size_t bytes = 4 * strlen(name) + 1;
-    if (is_utf8_line(name)) return name;
-    char *escaped = (char *)session_alloc(&b->s, (int64_t)bytes, 1);
-    return escaped ? gmem_escape(name, escaped, bytes) : NULL;
-}
-
 static outcome collect_rows(bank_rows *rows, gmem_error *error) {
     building *b = rows->b;
     rows->names = (const char **)session_alloc(&b->s, b->pictures.count, sizeof *rows->names);
     if (!rows->names) return out_of_memory(error);
     for (int64_t i = 0; i < b->pictures.count; i++) {
         if (b->features[i] == UNDECIDED) continue;
-        const char *name = row_name(b, i);
+        const char *name = row_name(&b->s, name_of(b, i));
         if (!name) return out_of_memory(error);
         rows->names[rows->count] = name;
         b->features[rows->count++] = b->features[i];
@@ -249,7 +240,6 @@ static outcome collect_rows(bank_rows *rows, gmem_error *error) {
 static gmem_status fill_rows(void *user, int64_t first, int64_t count, float *out, gmem_error *error) {
     const bank_rows *rows = (const bank_rows *)user;
     const building *b = rows->b;
-    if (interrupt_check(error) != OUTCOME_DONE) return GMEM_E_CANCELLED;
     for (int64_t i = 0; i < count; i++, out += b->s.encoder_info->width) {
         if (journal_read(&b->finished, b->features[first + i], out, error) != OUTCOME_DONE) return GMEM_E_READ;
     }
@@ -265,7 +255,12 @@ static outcome write_bank(bank_rows *rows, gmem_type type, gmem_error *error) {
     source.fill = fill_rows;
     source.fill_user = rows;
     source.names = rows->names;
-    return from_status(gmem_bank_create(b->s.context, b->s.args->output, type, &source, error));
+    source.progress = show_rows;
+    source.progress_user = &b->bar;
+    progress_begin(&b->bar);
+    const gmem_status status = gmem_bank_create(b->s.context, b->s.args->output, type, &source, error);
+    progress_end(&b->bar);
+    return from_status(status);
 }
 
 /* the report ------------------------------------------------------------------------------------------------------ */
@@ -322,8 +317,7 @@ static outcome check_arguments(const arguments *args, gmem_error *error) {
 }
 
 static outcome build(building *b, const arguments *args, gmem_error *error) {
-    static const gmem_type types[] = {GMEM_F32, GMEM_F32, GMEM_BF16, GMEM_F16, GMEM_I8}; /* by --dtype, 0: none */
-    const gmem_type type = types[args->dtype];
+    const gmem_type type = written_type(args, GMEM_F32);
     bank_rows rows = {b, 0, NULL};
     TRY(check_arguments(args, error));
     TRY(session_begin(&b->s, args, error));

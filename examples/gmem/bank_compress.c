@@ -5,12 +5,7 @@
 
 #include <string.h>
 
-/* The type that --dtype names. */
-static gmem_type type_of(const arguments *args) {
-    static const gmem_type by_choice[] = {GMEM_F32, GMEM_BF16, GMEM_F16, GMEM_I8};
-    if (args->dtype) return by_choice[args->dtype - 1];
-    return args->rank ? GMEM_F32 : GMEM_I8;
-}
+static gmem_type type_of(const arguments *args) { return written_type(args, args->rank ? GMEM_F32 : GMEM_I8); }
 
 static int show_progress(void *user, int64_t done, int64_t total) {
     progress_show((progress_bar *)user, done / 1000, total / 1000, "thousand rows");

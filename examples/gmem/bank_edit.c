@@ -15,16 +15,6 @@
 
 /* what the commands share ----------------------------------------------------------------------------------------- */
 
-static gmem_type type_of(const arguments *args, gmem_type otherwise) {
-    static const gmem_type by_choice[] = {GMEM_F32, GMEM_BF16, GMEM_F16, GMEM_I8};
-    return args->dtype ? by_choice[args->dtype - 1] : otherwise;
-}
-
-static int show_rows(void *user, int64_t done, int64_t total) {
-    progress_show((progress_bar *)user, done, total, "rows");
-    return interrupt_pending();
-}
-
 /* A link's file is what is to be replaced, not the link. */
 static outcome follow_link(session *s, const char **path, gmem_error *error) {
     struct stat status;
@@ -77,7 +67,7 @@ static outcome check_bank(addition *a, gmem_error *error) {
     const int64_t width = gmem_bank_width(bank);
     const gmem_type type = gmem_bank_type(bank);
     gmem_bank_close(bank);
-    if (exists && type_of(a->s.args, type) != type)
+    if (exists && written_type(a->s.args, type) != type)
         return failed(error, path, "its rows are %s and stay so: --dtype is for a new file", gmem_type_name(type));
     if (width == a->source.width) return OUTCOME_DONE;
     return failed(error, path, "the bank's rows have %lld elements, the new ones %lld", (long long)width,
@@ -118,13 +108,8 @@ static outcome add_from_input(addition *a, gmem_error *error) {
 /* A picture's row is named as its file; what is no line of UTF-8 is escaped. */
 static outcome name_of_picture(session *s, const char *path, const char **name, gmem_error *error) {
     const char *slash = strrchr(path, '/');
-    const size_t bytes = 4 * strlen(path) + 1;
-    *name = slash ? slash + 1 : path;
-    if (is_utf8_line(*name)) return OUTCOME_DONE;
-    char *escaped = (char *)session_alloc(s, (int64_t)bytes, 1);
-    if (!escaped) return out_of_memory(error);
-    *name = gmem_escape(*name, escaped, bytes);
-    return OUTCOME_DONE;
+    *name = row_name(s, slash ? slash + 1 : path);
+    return *name ? OUTCOME_DONE : out_of_memory(error);
 }
 
 /* Features are of use where they have a direction. */
@@ -139,18 +124,9 @@ static outcome check_feature(const char *path, const float *row, int64_t width, 
 
 static outcome encode_batch(session *s, int64_t count, const char *const *paths, uint8_t *crops, float *out,
                             gmem_error *error) {
-    gmem_error errors[BATCH];
-    outcome results[BATCH];
     const int64_t width = s->encoder_info->width;
     TRY(interrupt_check(error));
-    memset(errors, 0, sizeof errors);
-    read_crops(s, count, paths, s->encoder_info->picture_size, crops, results, errors);
-    for (int64_t i = 0; i < count; i++) {
-        if (results[i] == OUTCOME_DONE) continue;
-        *error = errors[i];
-        return results[i];
-    }
-    TRY(crop_features(s, count, crops, out, NULL, error));
+    TRY(picture_features(s, count, paths, crops, out, NULL, error));
     for (int64_t i = 0; i < count; i++) {
         TRY(check_feature(paths[i], out + i * width, width, error));
     }
@@ -162,7 +138,7 @@ static outcome encode_pictures(addition *a, float *features, gmem_error *error) 
     outcome result = OUTCOME_DONE;
     const text_list *pictures = &s->args->operands;
     const int64_t size = s->encoder_info->picture_size;
-    const int64_t batch = s->args->batch > 0 && s->args->batch < BATCH ? s->args->batch : BATCH;
+    const int64_t batch = s->args->batch ? s->args->batch : BATCH;
     uint8_t *crops = (uint8_t *)session_alloc(s, batch * size * size, 3);
     if (!crops) return out_of_memory(error);
     progress_begin(&a->bar);
@@ -229,7 +205,7 @@ static outcome add(addition *a, gmem_error *error) {
     a->source.progress_user = &a->bar;
     progress_begin(&a->bar);
     gmem_status status =
-        gmem_bank_add(a->s.context, a->paths, a->path_count, type_of(args, GMEM_F32), &a->source, &first, error);
+        gmem_bank_add(a->s.context, a->paths, a->path_count, written_type(args, GMEM_F32), &a->source, &first, error);
     progress_end(&a->bar);
     if (args->input && (status == GMEM_E_ROW_ZERO || status == GMEM_E_TYPE)) /* of a new row */
         snprintf(error->path, sizeof error->path, "%s", args->input);
@@ -361,7 +337,7 @@ static outcome export_bank(session *s, gmem_error *error) {
         return failed(error, s->args->output, "banks are written as safetensors: choose a name that says so");
     TRY(open_bank(s, error));
     const gmem_type stored = gmem_bank_get_kind(s->bank) == GMEM_BANK_FULL ? gmem_bank_type(s->bank) : GMEM_F32;
-    const gmem_type type = type_of(s->args, stored);
+    const gmem_type type = written_type(s->args, stored);
     progress_begin(&bar);
     gmem_status status = gmem_bank_export(s->bank, s->args->output, type, show_rows, &bar, error);
     progress_end(&bar);

@@ -239,9 +239,8 @@ static void add_int8(conversion *c, const gmem_tensor *source, const gmem_tensor
 }
 
 static outcome plan(conversion *c, gmem_error *error) {
-    static const gmem_type types[] = {GMEM_F32, GMEM_F32, GMEM_BF16, GMEM_F16, GMEM_I8}; /* by --dtype, 0: none */
     int64_t sources = gmem_file_tensor_count(c->file);
-    gmem_type type = types[c->s.args->dtype];
+    gmem_type type = written_type(c->s.args, GMEM_F32);
     c->tensors = (gmem_tensor *)calloc((size_t)sources * 2 + 1, sizeof *c->tensors);
     c->items = (item *)calloc((size_t)sources * 2 + 1, sizeof *c->items);
     if (!c->tensors || !c->items) return out_of_memory(error);

@@ -14,8 +14,6 @@ typedef struct extraction {
     float *patch; /* (count, tokens, width) */
     /* of files */
     uint8_t *crops; /* (batch, picture_size, picture_size, 3) */
-    outcome *results;
-    gmem_error *errors; /* (batch) */
     /* of --input */
     float *image; /* (count, 3, height, width) */
     int64_t height, width;
@@ -28,21 +26,13 @@ static outcome prepare_files(extraction *e, gmem_error *error) {
     e->count = e->s.args->operands.count;
     if (e->batch > e->count) e->batch = e->count;
     e->crops = (uint8_t *)session_alloc(&e->s, e->batch * size * size, 3);
-    e->results = (outcome *)session_alloc(&e->s, e->batch, sizeof *e->results);
-    e->errors = (gmem_error *)session_alloc(&e->s, e->batch, sizeof *e->errors);
-    return e->crops && e->results && e->errors ? OUTCOME_DONE : out_of_memory(error);
+    return e->crops ? OUTCOME_DONE : out_of_memory(error);
 }
 
 static outcome extract_files(extraction *e, int64_t first, int64_t count, gmem_error *error) {
     const gmem_image_encoder_info *info = e->s.encoder_info;
-    read_crops(&e->s, count, e->s.args->operands.items + first, info->picture_size, e->crops, e->results, e->errors);
-    for (int64_t i = 0; i < count; i++) {
-        if (e->results[i] == OUTCOME_DONE) continue;
-        *error = e->errors[i];
-        return e->results[i];
-    }
-    return crop_features(&e->s, count, e->crops, e->cls + first * info->width,
-                         e->patch + first * info->tokens * info->width, error);
+    return picture_features(&e->s, count, e->s.args->operands.items + first, e->crops, e->cls + first * info->width,
+                            e->patch + first * info->tokens * info->width, error);
 }
 
 /* --input --------------------------------------------------------------------------------------------------------- */

@@ -30,6 +30,11 @@ void interrupt_install(void) {
 
 int interrupt_pending(void) { return pending != 0; }
 
+int show_rows(void *bar, int64_t done, int64_t total) {
+    progress_show((progress_bar *)bar, done, total, "rows");
+    return interrupt_pending();
+}
+
 outcome interrupt_check(gmem_error *error) {
     if (!pending) return OUTCOME_DONE;
     failed(error, NULL, "interrupted");

@@ -59,13 +59,32 @@ outcome crop_features(session *s, int64_t count, const uint8_t *pixels, float *c
         gmem_pixel_features(s->encoder, count, size, size, pixels, s->args->published_range, cls, patch, error), error);
 }
 
+outcome picture_features(session *s, int64_t count, const char *const *paths, uint8_t *crops, float *cls, float *patch,
+                         gmem_error *error) {
+    outcome result = OUTCOME_DONE;
+    outcome *results = (outcome *)calloc((size_t)count, sizeof *results);
+    gmem_error *errors = (gmem_error *)calloc((size_t)count, sizeof *errors);
+    if (results && errors) {
+        read_crops(s, count, paths, s->encoder_info->picture_size, crops, results, errors);
+        for (int64_t i = count - 1; i >= 0; i--) {
+            if (results[i] == OUTCOME_DONE) continue;
+            result = results[i];
+            *error = errors[i];
+        }
+    } else {
+        result = out_of_memory(error);
+    }
+    free(results);
+    free(errors);
+    return result == OUTCOME_DONE ? crop_features(s, count, crops, cls, patch, error) : result;
+}
+
 outcome picture_feature(session *s, const char *path, float *out, gmem_error *error) {
     TRY(open_image_encoder(s, error));
     const int64_t size = s->encoder_info->picture_size;
     uint8_t *crop = (uint8_t *)malloc((size_t)(size * size * 3));
     if (!crop) return out_of_memory(error);
-    outcome result = read_crop(s, path, size, crop, error);
-    if (result == OUTCOME_DONE) result = crop_features(s, 1, crop, out, NULL, error);
+    outcome result = picture_features(s, 1, &path, crop, out, NULL, error);
     free(crop);
     return result;
 }

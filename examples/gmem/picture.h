@@ -31,6 +31,9 @@ void read_crops(session *s, int64_t count, const char *const *paths, int64_t siz
 outcome open_image_encoder(session *s, gmem_error *error);
 /* pixels (count, size, size, 3) of crops, size being s->encoder_info->picture_size -> features; either may be NULL. */
 outcome crop_features(session *s, int64_t count, const uint8_t *pixels, float *cls, float *patch, gmem_error *error);
+/* Picture files to features; one that cannot be read is an error. crops (count, picture_size, picture_size, 3). */
+outcome picture_features(session *s, int64_t count, const char *const *paths, uint8_t *crops, float *cls, float *patch,
+                         gmem_error *error);
 /* The class token of a picture file, as it comes: out (s->encoder_info->width). Opens the encoder. */
 outcome picture_feature(session *s, const char *path, float *out, gmem_error *error);
 /* The same, L2-normalised, for a network or bank of that width. */

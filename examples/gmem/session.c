@@ -281,6 +281,18 @@ outcome input_integers(session *s, const char *name, int64_t count, int64_t **ou
 
 /* tensors out ----------------------------------------------------------------------------------------------------- */
 
+gmem_type written_type(const arguments *args, gmem_type otherwise) {
+    static const gmem_type by_choice[] = {GMEM_F32, GMEM_BF16, GMEM_F16, GMEM_I8};
+    return args->dtype ? by_choice[args->dtype - 1] : otherwise;
+}
+
+const char *row_name(session *s, const char *name) {
+    const size_t bytes = 4 * strlen(name) + 1;
+    if (is_utf8_line(name)) return name;
+    char *escaped = (char *)session_alloc(s, (int64_t)bytes, 1);
+    return escaped ? gmem_escape(name, escaped, bytes) : NULL;
+}
+
 void say_written(const arguments *args, const char *path, const char *what) {
     char plain[1024];
     json_writer json;

@@ -64,6 +64,12 @@ outcome check_output(const char *path, gmem_error *error);
 /* {"name", "type", "shape"} as an element of a list. */
 void json_tensor(json_writer *json, const gmem_tensor *tensor);
 
+/* The type that --dtype names, of what is written. */
+gmem_type written_type(const arguments *args, gmem_type otherwise);
+
+/* A name as rows have them: itself where it is one line of UTF-8, else escaped; NULL where there is no memory. */
+const char *row_name(session *s, const char *name);
+
 /* Says what was written on standard output, where it is not kept for JSON or silenced. */
 void say_written(const arguments *args, const char *path, const char *what);
 
