@@ -164,12 +164,13 @@ BENCH_COMMAND(command_bench_autoencoder, autoencoder_result, measure_autoencoder
 BENCH_COMMAND(command_bench_encoder, encoder_result, measure_encoder(args, &machine, &result, error), print_encoder)
 BENCH_COMMAND(command_bench_gemm, gemm_result, measure_gemm(args, &machine, &result, error), print_gemm)
 
-/* opening reads no peaks */
 outcome command_bench_bank(const arguments *args, gmem_error *error) {
     bank_result result;
+    bench_machine machine;
     json_writer json;
+    memset(&machine, 0, sizeof machine);
     memset(&result, 0, sizeof result);
-    TRY(measure_bank(args, &result, error));
+    TRY(measure_bank(args, &machine, &result, error));
     if (spread_is_possible(args)) TRY(measure_spread(args, &result.spread, error));
     if (args->json) json_begin(&json, stdout);
     print_bank(&result, args->json ? &json : NULL, NULL);
@@ -199,7 +200,7 @@ static outcome measure_all(const arguments *args, bench_machine *machine, all_re
     autoencoder.network = NULL;
     all->has_encoder = args->image_encoder || model_data(MODEL_IMAGE_ENCODER, &bytes);
     if (!bank.bank.count) bank.network = NULL;
-    TRY(measure_bank(&bank, &all->bank, error)); /* first, while nothing has been opened */
+    TRY(measure_bank(&bank, machine, &all->bank, error)); /* first, while nothing has been opened */
     for (all->dtypes = 0; all->dtypes < (args->dtype ? 1 : DTYPES); all->dtypes++) {
         network.dtype = autoencoder.dtype = encoder.dtype = args->dtype ? args->dtype : dtype_choices[all->dtypes];
         TRY(measure_network(&network, machine, &all->network[all->dtypes], error));

@@ -5,6 +5,7 @@
 
 #include "args.h"
 #include "peak.h"
+#include "session.h"
 
 /* What the machine can do, each measured when it is first asked for. Zero to begin with. */
 typedef struct bench_machine {
@@ -118,6 +119,22 @@ typedef struct encoder_result {
 outcome measure_encoder(const arguments *args, bench_machine *machine, encoder_result *out, gmem_error *error);
 void print_encoder(const encoder_result *result, json_writer *json, const char *key);
 
+/* Searches for the nearest rows of so many queries at once, beside the reading of the bank and the arithmetic. */
+enum { SEARCH_LINES = 3 };
+typedef struct search_line {
+    int64_t queries;
+    bench_times times;
+    double bytes, flop;
+} search_line;
+typedef struct search_result {
+    char type[8];
+    double bandwidth, peak; /* of the fastest instructions for products with such rows */
+    search_line lines[SEARCH_LINES];
+} search_result;
+/* The session has a bank open. */
+outcome measure_search(session *s, bench_machine *machine, search_result *out, gmem_error *error);
+void print_search(const search_result *result, json_writer *json);
+
 typedef struct bank_result {
     char network[1024], bank[1024];
     int64_t rows, width;
@@ -126,8 +143,9 @@ typedef struct bank_result {
     bench_times row; /* seconds of reading one random row, normalised */
     int64_t resident_grown;
     spread_result spread; /* pictures 0: not measured */
+    search_result search;
 } bank_result;
-outcome measure_bank(const arguments *args, bank_result *out, gmem_error *error);
+outcome measure_bank(const arguments *args, bench_machine *machine, bank_result *out, gmem_error *error);
 void print_bank(const bank_result *result, json_writer *json, const char *key);
 
 /* A layer of XL/1 by one instruction set in one type. */

@@ -1,4 +1,4 @@
-/* gmem bench bank: opening a network and its bank, and reading rows. */
+/* gmem bench bank: opening a network and its bank, and reading rows; bench_search.c searches it. */
 #include "bench.h"
 #include "interrupt.h"
 #include "machine.h"
@@ -44,7 +44,7 @@ static outcome describe(session *s, bank_result *r, gmem_error *error) {
     return read_rows(s, r, error);
 }
 
-outcome measure_bank(const arguments *args, bank_result *out, gmem_error *error) {
+outcome measure_bank(const arguments *args, bench_machine *machine, bank_result *out, gmem_error *error) {
     double network[RUNS], bank[RUNS], both[RUNS];
     outcome result = OUTCOME_DONE;
     for (int i = 0; i < RUNS && result == OUTCOME_DONE; i++) {
@@ -58,6 +58,7 @@ outcome measure_bank(const arguments *args, bank_result *out, gmem_error *error)
         if (grown > out->resident_grown) out->resident_grown = grown;
         both[i] = network[i] + bank[i];
         if (result == OUTCOME_DONE && i + 1 == RUNS) result = describe(&s, out, error);
+        if (result == OUTCOME_DONE && i + 1 == RUNS) result = measure_search(&s, machine, &out->search, error);
         session_end(&s);
         if (result == OUTCOME_DONE) result = interrupt_check(error);
     }
@@ -82,6 +83,7 @@ void print_bank(const bank_result *r, json_writer *json, const char *key) {
     put_number(json, "row_us_median", 1e6 * r->row.median);
     put_number(json, "row_us_max", 1e6 * r->row.most);
     put_integer(json, "resident_bytes", r->resident_grown);
+    print_search(&r->search, json);
     if (r->spread.pictures) print_spread(&r->spread, json, "spread");
     put_end(json);
 }
