@@ -627,9 +627,9 @@ skipped: photos/sub/gone.png: No such file or di"
     run bank build photos $encode -o skipping -q
     check "bank build -q" eval 'empty "$work/out" && empty "$work/err"'
     rm "$work/run/photos/cut.jpg" "$work/run/photos/large.ppm" "$work/run/photos/sub/empty.png" "$work/run/photos/sub/gone.png"
-    mkdir -p "$work/run/none/below" "$work/run/bad"
-    echo text >"$work/run/none/below/text"
-    refuses 1 '^gmem: error: none: no picture in the folder' bank build none $encode -o x
+    mkdir -p "$work/run/bare/below" "$work/run/bad"
+    echo text >"$work/run/bare/below/text"
+    refuses 1 '^gmem: error: bare: no picture in the folder' bank build bare $encode -o x
     : >"$work/run/bad/a.jpg"
     : >"$work/run/bad/b.jpg"
     refuses 1 '^gmem: error: bad/a.jpg: the file is empty; and none of the other 1 could be read' bank build bad $encode -o x
