@@ -1,207 +1,10 @@
-/* Banks that are edited: rows added, removed and exported in every type, what is refused, and what crashes, failing
- * calls and other writers leave. */
+/* Banks that are edited: rows added, removed and exported in every type, what is refused, and what failing calls leave.
+ */
 #define _POSIX_C_SOURCE 200809L
-#include "check.h"
+#include "bank_rows.h"
 #include "edit.h"
-#include "failing_io.h"
 
-#include <pthread.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-enum { WIDTH = 7, MOST = 64 };
-
-static char target[600], other[600], lock_path[620], unfinished[640], folder[600]; /* beside this program */
 static const gmem_type types[] = {GMEM_F32, GMEM_F16, GMEM_BF16, GMEM_F64, GMEM_I8};
-
-/* files ----------------------------------------------------------------------------------------------------------- */
-
-static int exists(const char *path) { return access(path, F_OK) == 0; }
-
-typedef struct bytes {
-    char *data;
-    size_t size;
-} bytes;
-
-static bytes get(const char *path) {
-    struct stat status;
-    bytes found = {NULL, 0};
-    FILE *file = fopen(path, "rb");
-    if (!file) return found;
-    if (stat(path, &status) != 0) exit(1);
-    found.size = (size_t)status.st_size;
-    found.data = (char *)malloc(found.size + 1);
-    if (!found.data || fread(found.data, 1, found.size, file) != found.size) exit(1);
-    fclose(file);
-    return found;
-}
-
-static void put(const char *path, const void *data, size_t size) {
-    remove(path); /* some file systems write at once what is truncated first */
-    FILE *file = fopen(path, "wb");
-    if (!file || fwrite(data, 1, size, file) != size || fclose(file) != 0) exit(1);
-}
-
-static int holds(const char *path, const bytes *expected) {
-    bytes found = get(path);
-    int same = found.size == expected->size && memcmp(found.data, expected->data, found.size) == 0;
-    free(found.data);
-    return same;
-}
-
-static void clear(void) {
-    remove(target);
-    remove(other);
-    remove(lock_path);
-    remove(unfinished);
-}
-
-/* The system's files, but that nothing waits for a disk: most tests look at what is written, not at when. */
-static int sync_nothing(void *user, void *file) {
-    (void)user;
-    return file == NULL;
-}
-
-static int rename_only(void *user, const char *from, const char *to) {
-    (void)user;
-    remove(to); /* as for put */
-    return rename(from, to);
-}
-
-static gmem_io quick_io(void) {
-    gmem_io io = gmem__system_io();
-    io.sync = sync_nothing;
-    io.rename = rename_only;
-    return io;
-}
-
-static gmem_context *open_context(gmem_io io) {
-    gmem_context_desc desc;
-    gmem_context *context = NULL;
-    memset(&desc, 0, sizeof desc);
-    desc.backend = GMEM_BACKEND_CPU;
-    desc.threads = 1;
-    desc.io = io;
-    if (gmem_context_create(&desc, &context, NULL) != GMEM_OK) exit(1);
-    return context;
-}
-
-/* rows ------------------------------------------------------------------------------------------------------------ */
-
-/* Exact in every floating-point type, and never zero. */
-static float feature(int64_t row, int64_t column) {
-    return (float)((row * 7 + column * 3) % 23 - 11) + (column == 0 ? 0.5f : 0);
-}
-
-static void make_row(int64_t row, float *out) {
-    for (int64_t i = 0; i < WIDTH; i++)
-        out[i] = feature(row, i);
-}
-
-static const char *make_name(int64_t row, char *out) {
-    sprintf(out, "row %lld", (long long)row);
-    return out;
-}
-
-/* Rows [first, first + rows) of the rule above, with names but for every third. */
-typedef struct made {
-    gmem_bank_source source;
-    float features[MOST * WIDTH];
-    char texts[MOST][32];
-    const char *names[MOST];
-    int64_t first, asked; /* of fill: the rows asked for so far */
-} made;
-
-static made *make_rows(int64_t first, int64_t rows) {
-    made *out = (made *)calloc(1, sizeof *out);
-    if (!out) exit(1);
-    for (int64_t i = 0; i < rows; i++) {
-        make_row(first + i, out->features + i * WIDTH);
-        if ((first + i) % 3 != 2) out->names[i] = make_name(first + i, out->texts[i]);
-    }
-    out->first = first;
-    out->source.rows = rows;
-    out->source.width = WIDTH;
-    out->source.features = out->features;
-    out->source.names = out->names;
-    return out;
-}
-
-/* In order, once each: `asked` wraps where the rows are asked for again. */
-static gmem_status give_rows(void *user, int64_t first, int64_t count, float *out, gmem_error *error) {
-    made *from = (made *)user;
-    (void)error;
-    if (from->asked == from->source.rows) from->asked = 0;
-    CHECK_INT(first, from->asked);
-    from->asked += count;
-    memcpy(out, from->features + first * WIDTH, (size_t)(count * WIDTH) * sizeof *out);
-    return GMEM_OK;
-}
-
-static made *stream_rows(int64_t first, int64_t rows) {
-    made *out = make_rows(first, rows);
-    out->source.features = NULL;
-    out->source.fill = give_rows;
-    out->source.fill_user = out;
-    return out;
-}
-
-static gmem_status add(gmem_context *context, const char *path, gmem_type type, made *rows, int64_t *first,
-                       gmem_error *error) {
-    gmem_status status = gmem_bank_add(context, &path, 1, type, &rows->source, first, error);
-    free(rows);
-    return status;
-}
-
-static gmem_bank *open_paths(gmem_context *context, const char *const *paths, int count) {
-    gmem_bank_desc desc;
-    gmem_bank *bank = NULL;
-    gmem_error error;
-    memset(&desc, 0, sizeof desc);
-    memset(&error, 0, sizeof error);
-    desc.paths = paths;
-    desc.path_count = count;
-    if (gmem_bank_open(context, &desc, &bank, &error) != GMEM_OK) printf("%s: %s\n", error.path, error.message);
-    return bank;
-}
-
-static gmem_bank *open_path(gmem_context *context, const char *path) { return open_paths(context, &path, 1); }
-
-/* Row `at` of the bank is row `row` of the rule; an int8 one within half a step. */
-static int is_row(const gmem_bank *bank, int64_t at, int64_t row) {
-    float found[WIDTH], expected[WIDTH], largest = 0;
-    char text[32];
-    const char *name = gmem_bank_name(bank, at);
-    if (gmem_bank_row(bank, at, found, NULL) != GMEM_OK) return 0;
-    make_row(row, expected);
-    for (int i = 0; i < WIDTH; i++)
-        largest = fmaxf(largest, fabsf(expected[i]));
-    const float bar = gmem_bank_type(bank) == GMEM_I8 ? largest / 127 * 0.5001f : 0;
-    for (int i = 0; i < WIDTH; i++) {
-        if (!(fabsf(found[i] - expected[i]) <= bar)) return 0;
-    }
-    return row % 3 == 2 ? name == NULL : name && strcmp(name, make_name(row, text)) == 0;
-}
-
-/* The file holds these rows and no others. */
-static int is_bank(gmem_context *context, const char *path, gmem_type type, const int64_t *rows, int64_t count) {
-    gmem_bank *bank = open_path(context, path);
-    int right = bank && gmem_bank_rows(bank) == count && gmem_bank_width(bank) == WIDTH && gmem_bank_type(bank) == type;
-    for (int64_t i = 0; right && i < count; i++)
-        right = is_row(bank, i, rows[i]);
-    gmem_bank_close(bank);
-    return right;
-}
-
-static int is_bank_up_to(gmem_context *context, const char *path, gmem_type type, int64_t count) {
-    int64_t rows[4 * MOST];
-    for (int64_t i = 0; i < count; i++)
-        rows[i] = i;
-    return is_bank(context, path, type, rows, count);
-}
 
 /* adding and removing --------------------------------------------------------------------------------------------- */
 
@@ -289,7 +92,7 @@ static void test_several_files(gmem_context *context) {
     float rows[3 * PUBLISHED], row[PUBLISHED];
     static const char *const names[3] = {"first", NULL, "third"};
     int64_t first = 0;
-    bytes before = get(paths[0]);
+    contents before = get(paths[0]);
     gmem_bank_source source;
     clear();
     for (int i = 0; i < 3 * PUBLISHED; i++)
@@ -312,7 +115,7 @@ static void test_several_files(gmem_context *context) {
         CHECK(memcmp(row, rows + i % 3 * PUBLISHED, sizeof row) == 0);
     }
     gmem_bank_close(bank);
-    bytes last = get(other);
+    contents last = get(other);
     CHECK_OK(gmem_bank_remove(context, paths, 2, removed, 2, NULL, NULL, NULL));
     CHECK(holds(other, &last) && holds(paths[0], &before));
     bank = open_path(context, target);
@@ -492,7 +295,7 @@ static void refused_row(gmem_context *context, gmem_status code, const float *va
         made *rows = way ? stream_rows(31, 2) : make_rows(31, 2);
         gmem_error error;
         int64_t first = -1;
-        bytes before = get(target);
+        contents before = get(target);
         if (values) memcpy(rows->features + WIDTH, values, WIDTH * sizeof *values);
         rows->names[1] = name;
         memset(&error, 0, sizeof error);
@@ -560,7 +363,7 @@ static void refused_file(gmem_context *context, gmem_status code, const char *co
     static const int64_t first[1] = {0};
     gmem_error error;
     made *rows = make_rows(1, 1);
-    bytes before = get(paths[count - 1]);
+    contents before = get(paths[count - 1]);
     CHECK_STATUS(code, gmem_bank_add(context, paths, count, GMEM_F32, &rows->source, NULL, &error));
     CHECK_TEXT(error.path, paths[count - 1]);
     CHECK_CONTAINS(error.message, why);
@@ -580,7 +383,7 @@ static void test_refused_files(gmem_context *context) {
     gmem_save_desc desc;
     /* torch files, by content and by name, and folders */
     for (int i = 0; i < 2; i++) {
-        bytes golden = get(i ? "tests/golden/bank_dmd16.pth" : "tests/golden/bank_full.pth");
+        contents golden = get(i ? "tests/golden/bank_dmd16.pth" : "tests/golden/bank_full.pth");
         clear();
         put(target, golden.data, golden.size);
         refused_file(context, GMEM_E_COMBINATION, paths, 1, "torch");
@@ -724,7 +527,7 @@ static void test_progress(gmem_context *context) {
         gmem_status status = GMEM_E_CANCELLED;
         clear();
         CHECK_OK(add(context, target, what == 1 ? GMEM_I8 : GMEM_F64, make_rows(0, 40), NULL, NULL));
-        bytes before = get(target);
+        contents before = get(target);
         while (status == GMEM_E_CANCELLED && failures < 1000) {
             watch w = {0, 0, 0, failures, 1};
             gmem_error error;
@@ -783,7 +586,7 @@ static int is_unlocked(void) {
 }
 
 /* What must be so after an action, whatever failed: the old bank byte for byte, or all of the new one. */
-static void check_after(action run, gmem_status status, const gmem_error *error, const bytes *before) {
+static void check_after(action run, gmem_status status, const gmem_error *error, const contents *before) {
     CHECK(is_unlocked());
     if (status == GMEM_OK) return;
     CHECK_STATUS(status, error->code);
@@ -792,7 +595,7 @@ static void check_after(action run, gmem_status status, const gmem_error *error,
 }
 
 /* Call `at` of `op` fails, once or for good, and writes move few bytes. 0 where the action makes fewer calls. */
-static int survives(action run, const bytes *before, failing_op op, int64_t at, int for_good, int no_map) {
+static int survives(action run, const contents *before, failing_op op, int64_t at, int for_good, int no_map) {
     static const gmem_status codes[FAILING_OPS] = {GMEM_E_OPEN, GMEM_E_READ,  GMEM_E_READ,   GMEM_E_WRITE,
                                                    GMEM_E_SYNC, GMEM_E_WRITE, GMEM_E_RENAME, GMEM_E_OPEN};
     failing memory = {0, 0, 0};
@@ -821,7 +624,7 @@ static int survives(action run, const bytes *before, failing_op op, int64_t at, 
     return failed > 0;
 }
 
-static void test_io_failures(const bytes *before) {
+static void test_io_failures(const contents *before) {
     int64_t reached = 0;
     for (int run = 0; run < 4; run++) {
         for (int op = 0; op < FAILING_OPS; op++) {
@@ -835,7 +638,7 @@ static void test_io_failures(const bytes *before) {
     CHECK(reached > 500);
 }
 
-static void test_allocation_failures(const bytes *before) {
+static void test_allocation_failures(const contents *before) {
     int64_t reached = 0;
     for (int run = 0; run < 4; run++) {
         for (int variant = 0; variant < 4; variant++) {
@@ -878,185 +681,9 @@ static void test_without_locks(void) {
     gmem_context_destroy(context);
 }
 
-/* locks ----------------------------------------------------------------------------------------------------------- */
-
-static void test_lock_files(gmem_context *context) {
-    gmem_io io = gmem__system_io();
-    gmem_error error;
-    int held = 0;
-    clear();
-    CHECK_OK(add(context, target, GMEM_F32, make_rows(0, 3), NULL, NULL));
-    void *lock = io.lock(NULL, target, &held);
-    CHECK(lock && !held && exists(lock_path));
-    CHECK_STATUS(GMEM_E_LOCKED, add(context, target, GMEM_F32, make_rows(3, 3), NULL, &error));
-    CHECK_TEXT(error.path, target);
-    CHECK(io.lock(NULL, target, &held) == NULL && held);
-    CHECK_OK(add(context, other, GMEM_F32, make_rows(3, 3), NULL, NULL)); /* other files are free */
-    io.unlock(NULL, lock);
-    CHECK(!exists(lock_path));
-    put(lock_path, "", 0); /* left by a crash */
-    put(unfinished, "half a bank", 11);
-    CHECK_OK(add(context, target, GMEM_F32, make_rows(3, 3), NULL, NULL));
-    CHECK(!exists(lock_path) && !exists(unfinished));
-    put(lock_path, "notes", 5); /* somebody's own */
-    CHECK_OK(add(context, target, GMEM_F32, make_rows(6, 3), NULL, NULL));
-    CHECK(exists(lock_path));
-    remove(lock_path);
-    CHECK(mkdir(lock_path, 0700) == 0);
-    CHECK_STATUS(GMEM_E_OPEN, add(context, target, GMEM_F32, make_rows(9, 3), NULL, &error));
-    CHECK_CONTAINS(error.message, "it is a folder");
-    CHECK(rmdir(lock_path) == 0);
-    CHECK(is_bank_up_to(context, target, GMEM_F32, 9));
-}
-
-static void pause_for(long nanoseconds) {
-    struct timespec time = {0, nanoseconds};
-    nanosleep(&time, NULL);
-}
-
-/* Adds single rows until so many are its own, waiting for the others. */
-static int add_in_turn(gmem_context *context, int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count;) {
-        gmem_status status = add(context, target, GMEM_F32, make_rows(first + i, 1), NULL, NULL);
-        if (status == GMEM_OK)
-            i++;
-        else if (status != GMEM_E_LOCKED)
-            return 0;
-        else
-            pause_for(100000);
-    }
-    return 1;
-}
-
-enum { WRITERS = 4, EACH = 12 };
-
-typedef struct writer {
-    gmem_context *context;
-    int64_t first;
-    int done;
-} writer;
-
-static void *write_in_thread(void *user) {
-    writer *w = (writer *)user;
-    w->done = add_in_turn(w->context, w->first, EACH);
-    return NULL;
-}
-
-/* Every row of every writer is there once, for no writer has read what another one was about to replace. */
-static void check_all_rows(gmem_context *context) {
-    int found[WRITERS * EACH] = {0}, all = 0;
-    gmem_bank *bank = open_path(context, target);
-    CHECK_INT(gmem_bank_rows(bank), WRITERS * EACH);
-    for (int64_t at = 0; at < gmem_bank_rows(bank); at++) {
-        for (int64_t row = 0; row < WRITERS * EACH; row++)
-            found[row] += is_row(bank, at, row) && (row % 3 != 2 || !found[row]);
-    }
-    for (int row = 0; row < WRITERS * EACH; row++)
-        all += found[row] >= 1;
-    CHECK_INT(all, WRITERS * EACH);
-    gmem_bank_close(bank);
-    CHECK(!exists(lock_path) && !exists(unfinished));
-}
-
-static void test_threads(gmem_context *context) {
-    pthread_t threads[WRITERS];
-    writer writers[WRITERS];
-    clear();
-    for (int i = 0; i < WRITERS; i++) {
-        writers[i].context = context;
-        writers[i].first = (int64_t)i * EACH;
-        writers[i].done = 0;
-        CHECK(pthread_create(&threads[i], NULL, write_in_thread, &writers[i]) == 0);
-    }
-    for (int i = 0; i < WRITERS; i++) {
-        pthread_join(threads[i], NULL);
-        CHECK(writers[i].done);
-    }
-    check_all_rows(context);
-}
-
-static void test_processes(gmem_context *context) {
-    pid_t children[WRITERS];
-    clear();
-    for (int i = 0; i < WRITERS; i++) {
-        children[i] = fork();
-        if (children[i] == 0) _exit(!add_in_turn(context, (int64_t)i * EACH, EACH));
-    }
-    for (int i = 0; i < WRITERS; i++) {
-        int status = -1;
-        CHECK(waitpid(children[i], &status, 0) == children[i] && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    }
-    check_all_rows(context);
-}
-
-/* crashes --------------------------------------------------------------------------------------------------------- */
-
-/* Adds rows and removes the first one, again and again; a row's name says what is in it. Never returns. */
-static void edit_for_ever(gmem_context *context, int64_t next) {
-    static const int64_t first_row[1] = {0};
-    const char *path = target;
-    for (;; next += 2) {
-        gmem_status status = add(context, target, GMEM_F16, make_rows(next * 3, 2), NULL, NULL);
-        if (status == GMEM_OK) status = gmem_bank_remove(context, &path, 1, first_row, 1, NULL, NULL, NULL);
-        if (status != GMEM_OK) _exit(1);
-    }
-}
-
-/* Every row is what its name says, as many as there were and those that came since, or one less. */
-static int is_whole(gmem_context *context, int64_t *rows) {
-    gmem_bank *bank = open_path(context, target);
-    if (!bank) return 0;
-    int64_t count = gmem_bank_rows(bank), right = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const char *name = gmem_bank_name(bank, i);
-        float row[WIDTH];
-        long long number = -1;
-        if (gmem_bank_row(bank, i, row, NULL) != GMEM_OK) break;
-        if (name && sscanf(name, "row %lld", &number) == 1)
-            right += is_row(bank, i, number);
-        else /* the second of two, which has the first one before it unless that was removed */
-            right += row[0] - floorf(row[0]) == 0.5f;
-    }
-    gmem_bank_close(bank);
-    const int grown = count >= *rows - 1;
-    *rows = count;
-    return right == count && grown;
-}
-
-static void test_kill(gmem_context *context) {
-    enum { KILLS = 120 };
-    uint32_t random = 1;
-    int64_t rows = 1, left_locks = 0, left_files = 0, whole = 0;
-    clear();
-    CHECK_OK(add(context, target, GMEM_F16, make_rows(1, 1), NULL, NULL));
-    for (int64_t i = 0; i < KILLS; i++) {
-        pid_t child = fork();
-        if (child == 0) edit_for_ever(context, 1000 * (i + 1));
-        random = random * 1664525u + 1013904223u;
-        pause_for(300000 + (long)(random >> 10)); /* up to 4.5 ms */
-        kill(child, SIGKILL);
-        int status = 0;
-        CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status));
-        left_locks += exists(lock_path);
-        left_files += exists(unfinished);
-        whole += is_whole(context, &rows);
-    }
-    CHECK_INT(whole, KILLS);
-    CHECK(left_locks > KILLS / 10 && left_files > 0); /* it was killed where it matters */
-    CHECK_OK(add(context, target, GMEM_F16, make_rows(2, 1), NULL, NULL));
-    CHECK(!exists(lock_path) && !exists(unfinished));
-    printf("kill -9: %lld rows, %lld of %d left a lock, %lld a file\n", (long long)rows, (long long)left_locks,
-           (int)KILLS, (long long)left_files);
-}
-
 int main(int count, char **arguments) {
-    const char *slash = count > 0 ? strrchr(arguments[0], '/') : NULL;
     gmem_context *context = open_context(quick_io()), *durable = open_context(gmem__system_io());
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - arguments[0]) : 1, slash ? arguments[0] : ".");
-    snprintf(target, sizeof target, "%.500s/test_bank_edit.out", folder);
-    snprintf(other, sizeof other, "%.500s/test_bank_edit.more", folder);
-    snprintf(lock_path, sizeof lock_path, "%.600s.lock", target);
-    snprintf(unfinished, sizeof unfinished, "%.600s.unfinished", target);
+    name_files(count > 0 ? arguments[0] : "test_bank_edit");
     test_types(context);
     test_large_rows(context);
     test_removing(context);
@@ -1074,15 +701,11 @@ int main(int count, char **arguments) {
     test_progress(context);
     clear();
     CHECK_OK(add(context, target, GMEM_F32, make_rows(0, MOST), NULL, NULL));
-    bytes before = get(target);
+    contents before = get(target);
     test_io_failures(&before);
     test_allocation_failures(&before);
     free(before.data);
     test_without_locks();
-    test_lock_files(context);
-    test_threads(context);
-    test_processes(durable);
-    test_kill(durable);
     clear();
     gmem_context_destroy(context);
     gmem_context_destroy(durable);
