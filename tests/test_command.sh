@@ -368,6 +368,33 @@ test_banks() {
     check "bank mix draws nothing otherwise" eval '! matches seed "$work/err"'
 }
 
+# The recorded nearest rows are test_bank_search.c's; here is what the command makes of them.
+test_search() {
+    local io=$golden/bank.io.safetensors full=$golden/bank_full.pth
+    run bank search --bank "$full" --input "$io" -k 7 --json
+    check "bank search --json: the recorded rows" json '[.results[] | .[0].row] == [18, 102, 200, 44, 68] and
+        all(.results[]; length == 7 and all(.[]; .name == null)) and (.results[0][0].cosine - 0.33006 | fabs) < 1e-4'
+    run bank search pizza 3 --json
+    check "bank search: rows and names" json '[.results[] | length] == [10, 10] and .results[1][0].row == 3 and
+        .results[0][0].name == "slice of pizza" and all(.results[]; .[0].cosine == 1 and .[1].cosine < 1)'
+    good bank search pizza -k 2
+    check "bank search: a line for each" equal "$(lines "$work/out")" 2
+    check "bank search: best first" matches '1\.000000  slice of pizza$' <(head -n 1 "$work/out")
+    good convert "$full" --dtype int8 -o small
+    run bank search --bank small --rerank "$full" --input "$io" -k 7 --json
+    check "bank search --rerank: the recorded rows" json '[.results[] | .[0].row] == [18, 102, 200, 44, 68]'
+    run bank search --bank "$full" 5 -k 1000 --json
+    check "bank search: all rows where there are fewer" json '.results[0] | length == 257'
+    refuses 2 'needs what to search for' bank search
+    refuses 2 'cannot be combined' bank search 3 --input "$io"
+    refuses 2 '\-k' bank search 3 -k 0
+    refuses 1 'no row 257' bank search --bank "$full" 257
+    refuses 1 'nearest: .cat face' bank search 'cat fce'
+    refuses 1 'no bank' bank search --bank "$full" 3 --rerank "$io"
+    refuses 1 'rows of 48 elements, not 192' bank search 3 --rerank "$full"
+    refuses 1 'query: expected any x 192, found 5 x 48' bank search --input "$io"
+}
+
 # keeps FILE COMMAND...: the command leaves the file as it is, and nothing beside it.
 keeps() {
     local file=$work/run/$1
@@ -962,7 +989,7 @@ test_install() {
 }
 
 parts=${*:2}
-for part in ${parts:-general usage refusals networks benchmarks autoencoders banks edits compress features builds killed_builds convert sample backends opencl interrupts \
+for part in ${parts:-general usage refusals networks benchmarks autoencoders banks search edits compress features builds killed_builds convert sample backends opencl interrupts \
     locale install}; do
     test_$part
 done
