@@ -113,7 +113,8 @@ typedef enum command_id {
     X(NUMBER, "strength", 0, strength, "0..1", "X", "1", IN(SAMPLE),                                                  \
       "of --like; less: mixed with a random row for each")                                                            \
     X(INTEGER, "k", 'k', k, "1..100000000", "K", "10", IN(BANK_SEARCH), "rows to find for each")                      \
-    X(TEXT, "rerank", 0, rerank, "", "FILE", "", IN(BANK_SEARCH), "the same rows, more exact: orders what was found") \
+    X(TEXT, "rerank", 0, rerank, "", "FILE", "", IN(BANK_SEARCH) | IN(BENCH_BANK),                                    \
+      "the same rows, more exact: orders what was found")                                                             \
     X(INTEGER, "rank", 0, rank, "1..65536", "R", "", IN(BANK_COMPRESS), "directions to keep; without: int8")          \
     X(INTEGER, "count", 'n', count, "1..1000000", "N", "what is chosen; 16 without -o", IN(SAMPLE), "pictures")       \
     X(SEED, "seed", 's', seed, "", "N", "from the clock", RANDOM, "of the random numbers")                            \

@@ -1,6 +1,7 @@
 /* gmem bank search: the rows of a bank that are nearest to rows, names, pictures or vectors. */
 #include "choose.h"
 #include "commands.h"
+#include "search.h"
 
 #include <string.h>
 
@@ -80,8 +81,10 @@ static void print_text(const gmem_bank *bank, const queries *q, int64_t k, const
 
 /* the command ----------------------------------------------------------------------------------------------------- */
 
-static outcome open_rerank(session *s, gmem_bank **out, gmem_error *error) {
+outcome open_rerank(session *s, gmem_bank **out, gmem_error *error) {
     const char *path = s->args->rerank;
+    *out = NULL;
+    if (!path) return OUTCOME_DONE;
     gmem_bank_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.paths = &path;
@@ -99,7 +102,7 @@ static outcome search(session *s, gmem_bank **rerank, gmem_error *error) {
     if (!args->input && !args->operands.count)
         return misused(error, "gmem bank search needs what to search for: rows, names, pictures or --input FILE");
     TRY(open_bank(s, error));
-    if (args->rerank) TRY(open_rerank(s, rerank, error));
+    TRY(open_rerank(s, rerank, error));
     TRY(gather_queries(s, &q, error));
     memset(&desc, 0, sizeof desc);
     desc.queries = q.vectors;

@@ -9,10 +9,13 @@
 #define RUNS 21
 #define ROWS 2001
 
+/* A bank can be measured alone. */
+static int needs_network(const arguments *args) { return args->network || !args->bank.count; }
+
 /* One opening of both, everything closed again by session_end. */
 static outcome open_once(session *s, double *network, double *bank, gmem_error *error) {
     double start = seconds_now();
-    TRY(open_network(s, error));
+    if (needs_network(s->args)) TRY(open_network(s, error));
     double between = seconds_now();
     TRY(open_bank(s, error));
     *network = between - start;
@@ -39,7 +42,7 @@ static outcome read_rows(session *s, bank_result *r, gmem_error *error) {
 static outcome describe(session *s, bank_result *r, gmem_error *error) {
     r->rows = gmem_bank_rows(s->bank);
     r->width = gmem_bank_width(s->bank);
-    snprintf(r->network, sizeof r->network, "%s", gmem_file_path(s->network_file));
+    if (s->network_file) snprintf(r->network, sizeof r->network, "%s", gmem_file_path(s->network_file));
     snprintf(r->bank, sizeof r->bank, "%s", gmem_bank_file_path(s->bank, 0));
     return read_rows(s, r, error);
 }
@@ -71,7 +74,7 @@ outcome measure_bank(const arguments *args, bench_machine *machine, bank_result 
 
 void print_bank(const bank_result *r, json_writer *json, const char *key) {
     put_begin(json, key, "opening a network and its bank");
-    put_text(json, "network", r->network);
+    put_text(json, "network", r->network[0] ? r->network : "none");
     put_text(json, "bank", r->bank);
     put_integer(json, "rows", r->rows);
     put_integer(json, "width", r->width);

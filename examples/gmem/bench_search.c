@@ -1,6 +1,7 @@
 /* gmem bench bank: searching it, for one query and for batches that share the scan. */
 #include "bench.h"
 #include "interrupt.h"
+#include "search.h"
 
 #include <string.h>
 
@@ -22,7 +23,8 @@ static outcome make_queries(session *s, int64_t count, float *queries, gmem_erro
     return OUTCOME_DONE;
 }
 
-static outcome measure_batch(session *s, const float *queries, search_line *line, gmem_error *error) {
+static outcome measure_batch(session *s, const gmem_bank *rerank, const float *queries, search_line *line,
+                             gmem_error *error) {
     const int runs = line->queries > 64 ? 3 : RUNS;
     double seconds[RUNS];
     gmem_bank_search_desc desc;
@@ -31,6 +33,7 @@ static outcome measure_batch(session *s, const float *queries, search_line *line
     memset(&desc, 0, sizeof desc);
     desc.queries = queries;
     desc.count = line->queries;
+    desc.rerank = rerank;
     desc.k = gmem_bank_rows(s->bank) < K ? gmem_bank_rows(s->bank) : K;
     for (int i = -1; i < runs; i++) { /* once before, which may have to bring the bank from the disk */
         double start = seconds_now();
@@ -58,7 +61,8 @@ static double peak_of(bench_machine *machine, gmem_type type, int threads) {
     return best;
 }
 
-outcome measure_search(session *s, bench_machine *machine, search_result *out, gmem_error *error) {
+static outcome measure_batches(session *s, const gmem_bank *rerank, bench_machine *machine, search_result *out,
+                               gmem_error *error) {
     const int64_t rows = gmem_bank_rows(s->bank), width = gmem_bank_width(s->bank);
     const int threads = gmem_context_threads(s->context);
     const double bytes = (double)rows * (double)width * (double)gmem_type_bytes(gmem_bank_type(s->bank));
@@ -71,11 +75,19 @@ outcome measure_search(session *s, bench_machine *machine, search_result *out, g
     for (int i = 0; i < SEARCH_LINES; i++) {
         search_line *line = &out->lines[i];
         line->queries = batches[i];
-        TRY(measure_batch(s, queries, line, error));
+        TRY(measure_batch(s, rerank, queries, line, error));
         line->bytes = bytes;
         line->flop = 2.0 * (double)rows * (double)width * (double)line->queries;
     }
     return OUTCOME_DONE;
+}
+
+outcome measure_search(session *s, bench_machine *machine, search_result *out, gmem_error *error) {
+    gmem_bank *rerank = NULL;
+    outcome result = open_rerank(s, &rerank, error);
+    if (result == OUTCOME_DONE) result = measure_batches(s, rerank, machine, out, error);
+    gmem_bank_close(rerank);
+    return result;
 }
 
 void print_search(const search_result *r, json_writer *json) {
