@@ -371,3 +371,11 @@ GMEM_API gmem_status gmem_bank_interpolate(const gmem_bank *bank, int64_t a, int
     gmem__bank_scratch_free(bank, 2, scratch);
     return status;
 }
+
+GMEM__FN const char *gmem__dtype_name(gmem_type type) {
+    return type == GMEM_F32    ? "f32"
+           : type == GMEM_F16  ? "f16"
+           : type == GMEM_BF16 ? "bf16"
+           : type == GMEM_F64  ? "f64"
+                               : "int8";
+}

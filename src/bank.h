@@ -54,6 +54,9 @@ GMEM__FN float gmem__row_largest(const float *row, int64_t width);
 GMEM__FN float gmem__row_scale(float largest);
 GMEM__FN void gmem__quantise_row(const float *row, int64_t width, float scale, int8_t *out);
 
+/* "f32", "int8", ...: as the metadata `dtype` of files says it. */
+GMEM__FN const char *gmem__dtype_name(gmem_type type);
+
 /* bank_names.c */
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);

@@ -32,6 +32,7 @@ typedef struct gmem__bank_writer {
 
     gmem__names_writer names;
     int64_t names_bytes; /* 0: no row has one */
+    const char *metadata[8];
 } gmem__bank_writer;
 
 /* rows that are kept ---------------------------------------------------------------------------------------------- */
@@ -325,13 +326,17 @@ static int64_t gmem__writer_tensors(const gmem__bank_writer *writer, gmem_tensor
 }
 
 static gmem_save_desc gmem__writer_desc(gmem__bank_writer *writer, const gmem_tensor *tensors, int64_t count) {
-    static const char *const metadata[] = {"format", "pt", "gmem", GMEM_VERSION};
+    const char *const metadata[] = {"format",  "pt",
+                                    "gmem",    GMEM_VERSION,
+                                    "backend", gmem_context_backend(writer->context),
+                                    "dtype",   gmem__dtype_name(writer->type)};
     gmem_save_desc desc;
+    memcpy(writer->metadata, metadata, sizeof metadata);
     memset(&desc, 0, sizeof desc);
     desc.tensors = tensors;
     desc.count = count;
-    desc.metadata = metadata;
-    desc.metadata_count = 2;
+    desc.metadata = writer->metadata;
+    desc.metadata_count = (int64_t)(sizeof writer->metadata / sizeof *writer->metadata / 2);
     desc.fill = gmem__fill_tensor;
     desc.fill_user = writer;
     return desc;
