@@ -808,8 +808,9 @@ typedef struct gmem_bank_compress_report {
  * twice (once for rank 0 without scales), in memory that the width bounds, not the rows; the file's pages are let go
  * of. The covariance is summed in double, so that singular values are right to f32 down to 1e-4 of the largest, and its
  * eigenvectors are the directions; those that all rows lack have S = 0. C is projected in f32: the report's cosines are
- * right to 1e-6 |row - mean| / |row|. Errors: E_ARGUMENT, E_COMBINATION (I8 with a rank), E_ROW_ZERO (a row is not
- * finite), E_TYPE (a row exceeds `type`), E_CANCELLED, those of gmem_save. */
+ * right to 1e-6 |row - mean| / |row|. Errors: E_ARGUMENT, E_COMBINATION (I8 with a rank), E_UNSUPPORTED (a
+ * rank of rows wider than 16384), E_ROW_ZERO (a row is not finite), E_TYPE (a row exceeds `type`), E_CANCELLED, those
+ * of gmem_save. */
 GMEM_API gmem_status gmem_bank_compress(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
                                         gmem_bank_compress_report *report, gmem_error *error);
 

@@ -206,10 +206,11 @@ static gmem_status gmem__shrinker_decompose(gmem__shrinker *shrinker, gmem_error
         GMEM__TRY(gmem__shrinker_read(shrinker, row, error));
         gmem__scatter_add(&shrinker->scatter, &shrinker->engine, shrinker->rows, shrinker->count);
     }
-    double *values = (double *)gmem__shrinker_take(shrinker, 2, width, sizeof(double));
-    if (!values) return gmem__fail(error, GMEM_E_MEMORY, "no memory for eigenvalues");
+    double *values = (double *)gmem__shrinker_take(shrinker, width, 1, sizeof(double));
+    double *work = (double *)gmem__shrinker_take(shrinker, GMEM__EIGEN_WORK(width), 1, sizeof(double));
+    if (!values || !work) return gmem__fail(error, GMEM_E_MEMORY, "no memory for eigenvalues");
     double *matrix = gmem__scatter_matrix(&shrinker->scatter);
-    if (!gmem__eigen_symmetric(matrix, width, values, values + width))
+    if (!gmem__eigen_symmetric(&shrinker->engine, matrix, width, values, work))
         return gmem__fail(error, GMEM_E_UNSUPPORTED, "the covariance's eigenvectors cannot be found");
     return gmem__shrinker_set_factors(shrinker, matrix, values, error);
 }
@@ -433,10 +434,6 @@ static void gmem__shrunk_say(gmem__shrunk_file *file, const char *key, const cha
     file->metadata[2 * file->metadata_count++ + 1] = value;
 }
 
-static const char *gmem__shrunk_type_name(gmem_type type) {
-    return type == GMEM_F32 ? "f32" : type == GMEM_F16 ? "f16" : type == GMEM_BF16 ? "bf16" : "int8";
-}
-
 static void gmem__shrunk_describe(gmem__shrunk_file *file, gmem__shrinker *shrinker) {
     const int64_t rows = shrinker->bank->rows, width = shrinker->bank->width, rank = shrinker->desc->rank;
     const int64_t names_bytes = shrinker->bank->names.start ? gmem__names_bytes(&shrinker->names, rows) : 0;
@@ -446,7 +443,7 @@ static void gmem__shrunk_describe(gmem__shrunk_file *file, gmem__shrinker *shrin
     gmem__shrunk_say(file, "format", "pt"); /* as other tools' files say it */
     gmem__shrunk_say(file, "gmem", GMEM_VERSION);
     gmem__shrunk_say(file, "backend", shrinker->engine.ops->name);
-    gmem__shrunk_say(file, "dtype", gmem__shrunk_type_name(type));
+    gmem__shrunk_say(file, "dtype", gmem__dtype_name(type));
     if (rank > 0) {
         snprintf(file->rank_text, sizeof file->rank_text, "%lld", (long long)rank);
         snprintf(file->width_text, sizeof file->width_text, "%lld", (long long)width);
@@ -511,6 +508,10 @@ static gmem_status gmem__compress_check(const gmem_bank *bank, const char *path,
     if (desc->rank < 0 || desc->rank > gmem__min(bank->width, bank->rows))
         return gmem__fail(error, GMEM_E_ARGUMENT, "rank %lld of a bank of %lld rows of width %lld",
                           (long long)desc->rank, (long long)bank->rows, (long long)bank->width);
+    if (desc->rank > 0 && bank->width > GMEM__EIGEN_MOST)
+        return gmem__fail(error, GMEM_E_UNSUPPORTED,
+                          "rows of %lld elements are too wide to be decomposed: more than %d", (long long)bank->width,
+                          GMEM__EIGEN_MOST);
     if (desc->rank > 0 && desc->type == GMEM_I8)
         return gmem__fail(error, GMEM_E_COMBINATION, "coefficients are F32, F16 or BF16: int8 is for whole rows");
     return GMEM_OK;

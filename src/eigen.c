@@ -3,8 +3,12 @@
  * rows, so that every inner loop runs along contiguous memory. */
 #include "eigen.h"
 
+#include "../backends/cpu/cpu.h"
+
 #include <float.h>
 #include <math.h>
+
+#define GMEM__EIGEN_STRIP (GMEM__SCRATCH / 2 / GMEM__EIGEN_MOST) /* columns of doubles in a thread's scratch */
 
 /* row arithmetic -------------------------------------------------------------------------------------------------- */
 
@@ -27,15 +31,6 @@ static double gmem__eigen_dot(const double *x, const double *y, int64_t count) {
 static void gmem__eigen_add(double *GMEM__RESTRICT y, const double *GMEM__RESTRICT x, double factor, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         y[i] += factor * x[i];
-}
-
-/* (x, y) turned: x' = c x + s y, y' = c y - s x. */
-static void gmem__eigen_turn(double *GMEM__RESTRICT x, double *GMEM__RESTRICT y, double c, double s, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        const double before = x[i];
-        x[i] = c * before + s * y[i];
-        y[i] = c * y[i] - s * before;
-    }
 }
 
 /* scaling --------------------------------------------------------------------------------------------------------- */
@@ -117,19 +112,63 @@ static void gmem__eigen_accumulate(double *a, int64_t n, double *d) {
 
 /* the QL iteration ------------------------------------------------------------------------------------------------ */
 
+/* Sweeps over d and e do not ask for the vectors, whose turns are kept and made up for later, many sweeps at a time: a
+ * strip of the vectors' columns then stays in a cache, and strips go to threads. */
+typedef struct gmem__eigen_turns {
+    double *a; /* (n, n) the vectors */
+    int64_t n;
+    double *c, *s;                                               /* (GMEM__EIGEN_SWEEPS, n) of rows i and i + 1 */
+    int64_t first[GMEM__EIGEN_SWEEPS], last[GMEM__EIGEN_SWEEPS]; /* a sweep turned from last - 1 down to first */
+    int64_t count;
+} gmem__eigen_turns;
+
+/* (x, y) turned: x' = c x + s y, y' = c y - s x. */
+static void gmem__eigen_turn(double *GMEM__RESTRICT x, double *GMEM__RESTRICT y, double c, double s) {
+    for (int i = 0; i < GMEM__EIGEN_STRIP; i++) {
+        const double before = x[i];
+        x[i] = c * before + s * y[i];
+        y[i] = c * y[i] - s * before;
+    }
+}
+
+/* Between the matrix, whose rows may lie where they evict each other, and memory of its own (n, GMEM__EIGEN_STRIP). */
+static void gmem__eigen_move_strip(const gmem__eigen_turns *turns, int64_t column, double *strip, int back) {
+    const size_t bytes = (size_t)gmem__min(GMEM__EIGEN_STRIP, turns->n - column) * sizeof(double);
+    for (int64_t row = 0; row < turns->n; row++) {
+        double *stored = turns->a + row * turns->n + column, *here = strip + row * GMEM__EIGEN_STRIP;
+        memcpy(back ? stored : here, back ? here : stored, bytes);
+    }
+}
+
+static void gmem__eigen_turn_strip(const void *turns_, int64_t i, float *scratch) {
+    const gmem__eigen_turns *turns = (const gmem__eigen_turns *)turns_;
+    double *strip = (double *)(void *)scratch;
+    memset(strip, 0, (size_t)(turns->n * GMEM__EIGEN_STRIP) * sizeof *strip);
+    gmem__eigen_move_strip(turns, i * GMEM__EIGEN_STRIP, strip, 0);
+    for (int64_t sweep = 0; sweep < turns->count; sweep++) {
+        const double *c = turns->c + sweep * turns->n, *s = turns->s + sweep * turns->n;
+        for (int64_t row = turns->last[sweep] - 1; row >= turns->first[sweep]; row--)
+            gmem__eigen_turn(strip + (row + 1) * GMEM__EIGEN_STRIP, strip + row * GMEM__EIGEN_STRIP, c[row], s[row]);
+    }
+    gmem__eigen_move_strip(turns, i * GMEM__EIGEN_STRIP, strip, 1);
+}
+
+static void gmem__eigen_turn_all(const gmem__engine *engine, gmem__eigen_turns *turns) {
+    gmem__run_tasks(engine, gmem__ceil_div(turns->n, GMEM__EIGEN_STRIP), gmem__eigen_turn_strip, turns);
+    turns->count = 0;
+}
+
 /* One sweep over the block [first, last] of d and e (e[i] between i and i + 1), shifted by Wilkinson's choice. */
-static void gmem__eigen_sweep(double *a, int64_t n, double *d, double *e, int64_t first, int64_t last) {
+static void gmem__eigen_sweep(gmem__eigen_turns *turns, double *d, double *e, int64_t first, int64_t last) {
     const double half = (d[first + 1] - d[first]) / (2 * e[first]);
+    double *cosine = turns->c + turns->count * turns->n, *sine = turns->s + turns->count * turns->n;
     double g = d[last] - d[first] + e[first] / (half + copysign(hypot(half, 1.0), half));
     double s = 1, c = 1, shift = 0;
-    for (int64_t i = last - 1; i >= first; i--) {
+    int64_t i = last - 1;
+    for (; i >= first; i--) {
         const double f = s * e[i], b = c * e[i], r = hypot(f, g);
         e[i + 1] = r;
-        if (r == 0) { /* the block has come apart on the way */
-            d[i + 1] -= shift;
-            e[last] = 0;
-            return;
-        }
+        if (r == 0) break; /* the block has come apart on the way */
         s = f / r;
         c = g / r;
         g = d[i + 1] - shift;
@@ -137,11 +176,14 @@ static void gmem__eigen_sweep(double *a, int64_t n, double *d, double *e, int64_
         shift = s * q;
         d[i + 1] = g + shift;
         g = c * q - b;
-        gmem__eigen_turn(a + (i + 1) * n, a + i * n, c, s, n);
+        cosine[i] = c;
+        sine[i] = s;
     }
-    d[first] -= shift;
-    e[first] = g;
+    d[i + 1] -= shift;
+    if (i < first) e[first] = g;
     e[last] = 0;
+    turns->first[turns->count] = i + 1;
+    turns->last[turns->count++] = last;
 }
 
 /* The end of the block that begins at `first`: what follows it is coupled by nothing more than rounding. */
@@ -152,7 +194,8 @@ static int64_t gmem__eigen_block_end(const double *e, int64_t n, int64_t first, 
     return last;
 }
 
-static int gmem__eigen_iterate(double *a, int64_t n, double *d, double *e) {
+static int gmem__eigen_iterate(const gmem__engine *engine, gmem__eigen_turns *turns, double *d, double *e) {
+    const int64_t n = turns->n;
     const int most = 60; /* sweeps for one value; two or three are usual */
     double negligible = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -164,9 +207,11 @@ static int gmem__eigen_iterate(double *a, int64_t n, double *d, double *e) {
             const int64_t last = gmem__eigen_block_end(e, n, first, negligible);
             if (last == first) break;
             if (sweep == most) return 0;
-            gmem__eigen_sweep(a, n, d, e, first, last);
+            gmem__eigen_sweep(turns, d, e, first, last);
+            if (turns->count == GMEM__EIGEN_SWEEPS) gmem__eigen_turn_all(engine, turns);
         }
     }
+    gmem__eigen_turn_all(engine, turns);
     return 1;
 }
 
@@ -189,14 +234,23 @@ static void gmem__eigen_sort(double *a, int64_t n, double *values) {
     }
 }
 
-GMEM__FN int gmem__eigen_symmetric(double *a, int64_t n, double *values, double *work) {
+GMEM__FN int gmem__eigen_symmetric(const gmem__engine *engine, double *a, int64_t n, double *values, double *work) {
     const int exponent = gmem__eigen_exponent(a, n);
+    gmem__eigen_turns turns;
+    double *e = work;
+    memset(&turns, 0, sizeof turns);
+    turns.a = a;
+    turns.n = n;
+    turns.c = work + n;
+    turns.s = turns.c + GMEM__EIGEN_SWEEPS * n;
     gmem__eigen_scale(a, n, exponent);
-    gmem__eigen_tridiagonalise(a, n, work, values);
+    gmem__eigen_tridiagonalise(a, n, e, values);
     gmem__eigen_accumulate(a, n, values);
-    if (!gmem__eigen_iterate(a, n, values, work)) return 0;
+    if (!gmem__eigen_iterate(engine, &turns, values, e)) return 0;
     gmem__eigen_sort(a, n, values);
     for (int64_t i = 0; i < n; i++)
         values[i] = ldexp(values[i], exponent);
     return 1;
 }
+
+#undef GMEM__EIGEN_STRIP

@@ -744,6 +744,10 @@ static void test_arguments(gmem_context *context) {
     CHECK_STATUS(GMEM_E_ARGUMENT, gmem_bank_compress(bank, beside("x"), NULL, NULL, NULL));
     CHECK_STATUS(GMEM_E_OPEN, gmem_bank_compress(bank, beside("no/such/folder"), &desc, NULL, NULL));
     gmem_bank_close(bank);
+    write_bank(few, GMEM_F16, CONSTANT, 2, 16385, 0);
+    bank = open_bank(context, &few, 1);
+    check_refused(bank, how(1, GMEM_F32), GMEM_E_UNSUPPORTED, "16385 elements are too wide", "");
+    gmem_bank_close(bank);
     write_bank(few, GMEM_F32, USUAL, 3, 48, 0);
     bank = open_bank(context, &few, 1);
     check_refused(bank, how(4, GMEM_F32), GMEM_E_ARGUMENT, "rank 4 of a bank of 3 rows", "");

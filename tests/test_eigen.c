@@ -91,8 +91,8 @@ static double dot(const double *x, const double *y, int64_t n) {
     return sum;
 }
 
-static void check_decomposition(kind what, int64_t n) {
-    double *a = doubles(n * n), *v = doubles(n * n), *values = doubles(n), *work = doubles(n);
+static void check_decomposition(const gmem__engine *engine, kind what, int64_t n) {
+    double *a = doubles(n * n), *v = doubles(n * n), *values = doubles(n), *work = doubles(GMEM__EIGEN_WORK(n));
     double largest = 0, crossing = 0, residual = 0, trace = 0;
     int descending = 1;
     fill(what, n, a);
@@ -100,7 +100,7 @@ static void check_decomposition(kind what, int64_t n) {
         v[i] = i % n <= i / n ? a[i] : (double)NAN; /* the upper triangle is not read */
         largest = fmax(largest, fabs(a[i]));
     }
-    if (!CHECK(gmem__eigen_symmetric(v, n, values, work))) printf("kind %d, n %d\n", (int)what, (int)n);
+    if (!CHECK(gmem__eigen_symmetric(engine, v, n, values, work))) printf("kind %d, n %d\n", (int)what, (int)n);
     for (int64_t i = 0; i < n; i++) {
         descending &= i == 0 || values[i] <= values[i - 1];
         trace += (a[i * n + i] - values[i]) / (largest > 0 ? largest : 1);
@@ -119,24 +119,24 @@ static void check_decomposition(kind what, int64_t n) {
     free(work);
 }
 
-static void test_kinds(void) {
-    static const int64_t sizes[] = {1, 2, 3, 4, 7, 48, 97};
+static void test_kinds(const gmem__engine *engine) {
+    static const int64_t sizes[] = {1, 2, 3, 4, 7, 48, 64, 97, 131};
     for (int what = 0; what < KINDS; what++) {
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            check_decomposition((kind)what, sizes[i]);
+            check_decomposition(engine, (kind)what, sizes[i]);
     }
 }
 
 /* Second differences: 2 - 2 cos(pi k / (n + 1)), with vectors sin(pi k i / (n + 1)). Well and ill separated ones. */
-static void test_known(void) {
+static void test_known(const gmem__engine *engine) {
     const int64_t n = 60;
     const double pi = 3.14159265358979323846;
-    double *a = doubles(n * n), *values = doubles(n), *work = doubles(n), *expected = doubles(n);
+    double *a = doubles(n * n), *values = doubles(n), *work = doubles(GMEM__EIGEN_WORK(n)), *expected = doubles(n);
     for (int64_t i = 0; i < n; i++) {
         a[i * n + i] = 2;
         if (i > 0) a[i * n + i - 1] = -1;
     }
-    CHECK(gmem__eigen_symmetric(a, n, values, work));
+    CHECK(gmem__eigen_symmetric(engine, a, n, values, work));
     for (int64_t k = 0; k < n; k++) {
         const double angle = pi * (double)(n - k) / (double)(n + 1);
         for (int64_t i = 0; i < n; i++)
@@ -220,8 +220,14 @@ static void test_scatter(void) {
 }
 
 int main(void) {
-    test_kinds();
-    test_known();
+    gmem_context *context = golden_cpu_context(GMEM_ISA_AUTO);
+    gmem__engine engine = gmem__cpu_engine(context);
+    engine.scratch = malloc((size_t)engine.ops->scratch_bytes(engine.threads));
+    if (!engine.scratch) return 1;
+    test_kinds(&engine);
+    test_known(&engine);
+    free(engine.scratch);
+    gmem_context_destroy(context);
     test_scatter();
     return check_report();
 }
