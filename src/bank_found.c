@@ -9,67 +9,69 @@
 
 #define GMEM__CHUNK 256
 
-/* Values [first, first + count) of a row of the part in double: as stored, without an int8 row's scale. */
+/* Values [first, first + count) of a row of the part that doesn't lie as kernels read it. */
 static void gmem__exact_values(const gmem__bank_part *part, int64_t width, int64_t row, int64_t first, int64_t count,
-                               double *out) {
-    float values[GMEM__CHUNK];
-    if (part->kind != GMEM_BANK_DECOMPOSED && part->rows_tensor->type == GMEM_F64) {
-        gmem_tensor_read(part->rows_tensor, row * width + first, count, out);
-        return;
-    }
+                               float *out) {
     if (part->kind == GMEM_BANK_DECOMPOSED)
-        gmem__bank_compose(part, row, width, first, count, values);
+        gmem__bank_compose(part, row, width, first, count, out);
     else
-        gmem_tensor_read_f32(part->rows_tensor, row * width + first, count, values);
-    for (int64_t i = 0; i < count; i++)
-        out[i] = (double)values[i];
+        gmem_tensor_read_f32(part->rows_tensor, row * width + first, count, out);
 }
 
-/* Sums over a row: its product with a query, its square, and what gmem_bank_row makes of its largest value. */
-typedef struct gmem__exact_sums {
-    double product, square;
-    float largest;
-} gmem__exact_sums;
-
-/* Four sums at a time, which processors add side by side. */
-static void gmem__exact_add(gmem__exact_sums *sums, const double *x, const float *query, int64_t count) {
-    double product[4] = {0, 0, 0, 0}, square[4] = {0, 0, 0, 0};
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4)
-        for (int j = 0; j < 4; j++) {
-            product[j] += x[i + j] * (double)query[i + j];
-            square[j] += x[i + j] * x[i + j];
+/* F64 rows, as they are; `largest` as f32 holds it. */
+static void gmem__exact_f64(const gmem__bank_part *part, int64_t width, int64_t row, const float *query,
+                            gmem__exact_sums *sums) {
+    double x[GMEM__CHUNK];
+    for (int64_t k = 0; k < width; k += GMEM__CHUNK) {
+        const int64_t count = gmem__min(GMEM__CHUNK, width - k);
+        gmem_tensor_read(part->rows_tensor, row * width + k, count, x);
+        for (int64_t i = 0; i < count; i++) {
+            const float value = fabsf((float)x[i]);
+            sums->product += x[i] * (double)query[k + i];
+            sums->square += x[i] * x[i];
+            if (value > sums->largest) sums->largest = value;
         }
-    for (; i < count; i++) {
-        product[0] += x[i] * (double)query[i];
-        square[0] += x[i] * x[i];
     }
-    sums->product += product[0] + product[1] + (product[2] + product[3]);
-    sums->square += square[0] + square[1] + (square[2] + square[3]);
-    for (i = 0; i < count; i++) {
-        const float value = fabsf((float)x[i]);
-        if (!(value <= sums->largest) && sums->largest == sums->largest) sums->largest = value; /* NaN stays */
+}
+
+static gmem__exact_sums gmem__exact_sums_of(const gmem__search *search, const gmem__bank_part *part, int64_t row,
+                                            const float *query) {
+    const int64_t width = search->bank->width;
+    gmem__exact_sums sums = {0, 0, 0};
+    float values[GMEM__CHUNK];
+    gmem__weight rows;
+    memset(&rows, 0, sizeof rows);
+    if (gmem__search_in_place(part)) {
+        rows.data = part->rows_tensor->data;
+        rows.type = part->rows_tensor->type;
+        rows.cols = rows.row_stride = width;
+        search->kernels->exact(&rows, row, query, &sums);
+        return sums;
     }
+    if (part->rows_tensor->type == GMEM_F64 && part->kind == GMEM_BANK_FULL) {
+        gmem__exact_f64(part, width, row, query, &sums);
+        return sums;
+    }
+    rows.data = values;
+    for (int64_t k = 0; k < width; k += GMEM__CHUNK) {
+        rows.cols = gmem__min(GMEM__CHUNK, width - k);
+        gmem__exact_values(part, width, row, k, rows.cols, values);
+        search->kernels->exact(&rows, 0, query + k, &sums);
+    }
+    return sums;
 }
 
 /* x on a grid of 2^-44: sums of products of unit vectors in double differ by less. */
 static double gmem__on_grid(double x) { return floor(x * 17592186044416.0 + 0.5) / 17592186044416.0; }
 
 GMEM__FN double gmem__search_cosine(const gmem__search *search, int64_t row, int64_t query) {
-    const int64_t width = search->bank->width;
     const gmem__bank_part *part = gmem__bank_part_of(search->bank, row);
-    const float *q = search->queries + query * width;
-    gmem__exact_sums sums = {0, 0, 0};
-    double chunk[GMEM__CHUNK];
+    const gmem__exact_sums sums =
+        gmem__exact_sums_of(search, part, row - part->first, search->queries + query * search->bank->width);
     float scale = 1;
     if (part->scale) gmem_tensor_read_f32(part->scale, row - part->first, 1, &scale);
-    for (int64_t i = 0; i < width; i += GMEM__CHUNK) {
-        const int64_t count = gmem__min(GMEM__CHUNK, width - i);
-        gmem__exact_values(part, width, row - part->first, i, count, chunk);
-        gmem__exact_add(&sums, chunk, q + i, count);
-    }
     const float largest = sums.largest * fabsf(scale);
-    if (!(largest > 0) || largest - largest != 0 || !(sums.square > 0)) return (double)NAN;
+    if (!(largest > 0) || largest - largest != 0 || sums.square - sums.square != 0) return (double)NAN;
     const double cosine = sums.product / (sqrt(sums.square) * search->norms[query]);
     return gmem__on_grid(scale < 0 ? -cosine : cosine);
 }

@@ -1,6 +1,5 @@
 /* Exact search: the rows of largest cosine to some queries. */
 #include "bank_search.h"
-#include "../backends/cpu/cpu.h"
 
 #include <math.h>
 
@@ -74,7 +73,7 @@ static void gmem__search_fill(void *user, int64_t first, int64_t count, float *o
         gmem__bank_compose(at->part, first + r, width, 0, width, out + r * width);
 }
 
-static int gmem__search_in_place(const gmem__bank_part *part) {
+GMEM__FN int gmem__search_in_place(const gmem__bank_part *part) {
     const gmem_type type = part->rows_tensor->type;
     return part->kind == GMEM_BANK_FULL && gmem__tensor_is_contiguous(part->rows_tensor) && type != GMEM_F64;
 }
@@ -184,6 +183,7 @@ static gmem__searches gmem__searches_of(const gmem__engine *engine, const gmem_b
     memset(&searches, 0, sizeof searches);
     searches.engine = *engine;
     searches.scan.bank = bank;
+    searches.scan.kernels = searches.rerank.kernels = gmem__engine_kernels(engine);
     searches.scan.threads = engine->threads;
     searches.scan.k = desc->k;
     if (desc->rerank) searches.scan.k = desc->candidates ? gmem__min(desc->candidates, rows) : some;

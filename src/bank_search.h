@@ -2,6 +2,7 @@
 #ifndef GMEM__BANK_SEARCH_H
 #define GMEM__BANK_SEARCH_H
 
+#include "../backends/cpu/cpu.h"
 #include "bank.h"
 
 /* A row and its cosine, which is exact, or known within the query's slack. */
@@ -19,6 +20,7 @@ typedef struct gmem__finder {
 /* Some queries and what belongs to them. */
 typedef struct gmem__search {
     const gmem_bank *bank;
+    const gmem__kernels *kernels;
     const float *queries; /* (count, width) */
     int64_t count, k, capacity;
     int threads;
@@ -30,6 +32,8 @@ typedef struct gmem__search {
     gmem_match *out;       /* (count, k) */
 } gmem__search;
 
+/* Whether the part's rows lie in its file as kernels read them. */
+GMEM__FN int gmem__search_in_place(const gmem__bank_part *part);
 /* The cosine of a row and a query of the search, on a grid of 2^-44, or NaN where the row is zero or not finite: over
  * the values as they are stored, in double. */
 GMEM__FN double gmem__search_cosine(const gmem__search *search, int64_t row, int64_t query);

@@ -80,6 +80,8 @@
 #define V_SET1_F64(a)       _mm256_set1_pd(a)
 #define V_ADD_F64(a, b)     _mm256_add_pd((a), (b))
 #define V_FMA_F64(a, b, c)  _mm256_fmadd_pd((a), (b), (c)) /* a b + c */
+#define V_LOW_F64(a)        _mm256_cvtps_pd(_mm256_castps256_ps128(a))
+#define V_HIGH_F64(a)       _mm256_cvtps_pd(_mm256_extractf128_ps((a), 1))
 #define GMEM__REPEAT_F64(X) X(0) X(1) X(2) X(3)
 
 /* The GEMM's micro-kernel: 6 rows, whose sums fill 12 of 16 registers. */
@@ -170,6 +172,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_narrow_attention,
                                           gmem__avx2_scatter,
                                           gmem__avx2_scan,
+                                          gmem__avx2_exact,
                                           gmem__avx2_above};
     return &kernels;
 }

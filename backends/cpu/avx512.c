@@ -77,6 +77,8 @@
 #define V_SET1_F64(a)       _mm512_set1_pd(a)
 #define V_ADD_F64(a, b)     _mm512_add_pd((a), (b))
 #define V_FMA_F64(a, b, c)  _mm512_fmadd_pd((a), (b), (c)) /* a b + c */
+#define V_LOW_F64(a)        _mm512_cvtps_pd(_mm512_castps512_ps256(a))
+#define V_HIGH_F64(a)       _mm512_cvtps_pd(_mm512_extractf32x8_ps((a), 1))
 #define GMEM__REPEAT_F64(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* The GEMM's micro-kernel: 12 rows, whose sums fill 24 of 32 registers. */
@@ -157,6 +159,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_narrow_attention,
                                           gmem__avx512_scatter,
                                           gmem__avx512_scan,
+                                          gmem__avx512_exact,
                                           gmem__avx512_above};
     return &kernels;
 }

@@ -109,6 +109,12 @@ typedef struct gmem__scan_block {
     float *squares;              /* (rows) */
 } gmem__scan_block;
 
+/* What a cosine is made of, in double. */
+typedef struct gmem__exact_sums {
+    double product, square;
+    float largest; /* |x|; of no meaning where one is NaN, of which the sums tell */
+} gmem__exact_sums;
+
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
     /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
@@ -136,6 +142,8 @@ typedef struct gmem__kernels {
     void (*scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step);
 
     void (*scan)(const gmem__scan_block *block);
+    /* Adds a row's product with `query` (rows->cols), and so on; int8 without its scale. */
+    void (*exact)(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
     /* Those of count whose score is at least factor * bar, in order: how many. */
     int64_t (*above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which);
 } gmem__kernels;
@@ -152,6 +160,7 @@ GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int6
 GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
 /* scalar_scan.c */
 GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block);
+GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
 GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
                                     int32_t *which);
 

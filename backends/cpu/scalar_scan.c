@@ -1,6 +1,8 @@
 /* A search's kernels in portable C: rows of a bank against a few queries. */
 #include "cpu.h"
 
+#include <math.h>
+
 #define GMEM__LANES 16 /* sums side by side, which compilers vectorise */
 #define GMEM__RUN   (16 * GMEM__LANES)
 
@@ -55,6 +57,24 @@ GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
         for (int64_t q = 0; q < block->queries; q++)
             block->products[q * GMEM__SCAN_ROWS + r] = gmem__lanes_total(&product[q]);
     }
+}
+
+/* Four sums at a time, which processors add side by side. */
+GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums) {
+    double product[4] = {0, 0, 0, 0}, square[4] = {0, 0, 0, 0};
+    float values[GMEM__RUN];
+    for (int64_t k = 0; k < rows->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, rows->cols - k);
+        gmem__scalar_weights(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i++) {
+            const double x = (double)values[i];
+            product[i % 4] += x * (double)query[k + i];
+            square[i % 4] += x * x;
+            if (fabsf(values[i]) > sums->largest) sums->largest = fabsf(values[i]);
+        }
+    }
+    sums->product += product[0] + product[1] + (product[2] + product[3]);
+    sums->square += square[0] + square[1] + (square[2] + square[3]);
 }
 
 GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
