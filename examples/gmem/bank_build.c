@@ -21,7 +21,7 @@ typedef struct building {
     size_t not_in_name; /* bytes at the beginning of every path that are no part of the row's name */
     int64_t *features;  /* (pictures.count) where in the journal they are, or UNDECIDED */
     journal finished;
-    int64_t done; /* pictures that were read, or could not be */
+    int64_t before, done; /* pictures that earlier runs finished; that are finished, or cannot be read */
     progress_bar bar;
 
     int64_t batch;
@@ -40,12 +40,13 @@ typedef struct building {
  * differ. */
 static const char *name_of(const building *b, int64_t which) { return b->pictures.items[which] + b->not_in_name; }
 
+/* Of a folder and the slash behind it, of which find_pictures leaves one. */
 static size_t folder_bytes(const char *folder) {
     size_t bytes = strlen(folder);
-    while (bytes > 1 && folder[bytes - 1] == '/') {
+    while (bytes > 0 && folder[bytes - 1] == '/') {
         bytes--;
     }
-    return bytes == 1 && folder[0] == '/' ? 1 : bytes + 1;
+    return bytes + 1;
 }
 
 static outcome find(building *b, gmem_error *error) {
@@ -119,12 +120,14 @@ static outcome take_up(building *b, gmem_error *error) {
         if (which < 0) continue;
         read_state(b->pictures.items[which], &now);
         if (now.size != entry.size || now.mtime != entry.mtime) continue;
-        b->done += b->features[which] == UNDECIDED;
+        b->before += b->features[which] == UNDECIDED;
         b->features[which] = entry.features;
     }
     if (more < 0) return OUTCOME_FAILED;
-    if (b->done)
-        note("going on: %lld of %lld pictures were finished before", (long long)b->done, (long long)b->pictures.count);
+    if (b->before)
+        note("going on: %lld of %lld pictures were finished before", (long long)b->before,
+             (long long)b->pictures.count);
+    b->done = b->before;
     return OUTCOME_DONE;
 }
 
@@ -208,7 +211,7 @@ static outcome finish_all(building *b, gmem_error *error) {
         result = interrupt_check(error);
         if (result == OUTCOME_DONE) result = read_batch(b, &next, &count, error);
         if (result == OUTCOME_DONE) result = finish_batch(b, count, error);
-        progress_show(&b->bar, b->done, b->pictures.count, "pictures");
+        progress_show(&b->bar, b->done - b->before, b->pictures.count - b->before, "pictures");
     }
     progress_end(&b->bar);
     return result;

@@ -206,6 +206,10 @@ static outcome add_named(walk *w, const text_list *folders, gmem_error *error) {
         if (!folder) return failed(error, folders->items[i], "cannot open the folder: %s", strerror(errno));
         closedir(folder);
         if (!path_add(&w->folders, folders->items[i])) return out_of_memory(error);
+        char *added = w->folders.items[w->folders.count - 1];
+        for (size_t bytes = strlen(added); bytes > 1 && added[bytes - 1] == '/'; bytes--) {
+            added[bytes - 1] = 0;
+        }
     }
     return OUTCOME_DONE;
 }

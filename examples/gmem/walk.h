@@ -25,9 +25,9 @@ void paths_free(path_list *list);
 int complaint_add(complaint_list *list, const char *path, const char *reason);
 void complaints_free(complaint_list *list);
 
-/* Every file below the folders that ends or begins like a picture, sorted, once each. Links are followed, but each
- * folder is looked into once, so that loops end. Folders that cannot be read are complained of; where one of those
- * named cannot, it is an error. */
+/* Every file below the folders that ends or begins like a picture, sorted, once each. Slashes at a folder's end are
+ * not part of its name. Links are followed, but each folder is looked into once, so that loops end. Folders that cannot
+ * be read are complained of; where one of those named cannot, it is an error. */
 outcome find_pictures(const text_list *folders, path_list *out, complaint_list *complaints, gmem_error *error);
 
 #endif /* WALK_H */
