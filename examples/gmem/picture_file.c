@@ -23,7 +23,8 @@
 #endif
 static OF_THE_THREAD size_t most_at_a_time;
 
-static void *limited_alloc(size_t bytes) { return bytes <= most_at_a_time ? malloc(bytes) : NULL; }
+/* Zeroed, for what a damaged JPEG leaves out is used all the same. */
+static void *limited_alloc(size_t bytes) { return bytes <= most_at_a_time ? calloc(1, bytes) : NULL; }
 
 static void *limited_realloc(void *memory, size_t bytes) {
     return bytes <= most_at_a_time ? realloc(memory, bytes) : NULL;
