@@ -14,6 +14,7 @@ static void gmem__search_place(gmem__search *search, gmem__arena *arena) {
     search->cuts = GMEM__TAKE_F32(arena, finders);
     if (!gmem__mul(finders, search->capacity, &found)) found = INT64_MAX;
     search->found = (gmem__found *)gmem__take(arena, found, sizeof *search->found);
+    gmem__form_place(&search->form, search->bank, search->count, arena);
 }
 
 /* |query| in double, 0 where a value is not finite. */
@@ -43,10 +44,11 @@ static void gmem__search_begin(gmem__search *search, const float *queries, int64
 
 /* the scan -------------------------------------------------------------------------------------------------------- */
 
-/* Some of a bank's files being scanned. */
+/* One of a bank's files being scanned. */
 typedef struct gmem__search_part {
     const gmem__search *search;
     const gmem__bank_part *part;
+    int by_form; /* decomposed, and searched by its coefficients */
 } gmem__search_part;
 
 static void gmem__search_near(void *user, int thread, int64_t row, int64_t query, float cosine) {
@@ -64,25 +66,29 @@ static void gmem__search_odd(void *user, int thread, int64_t row) {
 /* Rows that don't lie in the file as kernels read them. */
 static void gmem__search_fill(void *user, int64_t first, int64_t count, float *out) {
     const gmem__search_part *at = (const gmem__search_part *)user;
-    const int64_t width = at->search->bank->width;
-    if (at->part->kind != GMEM_BANK_DECOMPOSED) {
-        gmem_tensor_read_f32(at->part->rows_tensor, first * width, count * width, out);
+    const int64_t width = at->search->bank->width, columns = at->part->rows_tensor->shape[1];
+    if (at->part->kind != GMEM_BANK_DECOMPOSED || at->by_form) {
+        gmem_tensor_read_f32(at->part->rows_tensor, first * columns, count * columns, out);
         return;
     }
     for (int64_t r = 0; r < count; r++)
         gmem__bank_compose(at->part, first + r, width, 0, width, out + r * width);
 }
 
+/* Whether kernels can read it where it is. */
+static int gmem__search_is_plain(const gmem_tensor *tensor) {
+    return gmem__tensor_is_contiguous(tensor) && tensor->type != GMEM_F64;
+}
+
 GMEM__FN int gmem__search_in_place(const gmem__bank_part *part) {
-    const gmem_type type = part->rows_tensor->type;
-    return part->kind == GMEM_BANK_FULL && gmem__tensor_is_contiguous(part->rows_tensor) && type != GMEM_F64;
+    return part->kind == GMEM_BANK_FULL && gmem__search_is_plain(part->rows_tensor);
 }
 
 static gmem__scan gmem__search_scan_of(const gmem__search *search, gmem__search_part *at) {
     const gmem__bank_part *part = at->part;
     gmem__scan scan;
     memset(&scan, 0, sizeof scan);
-    if (gmem__search_in_place(part)) {
+    if (at->by_form ? gmem__search_is_plain(part->rows_tensor) : gmem__search_in_place(part)) {
         scan.data = part->rows_tensor->data;
         scan.type = part->rows_tensor->type;
     } else {
@@ -99,15 +105,22 @@ static gmem__scan gmem__search_scan_of(const gmem__search *search, gmem__search_
     scan.take = gmem__search_near;
     scan.odd = gmem__search_odd;
     scan.user = at;
+    if (!at->by_form) return scan;
+    scan.form = &search->form.form;
+    scan.width = part->factors.rank;
+    scan.queries = search->form.projected;
+    scan.norms = search->form.ones;
     return scan;
 }
 
 /* Every file's needs for slack come first: what one finds is compared with what others found. */
-static void gmem__search_scan(const gmem__search *search, const gmem__engine *engine) {
+static void gmem__search_scan(gmem__search *search, const gmem__engine *engine) {
     const gmem_bank *bank = search->bank;
-    for (int run = 0; run < 2; run++)
+    for (int run = bank->part_count == 1; run < 2; run++)
         for (int64_t i = 0; i < bank->part_count; i++) {
-            gmem__search_part at = {search, bank->parts + i};
+            gmem__search_part at = {search, bank->parts + i, 0};
+            if (at.part->kind == GMEM_BANK_DECOMPOSED)
+                at.by_form = gmem__form_prepare(&search->form, search, at.part, engine);
             gmem__scan scan = gmem__search_scan_of(search, &at);
             gmem__cpu_scan_prepare(engine, &scan);
             if (run == 1) gmem__cpu_scan(engine, &scan);

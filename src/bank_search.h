@@ -17,6 +17,16 @@ typedef struct gmem__finder {
     int64_t count;
 } gmem__finder;
 
+/* bank_form.c: what a decomposed part's rows come down to for some queries, and the memory for it. */
+typedef struct gmem__search_form {
+    gmem__scan_form form;
+    float *quadratic, *linear; /* (rank) */
+    float *offset;             /* (count) */
+    float *projected;          /* (count, rank): the queries, as products with M's columns */
+    double *ones;              /* (count) */
+    double *skew;              /* (rank) */
+} gmem__search_form;
+
 /* Some queries and what belongs to them. */
 typedef struct gmem__search {
     const gmem_bank *bank;
@@ -30,6 +40,7 @@ typedef struct gmem__search {
     float *cuts;           /* (threads, count): no row below can be among the best, wrong by the slack or not */
     gmem__found *found;    /* (threads, count, capacity) */
     gmem_match *out;       /* (count, k) */
+    gmem__search_form form;
 } gmem__search;
 
 /* Whether the part's rows lie in its file as kernels read them. */
@@ -47,5 +58,11 @@ GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query);
 /* gmem_bank_search on an engine without scratch. */
 GMEM__FN gmem_status gmem__bank_search_on(const gmem__engine *engine, const gmem_bank *bank,
                                           const gmem_bank_search_desc *desc, gmem_match *out, gmem_error *error);
+
+/* For the largest rank of the bank's parts and so many queries; nothing where no part is decomposed. */
+GMEM__FN void gmem__form_place(gmem__search_form *form, const gmem_bank *bank, int64_t count, gmem__arena *arena);
+/* 0 where the part's columns are not at right angles, and its rows must be composed. */
+GMEM__FN int gmem__form_prepare(gmem__search_form *form, const gmem__search *search, const gmem__bank_part *part,
+                                const gmem__engine *engine);
 
 #endif /* GMEM__BANK_SEARCH_H */

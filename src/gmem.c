@@ -71,6 +71,7 @@
 #include "bank_names.c"
 #include "bank_edit.c"
 #include "bank_found.c"
+#include "bank_form.c"
 #include "bank_search.c"
 #include "mix.c"
 #include "preprocess.c"

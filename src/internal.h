@@ -473,6 +473,16 @@ GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem_
 GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
                                      gmem__packed *packed);
 
+/* Rows c that stand for rows c M^T + mean, by what is the same for all of them. With M's columns at right angles, which
+ * `slack` makes up for where they are not quite, |row|^2 = sum(quadratic c^2) + 2 sum(linear c) + |mean|^2. */
+typedef struct gmem__scan_form {
+    const float *quadratic, *linear; /* (width of c) the columns' squares, and their products with the mean */
+    double mean;                     /* |mean| */
+    const float *offset;             /* (count) the mean's products with the queries */
+    double square_slack;             /* relative to (|row - mean| + |mean|)^2 */
+    double row_slack;                /* how far the rows are from what they are taken to be, likewise */
+} gmem__scan_form;
+
 /* backends/cpu/scan.c: all rows of a bank's file against some queries, for a search. Cosines are computed in f32 or
  * narrower and wrong by less than `slack`; who uses them makes sure of those that matter. */
 typedef struct gmem__scan {
@@ -482,6 +492,8 @@ typedef struct gmem__scan {
     const gmem_tensor *scale;
     /* or what gives rows [first, first + count) in f32 */
     void (*fill)(void *user, int64_t first, int64_t count, float *out);
+    /* or they stand for others; then the queries are M's columns' products with unit vectors, and the norms 1 */
+    const gmem__scan_form *form;
     int64_t rows, width;
     const float *queries; /* (count, width) */
     const double *norms;  /* (count) */

@@ -173,6 +173,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_scatter,
                                           gmem__avx2_scan,
                                           gmem__avx2_exact,
+                                          gmem__avx2_form,
                                           gmem__avx2_above};
     return &kernels;
 }

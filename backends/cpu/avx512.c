@@ -160,6 +160,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_scatter,
                                           gmem__avx512_scan,
                                           gmem__avx512_exact,
+                                          gmem__avx512_form,
                                           gmem__avx512_above};
     return &kernels;
 }

@@ -144,6 +144,9 @@ typedef struct gmem__kernels {
     void (*scan)(const gmem__scan_block *block);
     /* Adds a row's product with `query` (rows->cols), and so on; int8 without its scale. */
     void (*exact)(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
+    /* sum(quadratic c^2) and sum(linear c) over a row c; quadratic, linear (rows->cols). */
+    void (*form)(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear, float *square,
+                 float *sum);
     /* Those of count whose score is at least factor * bar, in order: how many. */
     int64_t (*above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which);
 } gmem__kernels;
@@ -161,6 +164,8 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
 /* scalar_scan.c */
 GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block);
 GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
+GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
+                                float *square, float *sum);
 GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
                                     int32_t *which);
 

@@ -129,6 +129,7 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           gmem__scalar_scatter,
                                           gmem__scalar_scan,
                                           gmem__scalar_exact,
+                                          gmem__scalar_form,
                                           gmem__scalar_above};
     return &kernels;
 }

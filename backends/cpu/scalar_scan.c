@@ -77,6 +77,24 @@ GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const fl
     sums->square += square[0] + square[1] + (square[2] + square[3]);
 }
 
+GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
+                                float *square, float *sum) {
+    gmem__lanes squares, sums;
+    float values[GMEM__RUN], weighted[GMEM__RUN];
+    memset(&squares, 0, sizeof squares);
+    memset(&sums, 0, sizeof sums);
+    for (int64_t k = 0; k < rows->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, rows->cols - k);
+        gmem__scalar_weights(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i++)
+            weighted[i] = values[i] * quadratic[k + i];
+        gmem__lanes_add(&squares, values, weighted, count);
+        gmem__lanes_add(&sums, values, linear + k, count);
+    }
+    *square = gmem__lanes_total(&squares);
+    *sum = gmem__lanes_total(&sums);
+}
+
 GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
                                     int32_t *which) {
     int64_t found = 0;

@@ -48,6 +48,19 @@ static float gmem__scan_unit(const gmem__scan *scan, int64_t query, int64_t i) {
  * that (Higham, Accuracy and Stability of Numerical Algorithms, 3.5); a few roundings come to it. */
 static double gmem__scan_rounding(int64_t width) { return (double)(2 * width + 16) / 16777216.0; }
 
+/* Where rows stand for others, what is summed may be so many times as large as the row that comes of it; where it is
+ * more, the row is odd. */
+#define GMEM__SCAN_CANCELLATION 4
+
+/* `slack` of the products, relative to what is summed. */
+static void gmem__scan_raise(const gmem__scan *scan, int64_t query, double slack) {
+    const double most = GMEM__SCAN_CANCELLATION;
+    if (scan->form)
+        slack = most * (slack + scan->form->row_slack) +
+                most * most * (scan->form->square_slack + gmem__scan_rounding(scan->width));
+    scan->slack[query] = fmax(scan->slack[query], slack);
+}
+
 /* The queries of products by rows, (queries, step) with zeros behind, after what their products are to be multiplied
  * with: of int16 for rows of int8, otherwise of f32. */
 static const void *gmem__scan_laid_out(const gmem__engine *engine) {
@@ -83,7 +96,7 @@ static void gmem__scan_lay_out_i16(const gmem__engine *engine, const gmem__scan 
             out[q * step + i] = (int16_t)value;
             change += d * d;
         }
-        scan->slack[q] = fmax(scan->slack[q], 1.01 * sqrt(change) + gmem__scan_rounding(scan->width));
+        gmem__scan_raise(scan, q, 1.01 * sqrt(change) + gmem__scan_rounding(scan->width));
     }
 }
 
@@ -182,8 +195,9 @@ static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narro
                              gmem__scan_packed(narrow, shared.panels, shared.scales, words, q, i);
             change += d * d;
         }
-        const double slack = 1.01 * sqrt(change) + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width);
-        scan->slack[q] = fmax(scan->slack[q], slack);
+        /* where rows weigh the queries' elements differently, as much as each can change */
+        const double rounding = scan->form ? 1.01 / 512 : 1.01 * sqrt(change);
+        gmem__scan_raise(scan, q, rounding + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width));
     }
 }
 
@@ -195,7 +209,7 @@ GMEM__FN void gmem__cpu_scan_prepare(const gmem__engine *engine, gmem__scan *sca
     if (scan->how == GMEM__SCAN_GEMM) gmem__scan_pack(scan, gmem__engine_kernels(engine)->nr, shared);
     if (scan->how == GMEM__SCAN_NARROW) gmem__scan_pack_narrow(engine, gmem__scan_narrow(engine, scan), scan);
     for (int64_t q = 0; q < scan->count; q++)
-        scan->slack[q] = fmax(scan->slack[q], gmem__scan_rounding(scan->width));
+        gmem__scan_raise(scan, q, gmem__scan_rounding(scan->width));
 }
 
 /* rows ------------------------------------------------------------------------------------------------------------ */
@@ -244,6 +258,30 @@ static void gmem__scan_norms(const gmem__scan *scan, const gmem__scan_rows *rows
     }
 }
 
+/* The same of rows that stand for others. */
+static void gmem__scan_form_norms(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                                  float *norms) {
+    const gmem__scan_form *form = job->scan->form;
+    const float mean = (float)form->mean, cancellation = GMEM__SCAN_CANCELLATION;
+    gmem__weight weight;
+    memset(&weight, 0, sizeof weight);
+    weight.data = rows->data;
+    weight.type = rows->type;
+    weight.cols = weight.row_stride = job->scan->width;
+    for (int64_t r = 0; r < count; r++) {
+        float square, sum;
+        job->kernels->form(&weight, first + r, form->quadratic, form->linear, &square, &sum);
+        norms[r] = square + 2 * sum + mean * mean;
+        if (!(sqrtf(square) + mean <= cancellation * sqrtf(norms[r]))) norms[r] = (float)NAN;
+    }
+    gmem__scan_norms(job->scan, rows, first, count, norms);
+}
+
+static void gmem__scan_offset(const float *offset, int64_t count, float *scores) {
+    for (int64_t q = 0; q < count; q++)
+        scores[q] += offset[q];
+}
+
 /* tasks ----------------------------------------------------------------------------------------------------------- */
 
 /* products (count, GMEM__SCAN_ROWS) of rows from `first` on. */
@@ -274,18 +312,26 @@ static void gmem__scan_products_task(const void *job_, int64_t i, float *scratch
         block.products = products;
         block.squares = norms;
         job->kernels->scan(&block);
-        gmem__scan_norms(scan, &rows, first, block.rows, norms);
+        if (scan->form) {
+            gmem__scan_form_norms(job, &rows, first, block.rows, norms);
+            for (int64_t q = 0; q < scan->count; q++)
+                for (int64_t r = 0; r < block.rows; r++)
+                    products[q * GMEM__SCAN_ROWS + r] += scan->form->offset[q];
+        } else {
+            gmem__scan_norms(scan, &rows, first, block.rows, norms);
+        }
         gmem__scan_take_rows(job, &rows, first, block.rows, norms, products);
     }
 }
 
 /* scores (count, GMEM__NC) of the products of rows from `first` on with all queries. */
 static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
-                                   const float *norms, const float *scores) {
+                                   const float *norms, float *scores) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count;
     int32_t which[GMEM__NC];
     for (int64_t r = 0; r < count; r++, scores += GMEM__NC) {
+        if (scan->form) gmem__scan_offset(scan->form->offset, scan->count, scores);
         const int64_t found = job->kernels->above(scores, cuts, norms[r], scan->count, which);
         for (int64_t i = 0; i < found; i++)
             scan->take(scan->user, rows->thread, rows->first + first + r, which[i], scores[which[i]] / norms[r]);
@@ -298,6 +344,10 @@ static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows 
     for (int64_t first = begin; first < begin + count; first += GMEM__SCAN_ROWS) {
         gmem__scan_block block = gmem__scan_block_of(job->scan, rows, first);
         block.rows = gmem__min(block.rows, begin + count - first);
+        if (job->scan->form) {
+            gmem__scan_form_norms(job, rows, first, block.rows, norms + (first - begin));
+            continue;
+        }
         block.query = ones;
         block.queries = ones != NULL;
         block.products = sums + (first - begin);
@@ -437,5 +487,6 @@ GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan)
 #undef GMEM__SCAN_FEW
 #undef GMEM__SCAN_FEW_WITH_NARROW
 #undef GMEM__SCAN_BYTES
+#undef GMEM__SCAN_CANCELLATION
 #undef GMEM__SCAN_SCORES
 #undef GMEM__SCAN_FILLED
