@@ -151,16 +151,23 @@ test_killed_builds() {
         { printf 'P6 1800 1400 255\n' && head -c 7560000 /dev/urandom; } >"$work/run/large/$i.ppm"
     done
     good bank build large $encode -t 1 -o whole
-    for i in 1 2 3 4 5 6; do
+    for i in INT 9 9 9 9; do
         (cd "$work/run" && exec "$gmem" bank build large $encode -t 1 -b 1 -o killed >"$work/out" 2>"$work/err") &
         pid=$!
-        sleep 0.2
-        [ $i = 4 ] && kill -INT $pid 2>/dev/null || kill -9 $pid 2>/dev/null
+        if [ $i = INT ]; then # once the first picture is finished
+            until [ "$(wc -c 2>/dev/null <"$work/run/killed.part" || echo 0)" -gt 100 ] || ! kill -0 $pid 2>/dev/null; do
+                sleep 0.01
+            done
+        else
+            sleep 0.2
+        fi
+        kill -$i $pid 2>/dev/null
         wait $pid 2>/dev/null
         rc=$?
-        if [ $i = 4 ] && [ $rc != 0 ]; then
+        if [ $i = INT ]; then
             check "Ctrl-C in bank build: exit code" equal $rc 130
-            check "Ctrl-C in bank build: the error" equal "$(tail -n 1 "$work/err")" "gmem: error: interrupted"
+            check "Ctrl-C in bank build: the error" equal "$(cat "$work/err")" "gmem: error: interrupted"
+            check "Ctrl-C in bank build: what is left" equal "$(cd "$work/run" && ls | grep ^killed)" killed.part
         fi
         [ -e "$work/run/killed" ] && break
     done
