@@ -46,7 +46,7 @@ static void spill(const char *name, const char *data, size_t bytes) {
 /* Zero is harmless. */
 typedef struct meddler {
     failing_cl cl;
-    const char *line;  /* what the program's source gets as its first line */
+    const char *line;  /* what the source of an opening's first program gets as its first line */
     int read;          /* the self-test's results: of this case, from 1, one is wrong; -1: of all */
     float wrong;       /* by what it is multiplied */
     int binaries_only; /* only where the program is from a binary */
@@ -59,7 +59,7 @@ static gmem__cl_program GMEM__CL_CALL meddle_source(gmem__cl_context context, ui
                                                     const size_t *lengths, int32_t *status) {
     const char *changed[4096];
     meddling->from_binary = 0;
-    if (!meddling->line || count >= 4096)
+    if (!meddling->line || count >= 4096 || meddling->cl.calls[FAILING_clCreateProgramWithSource] > 0)
         return failing_clCreateProgramWithSource(context, count, lines, lengths, status);
     changed[0] = meddling->line;
     memcpy(changed + 1, lines, count * sizeof *lines);

@@ -120,6 +120,9 @@ static void choose(failing_cl_f16 fp16, gmem__cl_bits type, gmem_compute compute
     gmem_context *context = context_on(fp16, type, compute);
     CHECK_TEXT(gmem_context_kernels(context), kernels);
     CHECK((strstr(log_text, "f16 arithmetic fails: clBuildProgram") != NULL) == (fp16 == FAILING_F16_FALSE));
+    CHECK((strstr(log_text, "f32, for the device is a processor\n") != NULL) == (type == GMEM__CL_DEVICE_TYPE_CPU));
+    CHECK((strstr(log_text, "f32, for the device has no cl_khr_fp16\n") != NULL) ==
+          (fp16 == FAILING_F16_OWN && compute == GMEM_COMPUTE_F16));
     CHECK_INT(gmem_context_compute(context), compute);
     CHECK(pass_error(context, "dit_odd", v) <= BAR);
     context_close(context);

@@ -103,6 +103,16 @@ static gmem_status gmem__device_load(struct gmem__device *device, const char *ca
     return status;
 }
 
+/* What products in f16 are computed in; where that is f32, why. */
+static void gmem__device_choose_f16(struct gmem__device *device) {
+    const gmem__cl_limits *limits = &device->found.limits;
+    if (limits->fp16)
+        device->f16 = GMEM__CL_F16_NATIVE;
+    else
+        gmem__log(device->context, "products in f16 are computed in f32, for the device %s",
+                  limits->is_cpu ? "is a processor" : "has no cl_khr_fp16");
+}
+
 static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gmem__device *device, gmem_error *error) {
     /* what no CPU can do has no need of being faster */
     const int any = desc->backend == GMEM_BACKEND_OPENCL || desc->compute == GMEM_COMPUTE_F16;
@@ -111,7 +121,7 @@ static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gm
     gmem__device_limit(&device->found.limits, desc->device_memory);
     snprintf(device->backend, sizeof device->backend, "opencl/%s", device->found.limits.name);
     GMEM__TRY(gmem__device_start(device, error));
-    if (desc->compute == GMEM_COMPUTE_F16 && device->found.limits.fp16) device->f16 = GMEM__CL_F16_NATIVE;
+    if (desc->compute == GMEM_COMPUTE_F16) gmem__device_choose_f16(device);
     device->tuning.tiles = gmem__product_tiles(&device->found.limits);
     gmem__device_tuning_load(device, desc->cache_dir);
     GMEM__TRY(gmem__device_load(device, desc->cache_dir, error));
