@@ -209,9 +209,10 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
 /* What the large matrix products compute in: the blocks' linear layers, attention and the autoencoder's convolutions.
  * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
  * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
- * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16: weights and inputs are rounded to
- * f16, and multiplied in f16 where a GPU has cl_khr_fp16; OpenCL only. Where a processor or device lacks an instruction
- * for it, the same rounding is computed with what it has. */
+ * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16, OpenCL only: weights and inputs
+ * are rounded to f16; devices with cl_khr_fp16 that are no processors multiply in f16 and add up a few products in it
+ * before they go to a sum, all others in f32, and the log says why. Where a processor or device lacks an instruction for
+ * it, the same rounding is computed with what it has. */
 typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8, GMEM_COMPUTE_F16 } gmem_compute;
 
 /* Where networks and autoencoders run. AUTO: a GPU that OpenCL knows, that passes a short test against the CPU and is
@@ -276,7 +277,7 @@ typedef struct gmem_device_info {
     int64_t largest;      /* bytes of one buffer */
     int64_t units;        /* compute units */
     int unified;          /* it shares the host's memory */
-    int fp16;             /* it has f16 arithmetic for GMEM_COMPUTE_F16 */
+    int fp16;             /* it has f16 arithmetic for GMEM_COMPUTE_F16: cl_khr_fp16, and is no processor */
 } gmem_device_info;
 
 /* The OpenCL devices of this machine in the order of their numbers: the first `capacity` go to `out`, `count` receives
