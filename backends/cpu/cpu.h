@@ -98,15 +98,17 @@ typedef struct gmem__narrow_rows {
 /* Rows of a bank against a few queries: products and squares, summed in f32; with int8 exactly, for widths up to
  * GMEM__SCAN_I8_WIDTH. */
 #define GMEM__SCAN_ROWS     32
+#define GMEM__SCAN_AHEAD    8192 /* bytes */
 #define GMEM__SCAN_I8_WIDTH 4096 /* 128 * 32767 of each value, in 32 bits: 512 values a lane */
 typedef struct gmem__scan_block {
     const void *data;                /* (rows, width) in the bank's type, row_stride elements apart, maybe unaligned */
     gmem_type type;                  /* F32, F16, BF16, I8 without scales */
     int64_t rows, row_stride, width; /* at most GMEM__SCAN_ROWS rows */
     const void *query; /* (queries, width) f32, with I8 int16; query_step apart, zeros up to a multiple of 32 */
-    int64_t queries, query_step; /* 0, 1, 4 or a multiple of 8 */
+    const void *end;   /* of what may be read and comes later */
+    int64_t queries, query_step; /* 0, 1 or a multiple of 4 */
     float *products;             /* (queries, GMEM__SCAN_ROWS) */
-    float *squares;              /* (rows) */
+    float *squares;              /* (rows), rounded up to even */
 } gmem__scan_block;
 
 /* What a cosine is made of, in double. */

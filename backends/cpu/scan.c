@@ -8,7 +8,7 @@ enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM, GMEM__SCAN_NARROW 
 
 /* Up to so many queries are taken as the rows come; with and without a narrow kernel. */
 #define GMEM__SCAN_FEW             16
-#define GMEM__SCAN_FEW_WITH_NARROW 8
+#define GMEM__SCAN_FEW_WITH_NARROW 12
 /* Rows of a task then, in bytes. */
 #define GMEM__SCAN_BYTES (512 * 1024)
 
@@ -27,7 +27,7 @@ typedef struct gmem__scan_job {
 
 /* Rows of a task where they can be read, with what divides their products. */
 typedef struct gmem__scan_rows {
-    const void *data;
+    const void *data, *end; /* up to the file's last row */
     gmem_type type;
     int64_t first, count;
     int thread;
@@ -38,7 +38,7 @@ typedef struct gmem__scan_rows {
 /* Elements of a query as the products by rows want it. */
 static int64_t gmem__scan_step(int64_t width) { return gmem__round_up(width, 32); }
 
-static int64_t gmem__scan_together(int64_t count) { return count == 1 ? 1 : count <= 4 ? 4 : gmem__round_up(count, 8); }
+static int64_t gmem__scan_together(int64_t count) { return count == 1 ? 1 : gmem__round_up(count, 4); }
 
 static float gmem__scan_unit(const gmem__scan *scan, int64_t query, int64_t i) {
     return (float)((double)scan->queries[query * scan->width + i] / scan->norms[query]);
@@ -223,9 +223,11 @@ static gmem__scan_rows gmem__scan_rows_of(const gmem__scan_job *job, int64_t i, 
     rows.type = scan->fill ? GMEM_F32 : scan->type;
     if (scan->fill) {
         rows.data = scratch + GMEM__SCAN_FILLED;
+        rows.end = scratch + GMEM__SCAN_FILLED + rows.count * scan->width;
         scan->fill(scan->user, rows.first, rows.count, scratch + GMEM__SCAN_FILLED);
     } else {
         rows.data = (const char *)scan->data + rows.first * scan->width * (int64_t)gmem_type_bytes(scan->type);
+        rows.end = (const char *)scan->data + scan->rows * scan->width * (int64_t)gmem_type_bytes(scan->type);
     }
     return rows;
 }
@@ -234,6 +236,7 @@ static gmem__scan_block gmem__scan_block_of(const gmem__scan *scan, const gmem__
     gmem__scan_block block;
     memset(&block, 0, sizeof block);
     block.data = (const char *)rows->data + first * scan->width * (int64_t)gmem_type_bytes(rows->type);
+    block.end = rows->end;
     block.type = rows->type;
     block.rows = gmem__min(GMEM__SCAN_ROWS, rows->count - first);
     block.row_stride = block.width = scan->width;
