@@ -742,8 +742,9 @@ typedef struct gmem_bank_search_desc {
 } gmem_bank_search_desc;
 
 /* The k rows of largest cosine to each query, best first, the lower row where two are equal: out (count, k). Exact
- * over all rows, as the bank's type holds them; rows that are zero or not finite are never found, and where too few are
- * left `row` is -1. All queries share one scan. Memory does not grow with the bank.
+ * over all rows, as the bank's type holds them: products in f32 or narrower only tell which rows' cosines are worth
+ * computing in double. Rows that are zero or not finite are never found, and where too few are left `row` is -1. Up to
+ * 256 queries share a scan. Memory grows with count, k and the threads, not with the bank.
  * Errors: E_ARGUMENT, E_MEMORY, E_ROW_ZERO (a query), E_WIDTH (rerank). */
 GMEM_API gmem_status gmem_bank_search(const gmem_bank *bank, const gmem_bank_search_desc *desc, gmem_match *out,
                                       gmem_error *error);
