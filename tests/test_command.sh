@@ -183,7 +183,10 @@ test_refusals() {
     refuses 1 "no device '7'" sample --device 7
     refuses 1 "no device '1'" sample --backend cpu --device 1
     refuses 1 'no CPU kernel computes in f16' sample --dtype f16
-    refuses 1 'has no image encoder' sample --like picture.png
+    refuses 1 'picture.png: cannot open the picture' sample --like picture.png
+    refuses 1 'not a picture|cannot' sample --like "$golden/dit_base.pth"
+    refuses 2 'strength needs --like' sample --strength 0.5
+    refuses 2 'published-range is for pictures' sample --published-range
     refuses 1 'no row 1362: the bank' sample --memory 1362
     refuses 1 'no row 4000: the bank' sample --rows 3,4000
     refuses 1 'bank.safetensors: no name .*cat face' sample --memory 'cat fase'
@@ -291,18 +294,19 @@ test_benchmarks() {
     check "bench autoencoder --json, names" json '.isa and .kernels and .cpu and .dtype == "int8" and .height == 64'
     run bench autoencoder --autoencoder "$golden/vae_f8.pt" --json -t 1
     check "bench autoencoder of a file: a published picture" json '.height == 256 and .width == 256'
-    if [ -e examples/model/image_encoder.safetensors ]; then
-        run bench encoder --json --dtype bf16
-        check "bench encoder --json" json "[$figures, .seconds_min, .seconds_max, .seconds_first, .seconds_one,
-            .seconds_class, .flop, .size, .pictures, .runs, .threads, .resident_bytes] | all(. > 0)"
-        check "bench encoder --json, names" json '.isa and .kernels and .cpu and .dtype == "bf16" and .architecture'
-    fi
+    run bench encoder --json --dtype bf16
+    check "bench encoder --json" json "[$figures, .seconds_min, .seconds_max, .seconds_first, .seconds_one,
+        .seconds_class, .flop, .size, .pictures, .runs, .threads, .resident_bytes] | all(. > 0)"
+    check "bench encoder --json, names" json '.isa and .kernels and .cpu and .dtype == "bf16" and .architecture'
     refuses 1 'no such file' bench encoder --image-encoder missing
     refuses 1 'vae_f8.pt: not an image encoder' bench encoder --image-encoder "$golden/vae_f8.pt"
-    run bench bank --json
+    run bench bank -n 2 --json
     check "bench bank --json" json '[.rows, .width, .open_ms_first, .open_ms_median, .open_ms_max, .network_ms_median,
         .bank_ms_median, .row_us_median] | all(. > 0)'
     check "bench bank --json: what memory grew by" json '.resident_bytes >= 0'
+    check "bench bank --json: how pictures spread" json '.spread | .pictures == 2 and
+        ([.bank_to_itself, .rows.to_snippet, .mixed.to_bank, .added.to_each_other] | all(.p10 <= .median and .median <= .p90)) and
+        .rows.to_snippet.median < .rows.to_each_other.median'
     run bench gemm --json --isa avx2 -t 2
     if [ $rc = 0 ]; then
         check "bench gemm --json" json "[.results[] | $figures, .seconds_min, .seconds_max, .rows, .depth] | all(. > 0)"
@@ -645,6 +649,20 @@ test_sample() {
     refuses 1 'nearest' sample --memory 'face with'
     good sample $quick --mix 'cat face' 'pizza' --frames 3 -s 4 -o mix.png --json
     check "the frames of a mixture" json '.alpha == [0, 0.5, 1]'
+    local like=$PWD/examples/like
+    good sample $quick --like "$like/drawn-tree.png" "$like/rainbow-flag.png" -n 3 -s 5 -o like.png --json
+    check "--like draws so many of each picture" json '(.like | length) == 6 and (.like[5] | endswith("flag.png")) and
+        (.made_with.settings | contains("cfg-scale 7.75, cfg-interval 0.89")) and (has("names") | not)'
+    check "a sheet of originals and variations" equal "$(png_size "$work/run/like.png")" 296x184
+    good sample $quick --like "$like/drawn-tree.png" -n 2 -s 5 --strength 0.5 --cfg-scale 1 -o 'l%d.png' --json
+    check "--strength mixes rows in" json '(.rows | length) == 2 and .made_with.strength == "0.5" and
+        (.made_with.settings | contains("cfg") | not)'
+    good sample $quick --mix "$like/drawn-tree.png" pizza --frames 3 -s 5 -o mixed.png --json
+    check "--mix takes pictures" json '.alpha == [0, 0.5, 1] and (.made_with.mix | endswith("drawn-tree.png,493 linear") | not)'
+    check "and shows them beside the frames" equal "$(png_size "$work/run/mixed.png")" 296x96
+    good sample $quick --memory "$like/pizza-on-blue.png" 3 -s 5 -o both.png --json
+    check "--memory takes pictures among rows" json '(.rows[0] | endswith("blue.png")) and .rows[1] == 3 and
+        (.made_with.settings | contains("cfg") | not)'
     good sample $quick --mix 3 4 --mix-method mask --frames 2 -s 4 -o 'frame%d.png'
     check "files are numbered from 0" test -f "$work/run/frame0.png" -a -f "$work/run/frame1.png"
     for rng in torch-cpu torch-cuda; do

@@ -86,84 +86,85 @@ typedef enum command_id {
 /* X(kind, name, letter, member, allowed, value, default, commands, help)
  * `allowed` constrains the value: names joined by | for CHOICE (the member gets 1 for the first; 0: not given),
  * LOW..HIGH or LOW.. for numbers. LIST takes what follows up to the next flag; REPEAT takes one and may come again. */
-#define FLAG_LIST(X)                                                                                                  \
-    X(TEXT, "network", 'm', network, "", "FILE", "the built-in model", NETWORKS, "the transformer")                   \
-    X(REPEAT, "bank", 0, bank, "", "FILE", "the built-in model's", BANKS, "the memory; again for more files")         \
-    X(TEXT, "names", 0, names, "", "FILE", "those in the bank", BANKS, "a text file, a row's name a line")            \
-    X(TEXT, "autoencoder", 0, autoencoder, "", "FILE", "the built-in model's", AUTOENCODERS, "latents to pixels")     \
-    X(TEXT, "latent-stats", 0, latent_stats, "", "FILE", "mean 0, std 1", IN(SAMPLE) | IN(BENCH_BANK),                \
-      "mean and std of the latents")                                                                                  \
-    X(NUMBER, "multiplier", 0, multiplier, "1e-9..", "X", "the autoencoder's", IN(SAMPLE) | IN(BENCH_BANK),           \
-      "latents are divided by it")                                                                                    \
-    X(TEXT, "image-encoder", 0, image_encoder, "", "FILE", "the built-in model's", ENCODERS, "pictures to snippets")  \
-    X(SWITCH, "published-range", 0, published_range, "", "", "", ENCODERS,                                            \
-      "pictures as the published script for novel ones feeds them")                                                   \
-    X(TEXT, "input", 0, input, "", "FILE", "", INPUTS, "a file with the input tensors")                               \
-    X(TEXT, "output", 'o', output, "", "FILE", "", OUTPUTS, "what to write; %03d in a picture's name: one file each") \
-    X(LIST, "memory", 0, memory, "", "WHAT...", "random rows", IN(SAMPLE), "rows by number or name")                  \
-    X(TEXT, "rows", 0, rows, "", "A-B,C", "", IN(SAMPLE) | IN(BANK_GET) | IN(BANK_REMOVE), "rows by number")          \
-    X(LIST, "mix", 0, mix, "", "A B", "", IN(SAMPLE), "the frames between two rows")                                  \
-    X(CHOICE, "mix-method", 0, mix_method, "linear|spherical|concat|mask", "METHOD", "linear",                        \
-      IN(SAMPLE) | IN(BANK_MIX), "how to mix")                                                                        \
-    X(INTEGER, "frames", 0, frames, "1..100000", "N", "8", IN(SAMPLE), "pictures from A to B of --mix")               \
-    X(LIST, "alpha", 0, alpha, "", "X...", "0.5", IN(BANK_MIX), "how far from A to B, 0 to 1")                        \
-    X(LIST, "label", 0, label, "", "N...", "random labels", IN(SAMPLE), "classes, for class-conditional networks")    \
-    X(LIST, "like", 0, like, "", "IMAGE...", "", IN(SAMPLE) | IN(BENCH_BANK),                                         \
-      "variations of pictures, each beside its original; bench: rows to add")                                         \
-    X(NUMBER, "strength", 0, strength, "0..1", "X", "1", IN(SAMPLE),                                                  \
-      "of --like; less: mixed with a random row for each")                                                            \
-    X(INTEGER, "k", 'k', k, "1..100000000", "K", "10", IN(BANK_SEARCH), "rows to find for each")                      \
-    X(TEXT, "rerank", 0, rerank, "", "FILE", "", IN(BANK_SEARCH) | IN(BENCH_BANK),                                    \
-      "the same rows, more exact: orders what was found")                                                             \
-    X(INTEGER, "rank", 0, rank, "1..65536", "R", "", IN(BANK_COMPRESS), "directions to keep; without: int8")          \
-    X(INTEGER, "count", 'n', count, "1..1000000", "N", "what is chosen; 16 without -o", IN(SAMPLE), "pictures")       \
-    X(SEED, "seed", 's', seed, "", "N", "from the clock", RANDOM, "of the random numbers")                            \
-    X(CHOICE, "rng", 0, rng, "philox|torch-cpu|torch-cuda", "KIND", "philox", RANDOM, "whose random numbers")         \
-    X(INTEGER, "batch", 'b', batch, "1..65536", "N", "what fits the caches",                                          \
-      SAMPLERS | IN(EVAL) | CODERS | IN(FEATURES) | IN(BANK_BUILD) | IN(BANK_ADD), "most pictures at a time")         \
-    X(SWITCH, "show", 0, show, "", "", "", IN(SAMPLE), "print the picture in the terminal")                           \
-    X(CHOICE, "method", 0, method,                                                                                    \
-      "euler|midpoint|heun2|heun3|rk4|dopri5|sde-euler|sde-heun|repa-euler|repa-heun|repa-sde|ab2|ab3|dpmpp2m",       \
-      "METHOD", "sde-heun", SAMPLERS, "the integrator (repa-sde for GMem on SiT and REPA)")                           \
-    X(INTEGER, "steps", 0, steps, "1..100000", "N", "50; repa-sde: 250", SAMPLERS,                                    \
-      "as the method's published code counts")                                                                        \
-    X(NUMBER, "timestep-shift", 0, timestep_shift, "0..1e6", "X", "0", SAMPLERS, "ODE; 0 or 1: none")                 \
-    X(NUMBER, "atol", 0, atol, "1e-30..", "X", "1e-6", SAMPLERS, "dopri5's absolute tolerance")                       \
-    X(NUMBER, "rtol", 0, rtol, "1e-30..", "X", "1e-3", SAMPLERS, "dopri5's relative tolerance")                       \
-    X(CHOICE, "diffusion-form", 0, diffusion_form,                                                                    \
-      "constant|sbdm|sigma|linear|decreasing|increasing-decreasing|inccreasing-decreasing", "FORM", "linear",         \
-      SAMPLERS, "SDE")                                                                                                \
-    X(NUMBER, "diffusion-norm", 0, diffusion_norm, "1e-30..", "X", "1", SAMPLERS, "SDE")                              \
-    X(CHOICE, "last-step", 0, last_step, "mean|tweedie|euler|none", "KIND", "mean", SAMPLERS, "SDE")                  \
-    X(NUMBER, "last-step-size", 0, last_step_size, "0..1", "X", "0.004", SAMPLERS, "SDE")                             \
-    X(CHOICE, "path", 0, path, "linear|gvp|vp", "PATH", "linear", SAMPLERS, "from noise to data")                     \
-    X(CHOICE, "prediction", 0, prediction, "velocity|noise|score", "KIND", "velocity", SAMPLERS, "of the network")    \
-    X(NUMBER, "cfg-scale", 0, cfg_scale, "..", "X", "1", SAMPLERS, "guidance; 1 or less: none")                       \
-    X(TEXT, "cfg-interval", 0, cfg_interval, "", "START[,END]", "0, no end", SAMPLERS, "times that are guided")       \
-    X(TEXT, "cfg-channels", 0, cfg_channels, "", "all|N", "all; LightningDiT: 3", SAMPLERS,                           \
-      "channels that are guided")                                                                                     \
-    X(NUMBER, "cache-threshold", 0, cache_threshold, "0..", "X", "0, off", SAMPLERS,                                  \
-      "reuse blocks that change less, such as 0.04")                                                                  \
-    X(INTEGER, "threads", 't', threads, "1..4096", "N", "all", COMPUTES, "of the processor")                          \
-    X(CHOICE, "backend", 0, backend, "auto|cpu|opencl", "NAME", "auto", COMPUTES, "what computes")                    \
-    X(TEXT, "device", 0, device, "", "N|NAME", "the first", COMPUTES | IN(DEVICES),                                   \
-      "its number in gmem devices (0: the processor) or a part of its name")                                          \
-    X(CHOICE, "isa", 0, isa, "auto|scalar|avx2|avx512|amx", "NAME", "auto", COMPUTES, "the instruction set")          \
-    X(CHOICE, "dtype", 0, dtype, "f32|bf16|f16|int8", "TYPE", "f32; convert: each tensor's own", COMPUTES,            \
-      "of the arithmetic (f16: OpenCL only); where a checkpoint or bank is written: of the file")                     \
-    X(INTEGER, "heads", 0, heads, "1..4096", "N", "from the file", NETWORKS | IN(INFO) | IN(CONVERT),                 \
-      "attention heads")                                                                                              \
-    X(TEXT, "key", 0, key, "", "NAME", "ema, model, state_dict, network", NETWORKS | IN(INFO) | IN(CONVERT),          \
-      "the dictionary to use; . for the whole file")                                                                  \
-    X(TEXT, "cache-dir", 0, cache_dir, "", "DIR", "", COMPUTES | IN(DEVICES),                                         \
-      "keeps compiled and tuned OpenCL kernels; only you may write there")                                            \
-    X(SWITCH, "tune", 0, tune, "", "", "", IN(DEVICES), "find an OpenCL device's fastest kernels; keep them")         \
-    X(NUMBER, "seconds", 0, seconds, "1..86400", "S", "60", IN(DEVICES), "how long --tune may take, about")           \
-    X(SWITCH, "profile", 0, profile, "", "", "", IN(BENCH_NETWORK), "what a pass spends its time on")                 \
-    X(SWITCH, "quiet", 'q', quiet, "", "", "", EVERYWHERE, "nothing but errors")                                      \
-    X(SWITCH, "verbose", 'v', verbose, "", "", "", EVERYWHERE, "more about the work")                                 \
-    X(SWITCH, "json", 0, json, "", "", "", EVERYWHERE, "one JSON value on standard output")                           \
-    X(SWITCH, "version", 0, version, "", "", "", EVERYWHERE, "the version")                                           \
+#define FLAG_LIST(X)                                                                                                   \
+    X(TEXT, "network", 'm', network, "", "FILE", "the built-in model", NETWORKS, "the transformer")                    \
+    X(REPEAT, "bank", 0, bank, "", "FILE", "the built-in model's", BANKS, "the memory; again for more files")          \
+    X(TEXT, "names", 0, names, "", "FILE", "those in the bank", BANKS, "a text file, a row's name a line")             \
+    X(TEXT, "autoencoder", 0, autoencoder, "", "FILE", "the built-in model's", AUTOENCODERS, "latents to pixels")      \
+    X(TEXT, "latent-stats", 0, latent_stats, "", "FILE", "mean 0, std 1", IN(SAMPLE) | IN(BENCH_BANK),                 \
+      "mean and std of the latents")                                                                                   \
+    X(NUMBER, "multiplier", 0, multiplier, "1e-9..", "X", "the autoencoder's", IN(SAMPLE) | IN(BENCH_BANK),            \
+      "latents are divided by it")                                                                                     \
+    X(TEXT, "image-encoder", 0, image_encoder, "", "FILE", "the built-in model's", ENCODERS, "pictures to snippets")   \
+    X(SWITCH, "published-range", 0, published_range, "", "", "", ENCODERS,                                             \
+      "pictures as the published script for novel ones feeds them")                                                    \
+    X(TEXT, "input", 0, input, "", "FILE", "", INPUTS, "a file with the input tensors")                                \
+    X(TEXT, "output", 'o', output, "", "FILE", "", OUTPUTS, "what to write; %03d in a picture's name: one file each")  \
+    X(LIST, "memory", 0, memory, "", "WHAT...", "random rows", IN(SAMPLE), "rows by number or name")                   \
+    X(TEXT, "rows", 0, rows, "", "A-B,C", "", IN(SAMPLE) | IN(BANK_GET) | IN(BANK_REMOVE), "rows by number")           \
+    X(LIST, "mix", 0, mix, "", "A B", "", IN(SAMPLE), "the frames between two rows")                                   \
+    X(CHOICE, "mix-method", 0, mix_method, "linear|spherical|concat|mask", "METHOD", "linear",                         \
+      IN(SAMPLE) | IN(BANK_MIX), "how to mix")                                                                         \
+    X(INTEGER, "frames", 0, frames, "1..100000", "N", "8", IN(SAMPLE), "pictures from A to B of --mix")                \
+    X(LIST, "alpha", 0, alpha, "", "X...", "0.5", IN(BANK_MIX), "how far from A to B, 0 to 1")                         \
+    X(LIST, "label", 0, label, "", "N...", "random labels", IN(SAMPLE), "classes, for class-conditional networks")     \
+    X(LIST, "like", 0, like, "", "IMAGE...", "", IN(SAMPLE) | IN(BENCH_BANK),                                          \
+      "variations of pictures, each beside its original; bench: rows to add")                                          \
+    X(NUMBER, "strength", 0, strength, "0..1", "X", "1", IN(SAMPLE),                                                   \
+      "of --like; less: mixed with a random row for each")                                                             \
+    X(INTEGER, "k", 'k', k, "1..100000000", "K", "10", IN(BANK_SEARCH), "rows to find for each")                       \
+    X(TEXT, "rerank", 0, rerank, "", "FILE", "", IN(BANK_SEARCH) | IN(BENCH_BANK),                                     \
+      "the same rows, more exact: orders what was found")                                                              \
+    X(INTEGER, "rank", 0, rank, "1..65536", "R", "", IN(BANK_COMPRESS), "directions to keep; without: int8")           \
+    X(INTEGER, "count", 'n', count, "1..1000000", "N", "what is chosen; 16 without -o; each of --like: 14; bench: 48", \
+      IN(SAMPLE) | IN(BENCH_BANK), "pictures")                                                                         \
+    X(SEED, "seed", 's', seed, "", "N", "from the clock", RANDOM, "of the random numbers")                             \
+    X(CHOICE, "rng", 0, rng, "philox|torch-cpu|torch-cuda", "KIND", "philox", RANDOM, "whose random numbers")          \
+    X(INTEGER, "batch", 'b', batch, "1..65536", "N", "what fits the caches",                                           \
+      SAMPLERS | IN(EVAL) | CODERS | IN(FEATURES) | IN(BANK_BUILD) | IN(BANK_ADD), "most pictures at a time")          \
+    X(SWITCH, "show", 0, show, "", "", "", IN(SAMPLE), "print the picture in the terminal")                            \
+    X(CHOICE, "method", 0, method,                                                                                     \
+      "euler|midpoint|heun2|heun3|rk4|dopri5|sde-euler|sde-heun|repa-euler|repa-heun|repa-sde|ab2|ab3|dpmpp2m",        \
+      "METHOD", "sde-heun", SAMPLERS, "the integrator (repa-sde for GMem on SiT and REPA)")                            \
+    X(INTEGER, "steps", 0, steps, "1..100000", "N", "50; repa-sde: 250", SAMPLERS,                                     \
+      "as the method's published code counts")                                                                         \
+    X(NUMBER, "timestep-shift", 0, timestep_shift, "0..1e6", "X", "0", SAMPLERS, "ODE; 0 or 1: none")                  \
+    X(NUMBER, "atol", 0, atol, "1e-30..", "X", "1e-6", SAMPLERS, "dopri5's absolute tolerance")                        \
+    X(NUMBER, "rtol", 0, rtol, "1e-30..", "X", "1e-3", SAMPLERS, "dopri5's relative tolerance")                        \
+    X(CHOICE, "diffusion-form", 0, diffusion_form,                                                                     \
+      "constant|sbdm|sigma|linear|decreasing|increasing-decreasing|inccreasing-decreasing", "FORM", "linear",          \
+      SAMPLERS, "SDE")                                                                                                 \
+    X(NUMBER, "diffusion-norm", 0, diffusion_norm, "1e-30..", "X", "1", SAMPLERS, "SDE")                               \
+    X(CHOICE, "last-step", 0, last_step, "mean|tweedie|euler|none", "KIND", "mean", SAMPLERS, "SDE")                   \
+    X(NUMBER, "last-step-size", 0, last_step_size, "0..1", "X", "0.004", SAMPLERS, "SDE")                              \
+    X(CHOICE, "path", 0, path, "linear|gvp|vp", "PATH", "linear", SAMPLERS, "from noise to data")                      \
+    X(CHOICE, "prediction", 0, prediction, "velocity|noise|score", "KIND", "velocity", SAMPLERS, "of the network")     \
+    X(NUMBER, "cfg-scale", 0, cfg_scale, "..", "X", "1", SAMPLERS, "guidance; 1 or less: none")                        \
+    X(TEXT, "cfg-interval", 0, cfg_interval, "", "START[,END]", "0, no end", SAMPLERS, "times that are guided")        \
+    X(TEXT, "cfg-channels", 0, cfg_channels, "", "all|N", "all; LightningDiT: 3", SAMPLERS,                            \
+      "channels that are guided")                                                                                      \
+    X(NUMBER, "cache-threshold", 0, cache_threshold, "0..", "X", "0, off", SAMPLERS,                                   \
+      "reuse blocks that change less, such as 0.04")                                                                   \
+    X(INTEGER, "threads", 't', threads, "1..4096", "N", "all", COMPUTES, "of the processor")                           \
+    X(CHOICE, "backend", 0, backend, "auto|cpu|opencl", "NAME", "auto", COMPUTES, "what computes")                     \
+    X(TEXT, "device", 0, device, "", "N|NAME", "the first", COMPUTES | IN(DEVICES),                                    \
+      "its number in gmem devices (0: the processor) or a part of its name")                                           \
+    X(CHOICE, "isa", 0, isa, "auto|scalar|avx2|avx512|amx", "NAME", "auto", COMPUTES, "the instruction set")           \
+    X(CHOICE, "dtype", 0, dtype, "f32|bf16|f16|int8", "TYPE", "f32; convert: each tensor's own", COMPUTES,             \
+      "of the arithmetic (f16: OpenCL only); where a checkpoint or bank is written: of the file")                      \
+    X(INTEGER, "heads", 0, heads, "1..4096", "N", "from the file", NETWORKS | IN(INFO) | IN(CONVERT),                  \
+      "attention heads")                                                                                               \
+    X(TEXT, "key", 0, key, "", "NAME", "ema, model, state_dict, network", NETWORKS | IN(INFO) | IN(CONVERT),           \
+      "the dictionary to use; . for the whole file")                                                                   \
+    X(TEXT, "cache-dir", 0, cache_dir, "", "DIR", "", COMPUTES | IN(DEVICES),                                          \
+      "keeps compiled and tuned OpenCL kernels; only you may write there")                                             \
+    X(SWITCH, "tune", 0, tune, "", "", "", IN(DEVICES), "find an OpenCL device's fastest kernels; keep them")          \
+    X(NUMBER, "seconds", 0, seconds, "1..86400", "S", "60", IN(DEVICES), "how long --tune may take, about")            \
+    X(SWITCH, "profile", 0, profile, "", "", "", IN(BENCH_NETWORK), "what a pass spends its time on")                  \
+    X(SWITCH, "quiet", 'q', quiet, "", "", "", EVERYWHERE, "nothing but errors")                                       \
+    X(SWITCH, "verbose", 'v', verbose, "", "", "", EVERYWHERE, "more about the work")                                  \
+    X(SWITCH, "json", 0, json, "", "", "", EVERYWHERE, "one JSON value on standard output")                            \
+    X(SWITCH, "version", 0, version, "", "", "", EVERYWHERE, "the version")                                            \
     X(SWITCH, "help", 'h', help, "", "", "", EVERYWHERE, "this text")
 
 typedef enum flag_id {

@@ -96,7 +96,7 @@ typedef struct spread_kind {
 enum { SPREAD_ROWS, SPREAD_MIXED, SPREAD_ADDED, SPREAD_KINDS };
 
 typedef struct spread_result {
-    int pictures;        /* of each kind */
+    int64_t pictures;    /* of each kind; 0: not measured */
     spread rows_to_bank; /* between a row and the nearest other one, to compare with */
     spread_kind kinds[SPREAD_KINDS];
 } spread_result;

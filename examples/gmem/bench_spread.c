@@ -8,21 +8,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PICTURES 48 /* of each kind */
+#define PICTURES 48 /* of each kind, where --count does not say */
 #define BATCH    16
 #define SEED     1
 
 typedef struct spreading {
     session s;
+    int64_t count;          /* pictures of each kind */
     int64_t width;          /* of a snippet */
     int64_t picture;        /* pixels of one, times 3 */
     int64_t height, across; /* of a picture */
     gmem_rng rng;
-    float *snippets; /* (PICTURES, width) that are drawn from */
-    float *features; /* (PICTURES, width) of what was drawn, normalised */
-    float *added;    /* (PICTURES, width) */
-    uint8_t *pixels; /* (BATCH, height, across, 3) */
-    uint8_t *crop;   /* (picture_size, picture_size, 3) of the encoder */
+    float *snippets;     /* (count, width) that are drawn from */
+    float *features;     /* (count, width) of what was drawn, normalised */
+    float *added;        /* (count, width) */
+    uint8_t *pixels;     /* (BATCH, height, across, 3) */
+    uint8_t *crop;       /* (picture_size, picture_size, 3) of the encoder */
+    gmem_match *matches; /* (count, 2) */
+    double *distances;   /* (count) */
+    int64_t *rows;       /* (count) */
     progress_bar bar;
     int64_t drawn;
 } spreading;
@@ -58,10 +62,11 @@ static outcome draw_some(spreading *d, int64_t first, int64_t count, gmem_error 
 }
 
 static outcome draw_kind(spreading *d, gmem_error *error) {
-    for (int64_t first = 0; first < PICTURES; first += BATCH) {
-        TRY(draw_some(d, first, first + BATCH < PICTURES ? BATCH : PICTURES - first, error));
-        d->drawn += BATCH;
-        progress_show(&d->bar, d->drawn, (int64_t)SPREAD_KINDS * PICTURES, "pictures");
+    for (int64_t first = 0; first < d->count; first += BATCH) {
+        const int64_t some = first + BATCH < d->count ? BATCH : d->count - first;
+        TRY(draw_some(d, first, some, error));
+        d->drawn += some;
+        progress_show(&d->bar, d->drawn, SPREAD_KINDS * d->count, "pictures");
     }
     return OUTCOME_DONE;
 }
@@ -81,70 +86,67 @@ static int compare_distances(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static spread spread_of(double *distances) {
+static spread spread_of(double *distances, int64_t count) {
     spread out;
-    qsort(distances, PICTURES, sizeof *distances, compare_distances);
-    out.low = distances[PICTURES / 10];
-    out.median = distances[PICTURES / 2];
-    out.high = distances[PICTURES - 1 - PICTURES / 10];
+    qsort(distances, (size_t)count, sizeof *distances, compare_distances);
+    out.low = distances[count / 10];
+    out.median = distances[count / 2];
+    out.high = distances[count - 1 - count / 10];
     return out;
 }
 
-/* From each vector (PICTURES, width) to the bank's nearest row; `skip` leaves out the nearest, a row itself. */
+/* From each vector (count, width) to the bank's nearest row; `skip` leaves out the nearest, a row itself. */
 static outcome measure_to_bank(spreading *d, const float *vectors, int skip, spread *out, gmem_error *error) {
-    gmem_match matches[2 * PICTURES];
-    double distances[PICTURES];
     gmem_bank_search_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.queries = vectors;
-    desc.count = PICTURES;
+    desc.count = d->count;
     desc.k = 2;
-    TRY(in_file(gmem_bank_file_path(d->s.bank, 0), gmem_bank_search(d->s.bank, &desc, matches, error), error));
-    for (int i = 0; i < PICTURES; i++) {
-        distances[i] = 1 - (double)matches[2 * i + skip].cosine;
+    TRY(in_file(gmem_bank_file_path(d->s.bank, 0), gmem_bank_search(d->s.bank, &desc, d->matches, error), error));
+    for (int64_t i = 0; i < d->count; i++) {
+        d->distances[i] = 1 - (double)d->matches[2 * i + skip].cosine;
     }
-    *out = spread_of(distances);
+    *out = spread_of(d->distances, d->count);
     return OUTCOME_DONE;
 }
 
 static spread measure_to_each_other(const spreading *d, const float *vectors) {
-    double distances[PICTURES];
-    for (int i = 0; i < PICTURES; i++) {
+    double *distances = d->distances;
+    for (int64_t i = 0; i < d->count; i++) {
         distances[i] = 2;
-        for (int j = 0; j < PICTURES; j++) {
+        for (int64_t j = 0; j < d->count; j++) {
             double between = i == j ? 2 : distance(vectors + i * d->width, vectors + j * d->width, d->width);
             if (between < distances[i]) distances[i] = between;
         }
     }
-    return spread_of(distances);
+    return spread_of(distances, d->count);
 }
 
 static spread measure_to_snippets(const spreading *d) {
-    double distances[PICTURES];
-    for (int i = 0; i < PICTURES; i++) {
+    double *distances = d->distances;
+    for (int64_t i = 0; i < d->count; i++) {
         distances[i] = distance(d->features + i * d->width, d->snippets + i * d->width, d->width);
     }
-    return spread_of(distances);
+    return spread_of(distances, d->count);
 }
 
 /* the kinds ------------------------------------------------------------------------------------------------------- */
 
 static outcome random_rows(spreading *d, int64_t draw, float *out, gmem_error *error) {
-    int64_t rows[PICTURES];
-    gmem_rng_integers(&d->rng, GMEM_DRAW_ROW, draw * PICTURES, PICTURES, gmem_bank_rows(d->s.bank), rows);
-    for (int64_t i = 0; i < PICTURES; i++) {
-        TRY(read_snippet(&d->s, rows[i], out + i * d->width, error));
+    gmem_rng_integers(&d->rng, GMEM_DRAW_ROW, draw * d->count, d->count, gmem_bank_rows(d->s.bank), d->rows);
+    for (int64_t i = 0; i < d->count; i++) {
+        TRY(read_snippet(&d->s, d->rows[i], out + i * d->width, error));
     }
     return OUTCOME_DONE;
 }
 
 /* Halfway between two rows on the sphere. */
 static outcome mixed_rows(spreading *d, gmem_error *error) {
-    float *other = session_floats(&d->s, PICTURES * d->width);
+    float *other = session_floats(&d->s, d->count * d->width);
     if (!other) return out_of_memory(error);
     TRY(random_rows(d, 1, d->snippets, error));
     TRY(random_rows(d, 2, other, error));
-    for (int64_t i = 0; i < PICTURES; i++) {
+    for (int64_t i = 0; i < d->count; i++) {
         float *a = d->snippets + i * d->width;
         TRY(from_status(gmem_mix(GMEM_MIX_SPHERICAL, a, other + i * d->width, d->width, 0.5, NULL, 0, a, error)));
     }
@@ -154,8 +156,8 @@ static outcome mixed_rows(spreading *d, gmem_error *error) {
 /* What gmem bank add would store of new pictures: those of --like, or what was drawn from the mixtures. */
 static outcome added_rows(spreading *d, gmem_error *error) {
     const text_list *like = &d->s.args->like;
-    memcpy(d->snippets, d->added, (size_t)(PICTURES * d->width) * sizeof(float));
-    for (int64_t i = 0; like->count && i < PICTURES; i++) {
+    memcpy(d->snippets, d->added, (size_t)(d->count * d->width) * sizeof(float));
+    for (int64_t i = 0; like->count && i < d->count; i++) {
         float *snippet = d->snippets + i * d->width;
         if (i >= like->count) {
             memcpy(snippet, d->snippets + i % like->count * d->width, (size_t)d->width * sizeof(float));
@@ -180,7 +182,7 @@ static outcome measure_all_kinds(spreading *d, spread_result *out, gmem_error *e
     TRY(measure_kind(d, &out->kinds[SPREAD_ROWS], error));
     TRY(mixed_rows(d, error));
     TRY(measure_kind(d, &out->kinds[SPREAD_MIXED], error));
-    memcpy(d->added, d->features, (size_t)(PICTURES * d->width) * sizeof(float));
+    memcpy(d->added, d->features, (size_t)(d->count * d->width) * sizeof(float));
     TRY(added_rows(d, error));
     return measure_kind(d, &out->kinds[SPREAD_ADDED], error);
 }
@@ -192,6 +194,7 @@ static outcome open_everything(spreading *d, gmem_error *error) {
     TRY(open_latent_stats(&d->s, error));
     TRY(open_image_encoder(&d->s, error));
     d->width = gmem_bank_width(d->s.bank);
+    if (d->count < 2) return misused(error, "--count: distances between pictures need at least 2");
     if (d->s.encoder_info->width != d->width)
         return failed(error, gmem_file_path(d->s.encoder_file), "its features have width %lld, the bank's rows %lld",
                       (long long)d->s.encoder_info->width, (long long)d->width);
@@ -199,11 +202,15 @@ static outcome open_everything(spreading *d, gmem_error *error) {
     d->across = d->s.network_info->width * d->s.autoencoder_info->factor;
     d->picture = 3 * d->height * d->across;
     gmem_rng_init(&d->rng, GMEM_RNG_PHILOX, SEED);
-    d->snippets = session_floats(&d->s, PICTURES * d->width);
-    d->features = session_floats(&d->s, PICTURES * d->width);
-    d->added = session_floats(&d->s, PICTURES * d->width);
+    d->snippets = session_floats(&d->s, d->count * d->width);
+    d->features = session_floats(&d->s, d->count * d->width);
+    d->added = session_floats(&d->s, d->count * d->width);
     d->pixels = (uint8_t *)session_alloc(&d->s, BATCH * d->picture, 1);
     d->crop = (uint8_t *)session_alloc(&d->s, d->s.encoder_info->picture_size * d->s.encoder_info->picture_size, 3);
+    d->matches = (gmem_match *)session_alloc(&d->s, 2 * d->count, sizeof *d->matches);
+    d->distances = (double *)session_alloc(&d->s, d->count, sizeof *d->distances);
+    d->rows = (int64_t *)session_alloc(&d->s, d->count, sizeof *d->rows);
+    if (!d->matches || !d->distances || !d->rows) return out_of_memory(error);
     return d->snippets && d->features && d->added && d->pixels && d->crop ? OUTCOME_DONE : out_of_memory(error);
 }
 
@@ -212,13 +219,14 @@ int spread_is_possible(const arguments *args) { return (!args->network && !args-
 outcome measure_spread(const arguments *args, spread_result *out, gmem_error *error) {
     spreading d;
     memset(&d, 0, sizeof d);
+    d.count = args->count ? args->count : PICTURES;
     outcome result = session_begin(&d.s, args, error);
     if (result == OUTCOME_DONE) result = open_everything(&d, error);
     progress_begin(&d.bar);
     if (result == OUTCOME_DONE) result = measure_all_kinds(&d, out, error);
     progress_end(&d.bar);
     session_end(&d.s);
-    out->pictures = PICTURES;
+    out->pictures = d.count;
     return result;
 }
 
