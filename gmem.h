@@ -178,7 +178,8 @@ typedef struct gmem_allocator {
  * each can be injected, which is how the tests prove the error paths. */
 typedef struct gmem_io {
     void *user;
-    /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure. */
+    /* Opens for reading (write = 0) or creates anew (write = 1, fails where it exists). NULL on failure, with errno
+     * ENOENT where there is no such file: only then does gmem_bank_add make it. */
     void *(*open)(void *user, const char *path, int write);
     /* Bytes in the file, or -1. */
     int64_t (*size)(void *user, void *file);
@@ -195,12 +196,13 @@ typedef struct gmem_io {
     void (*unmap)(void *user, const void *memory, int64_t bytes);
     /* These bytes of a mapping are not needed for now: their memory may serve others, and they read the same later. */
     void (*discard)(void *user, const void *memory, int64_t bytes);
-    /* Moves a finished file over `to`, durably where the system can; 0 on success. */
+    /* Moves a finished file over `to`, durably where the system can; 0 on success. Default: it takes over the owner and
+     * the permissions of the file that was there. */
     int (*rename)(void *user, const char *from, const char *to);
     int (*remove)(void *user, const char *path);
     /* Keeps other writers of the file `path` out, whether it exists or not, until unlock or the end of the process,
      * however it comes. NULL: somebody holds it (*held is set to 1), or it cannot be had (0). Both or neither; without
-     * them nobody is kept out. */
+     * them nobody is kept out. Default: a lock on PATH.lock, where the system has flock. */
     void *(*lock)(void *user, const char *path, int *held);
     void (*unlock)(void *user, void *lock);
 } gmem_io;
@@ -210,9 +212,10 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
 /* What the large matrix products compute in: the blocks' linear layers, attention and the autoencoder's convolutions.
  * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
  * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
- * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16: weights and inputs are rounded to
- * f16; OpenCL only. Where a processor or device lacks an instruction for it, the same rounding is computed with what it
- * has. */
+ * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16, OpenCL only: weights and inputs
+ * are rounded to f16; devices with cl_khr_fp16 that are no processors multiply in f16 and add up a few products in it
+ * before they go to a sum, all others in f32, and the log says why. Where a processor or device lacks an instruction
+ * for it, the same rounding is computed with what it has. */
 typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8, GMEM_COMPUTE_F16 } gmem_compute;
 
 /* Where networks and autoencoders run. AUTO: a GPU that OpenCL knows, that passes a short test against the CPU and is
@@ -263,7 +266,8 @@ GMEM_API void gmem_context_destroy(gmem_context *context); /* NULL is allowed, a
 GMEM_API const char *gmem_context_backend(const gmem_context *context);
 GMEM_API gmem_isa gmem_context_isa(const gmem_context *context);
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context);
-/* The kernels of the large products: "avx512", "avx512-bf16", "amx-int8", ... Lives as long as the context. */
+/* The kernels of the large products: "avx512", "avx512-bf16", "amx-int8", "opencl", "opencl-f16" (f16 arithmetic), ...
+ * Lives as long as the context. */
 GMEM_API const char *gmem_context_kernels(const gmem_context *context);
 GMEM_API int gmem_context_threads(const gmem_context *context);
 
@@ -276,7 +280,7 @@ typedef struct gmem_device_info {
     int64_t largest;      /* bytes of one buffer */
     int64_t units;        /* compute units */
     int unified;          /* it shares the host's memory */
-    int fp16;             /* it computes in f16 */
+    int fp16;             /* it has f16 arithmetic for GMEM_COMPUTE_F16: cl_khr_fp16, and is no processor */
 } gmem_device_info;
 
 /* The OpenCL devices of this machine in the order of their numbers: the first `capacity` go to `out`, `count` receives
@@ -707,7 +711,8 @@ GMEM_API gmem_status gmem_bank_project(const gmem_bank *bank, const float *snipp
 
 /* The row's name, or NULL. Lives as long as the bank; UTF-8 as in the file. */
 GMEM_API const char *gmem_bank_name(const gmem_bank *bank, int64_t row);
-/* The first row of that name, ASCII case ignored. Errors: E_NAME_UNKNOWN (the message offers the nearest names). */
+/* The first row of that name, else the first whose name is the same but for the case of ASCII letters.
+ * Errors: E_NAME_UNKNOWN (the message offers the nearest names). */
 GMEM_API gmem_status gmem_bank_find(const gmem_bank *bank, const char *name, int64_t *row, gmem_error *error);
 
 typedef enum gmem_mix_method { GMEM_MIX_LINEAR, GMEM_MIX_SPHERICAL, GMEM_MIX_CONCAT, GMEM_MIX_MASK } gmem_mix_method;
@@ -740,36 +745,52 @@ typedef struct gmem_bank_search_desc {
 } gmem_bank_search_desc;
 
 /* The k rows of largest cosine to each query, best first, the lower row where two are equal: out (count, k). Exact
- * over all rows, as the bank's type holds them; rows that are zero or not finite are never found, and where too few are
- * left `row` is -1. All queries share one scan. Memory does not grow with the bank.
+ * over all rows, as the bank's type holds them: products in f32 or narrower only tell which rows' cosines are worth
+ * computing in double. Rows that are zero or not finite are never found, and where too few are left `row` is -1. Up to
+ * 256 queries share a scan. Memory grows with count, k and the threads, not with the bank.
  * Errors: E_ARGUMENT, E_MEMORY, E_ROW_ZERO (a query), E_WIDTH (rerank). */
 GMEM_API gmem_status gmem_bank_search(const gmem_bank *bank, const gmem_bank_search_desc *desc, gmem_match *out,
                                       gmem_error *error);
+
+/* How far the writing of a bank is, now and then; not 0 ends it: E_CANCELLED, and everything is as it was. */
+typedef int (*gmem_bank_progress_fn)(void *user, int64_t done, int64_t total);
 
 /* Rows for a bank's file, from memory or one after the other. */
 typedef struct gmem_bank_source {
     int64_t rows, width;
     const float *features; /* (rows, width); or NULL: `fill` */
-    /* Rows [first, first + count) into out (count, width). Asked for in order, once each. */
+    /* Rows [first, first + count) into out (count, width). Asked for in order, once each; for a file of I8 once more,
+     * for its scales come before its rows. */
     gmem_status (*fill)(void *user, int64_t first, int64_t count, float *out, gmem_error *error);
     void *fill_user;
-    const char *const *names; /* (rows), UTF-8, NULL for a row without; or NULL: no names */
+    const char *const *names;       /* (rows), UTF-8, NULL for a row without; or NULL: no names */
+    gmem_bank_progress_fn progress; /* or NULL; counts the old rows of the file too */
+    void *progress_user;
 } gmem_bank_source;
 
-/* Adds rows to the bank of these files, in order, of which only the last is written: a native file, made anew with
- * `type` (F32, F16, BF16, I8; an old file keeps its own) where it does not exist. The new file is written whole beside
+/* Adds rows to the bank of these files, in order, of which only the last is written: a native file (safetensors with
+ * `features`), made anew with `type` (F32, F16, BF16, F64, I8: largest magnitude of a row / 127 is its scale) where it
+ * does not exist; an old one keeps its type, its metadata and its other tensors. The new file is written whole beside
  * the old one and renamed over it, so that readers and a crash see the one or the other; a second writer is refused.
- * Opened banks keep the old rows. Refuses rows that are zero or not finite, other widths, and names that the bank has
- * already. first_row (or NULL) receives the number of the first row added. Errors: E_ARGUMENT, E_LOCKED, E_COMBINATION
- * (the last file is not native), E_WIDTH, E_ROW_ZERO, E_NAMES, those of files and of gmem_save. */
+ * Opened banks keep the old rows. Memory does not grow with the old rows, but for their names.
+ * Refuses rows that are zero or not finite, or would be in the file's type, and names that the bank has already, byte
+ * for byte, or that hold the end of a line. first_row (or NULL) receives the number of the first row added. Errors:
+ * E_ARGUMENT, E_LOCKED, E_COMBINATION (the last file is not native, or holds a tensor of one value a row), E_WIDTH,
+ * E_ROW_ZERO, E_TYPE (a value that F16 or BF16 cannot hold), E_NAMES, those of files and of gmem_save. */
 GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *paths, int path_count, gmem_type type,
                                    const gmem_bank_source *source, int64_t *first_row, gmem_error *error);
-/* Removes rows (count) of the last file from it in the same way; later rows move up. A bank keeps at least one row.
- * Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
+/* The same into a file of its own, in place of one that may be there. Errors: as gmem_bank_add. */
+GMEM_API gmem_status gmem_bank_create(gmem_context *context, const char *path, gmem_type type,
+                                      const gmem_bank_source *source, gmem_error *error);
+/* Removes rows (count; in any order) of the last file from it in the same way; later rows move up. The file must keep
+ * at least one (E_ARGUMENT). progress may be NULL. Errors: as gmem_bank_add, E_ROW (also a row of an earlier file). */
 GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *paths, int path_count,
-                                      const int64_t *rows, int64_t count, gmem_error *error);
-/* Writes a bank as one native file, whatever it is made of, names included. Errors: those of gmem_save. */
-GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type, gmem_error *error);
+                                      const int64_t *rows, int64_t count, gmem_bank_progress_fn progress, void *user,
+                                      gmem_error *error);
+/* Writes a bank as one native file, whatever it is made of, names included. What is of `type` already is copied bit by
+ * bit. Errors: E_ARGUMENT, E_TYPE (as gmem_bank_add), E_ROW_ZERO (I8: a row that is not finite), those of gmem_save. */
+GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
+                                      gmem_bank_progress_fn progress, void *user, gmem_error *error);
 
 typedef struct gmem_bank_compress_desc {
     int64_t rank;   /* directions that are kept: C, M, S, mean; 0: all rows as `type` alone */
@@ -779,15 +800,22 @@ typedef struct gmem_bank_compress_desc {
     void *user;
 } gmem_bank_compress_desc;
 
+/* A row's image is what a reader of the new bank gets, the type's rounding included. */
 typedef struct gmem_bank_compress_report {
-    double energy;                     /* kept, of the centred rows: 1 - |row - its image|^2 / |row - mean|^2, summed */
-    double mean_cosine, least_cosine;  /* between a row and its image */
+    /* Kept, of the centred rows: 1 - |row - its image|^2 / |row - mean|^2, summed; 1 where all rows are equal. */
+    double energy;
+    double mean_cosine, least_cosine;  /* between a row and its image; rows of zeros aside */
     int64_t bytes_before, bytes_after; /* of the files */
 } gmem_bank_compress_report;
 
-/* Makes a smaller bank: of rank `rank` by the eigenvectors of the covariance (C = U sqrt(S), M = V sqrt(S), as the
- * published utils/svd_utils.py), or int8. Reads the bank twice; memory is bounded by the width, not by the rows. Names
- * travel. Errors: E_ARGUMENT, E_COMBINATION (a decomposed bank), E_ROW_ZERO (not finite), E_CANCELLED, gmem_save's. */
+/* Makes a smaller bank: of rank `rank`, at most the rows and the width (C = U sqrt(S), M = V sqrt(S) of the centred
+ * rows' SVD, as the published utils/svd_utils.py), or int8. Whatever the bank is made of, and names travel. Reads it
+ * twice (once for rank 0 without scales), in memory that the width bounds, not the rows; the file's pages are let go
+ * of. The covariance is summed in double, so that singular values are right to f32 down to 1e-4 of the largest, and its
+ * eigenvectors are the directions; those that all rows lack have S = 0. C is projected in f32: the report's cosines are
+ * right to 1e-6 |row - mean| / |row|. Errors: E_ARGUMENT, E_COMBINATION (I8 with a rank), E_UNSUPPORTED (a
+ * rank of rows wider than 16384), E_ROW_ZERO (a row is not finite), E_TYPE (a row exceeds `type`), E_CANCELLED, those
+ * of gmem_save. */
 GMEM_API gmem_status gmem_bank_compress(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
                                         gmem_bank_compress_report *report, gmem_error *error);
 
@@ -999,8 +1027,8 @@ typedef struct gmem_tune_report {
 
 typedef struct gmem_tune_desc {
     const char *cache_dir; /* where it is kept for contexts with this folder; NULL: only reported */
-    double seconds;        /* after which nothing new is begun; 0: 60. What it began may take a while, above all to
-                              be compiled */
+    double seconds;        /* to be done in; 0: 60. Nothing is begun that would not be done if it took as long as the
+                              longest of its kind before; the own kernels are measured once in any case */
     double (*clock)(void *user); /* seconds; needed, for the library has none */
     /* Now and then, with the seconds so far and what is being tried; or NULL. Not 0 ends it: E_CANCELLED. */
     int (*progress)(void *user, double seconds, const char *what);
@@ -1169,6 +1197,7 @@ struct gmem_context {
     int threads;
     int no_map;
     gmem_isa isa;
+    int any_isa; /* it was not asked for by name */
     gmem_compute compute;
     const struct gmem__ops *ops;            /* of the CPU */
     const struct gmem__narrow *bf16, *int8; /* see gmem__engine */
@@ -1531,6 +1560,49 @@ GMEM__FN int64_t gmem__cpu_packed_bytes(const gmem_context *context, const gmem_
                                         gmem_compute *compute);
 GMEM__FN void gmem__cpu_packed_place(const gmem_context *context, const gmem__weight *weight, int swiglu, void *memory,
                                      gmem__packed *packed);
+
+/* Rows c that stand for rows c M^T + mean, by what is the same for all of them. With M's columns at right angles, which
+ * `slack` makes up for where they are not quite, |row|^2 = sum(quadratic c^2) + 2 sum(linear c) + |mean|^2. */
+typedef struct gmem__scan_form {
+    const float *quadratic, *linear; /* (width of c) the columns' squares, and their products with the mean */
+    double mean;                     /* |mean| */
+    const float *offset;             /* (count) the mean's products with the queries */
+    double square_slack;             /* relative to (|row - mean| + |mean|)^2 */
+    double row_slack;                /* how far the rows are from what they are taken to be, likewise */
+} gmem__scan_form;
+
+/* backends/cpu/scan.c: all rows of a bank's file against some queries, for a search. Cosines are computed in f32 or
+ * narrower and wrong by less than `slack`; who uses them makes sure of those that matter. */
+typedef struct gmem__scan {
+    /* (rows, width), contiguous and maybe unaligned: F32, F16, BF16, or I8 with a scale for each row */
+    const void *data;
+    gmem_type type;
+    const gmem_tensor *scale;
+    /* or what gives rows [first, first + count) in f32 */
+    void (*fill)(void *user, int64_t first, int64_t count, float *out);
+    /* or they stand for others; then the queries are M's columns' products with unit vectors, and the norms 1 */
+    const gmem__scan_form *form;
+    int64_t rows, width;
+    const float *queries; /* (count, width) */
+    const double *norms;  /* (count) */
+    int64_t count;
+    double *slack; /* (count) */
+    /* A row that is not below the thread's cut for the query, cuts (threads, count), comes to `take`. A row whose norm
+     * f32 can't tell, a zero or not finite one among others, goes to `odd`, for all queries. */
+    const float *cuts;
+    void (*take)(void *user, int thread, int64_t row, int64_t query, float cosine);
+    void (*odd)(void *user, int thread, int64_t row);
+    void *user;
+    int how; /* scan.c's choice */
+} gmem__scan;
+
+/* Queries at a time, at most. */
+#define GMEM__SCAN_QUERIES 256
+/* Packs the queries into the engine's scratch and raises `slack` to what the products of these rows need; then the scan
+ * itself, before the scratch is used for anything else. */
+GMEM__FN void gmem__cpu_scan_prepare(const gmem__engine *engine, gmem__scan *scan);
+GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan);
+
 /* The CPU's engine, without scratch. */
 GMEM__FN gmem__engine gmem__cpu_engine(const gmem_context *context);
 /* engine.c: the device for a model that asks for this backend: the context's, or NULL. Errors: E_COMBINATION. */
@@ -1551,6 +1623,7 @@ GMEM__FN gmem_status gmem__device_open(const gmem_context_desc *desc, const gmem
                                        struct gmem__device **out, gmem_error *error);
 GMEM__FN void gmem__device_close(struct gmem__device *device);
 GMEM__FN const char *gmem__device_backend(const struct gmem__device *device); /* "opencl/NAME" */
+GMEM__FN const char *gmem__device_kernels(const struct gmem__device *device); /* "opencl", "opencl-f16" */
 
 /* A weight or a vector of the host gets an address (store->uploaded is made when needed), which gmem__device_upload
  * fills. */
@@ -1970,6 +2043,12 @@ GMEM__FN void gmem__sort(int32_t *order, int64_t count, int (*compare)(const voi
  * gmem__io_forget before the call. */
 GMEM__FN void gmem__io_forget(void);
 GMEM__FN const char *gmem__io_reason(void);
+GMEM__FN int gmem__io_no_such_file(void); /* it was an opening, of a file that is not there */
+
+/* gmem_save for a path that the caller has locked: the unfinished file is always PATH.unfinished, so that no more than
+ * one is left by crashes, and the next save removes it. */
+GMEM__FN gmem_status gmem__save_locked(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                       gmem_error *error);
 
 #endif /* GMEM__FILE_H */
 
@@ -1981,6 +2060,7 @@ GMEM__FN const char *gmem__io_reason(void);
 #if (defined(__unix__) || defined(__APPLE__)) && !defined(GMEM__C_FILES)
 #define GMEM__POSIX
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -2027,6 +2107,12 @@ GMEM__FN const char *gmem__io_reason(void) {
 #ifdef EFBIG
         {EFBIG, ": too large for the file system"},
 #endif
+#ifdef ENOLCK
+        {ENOLCK, ": there are no locks"},
+#endif
+#ifdef EOPNOTSUPP
+        {EOPNOTSUPP, ": the file system cannot do it"},
+#endif
 #ifdef EMFILE
         {EMFILE, ": too many open files"},
 #endif
@@ -2048,6 +2134,14 @@ GMEM__FN const char *gmem__io_reason(void) {
     while (reasons[i].code != 0 && reasons[i].code != errno)
         i++;
     return reasons[i].text;
+}
+
+GMEM__FN int gmem__io_no_such_file(void) {
+#ifdef ENOENT
+    return errno == ENOENT;
+#else
+    return 0;
+#endif
 }
 
 #ifdef GMEM__POSIX
@@ -2194,8 +2288,17 @@ static void gmem__sync_folder_of(const char *path) {
     close(descriptor);
 }
 
+/* What replaces a file belongs to whom it belonged, where the system lets, and is for those to read that it was for. */
+static void gmem__take_over(const char *from, const char *to) {
+    struct stat old;
+    if (stat(to, &old) != 0) return;
+    if (chown(from, old.st_uid, old.st_gid) == 0 || chown(from, (uid_t)-1, old.st_gid) == 0)
+        (void)chmod(from, old.st_mode & 0777);
+}
+
 static int gmem__system_rename(void *user, const char *from, const char *to) {
     (void)user;
+    gmem__take_over(from, to);
     if (rename(from, to) != 0) return -1;
     gmem__sync_folder_of(to);
     return 0;
@@ -2206,7 +2309,90 @@ static int gmem__system_remove(void *user, const char *path) {
     return unlink(path);
 }
 
-#else /* the C library's files */
+/* A lock on PATH.lock, which holds nothing and is there while PATH is being written. It belongs to the open file, so it
+ * keeps the process's own threads apart too and ends with the process, however that ends; what is left of the file then
+ * hinders nobody. */
+#if defined(LOCK_EX) && defined(LOCK_NB)
+#define GMEM__SYSTEM_LOCK   gmem__system_lock
+#define GMEM__SYSTEM_UNLOCK gmem__system_unlock
+
+typedef struct gmem__system_lock_file {
+    int descriptor;
+    char path[1]; /* and more */
+} gmem__system_lock_file;
+
+/* For reading alone where another user's process left it, whose file may be locked but not written. */
+static int gmem__lock_file_open(const char *path) {
+    int descriptor = open(path, O_RDWR | O_CREAT | O_NONBLOCK, 0666);
+    if (descriptor < 0 && errno == EACCES) {
+        descriptor = open(path, O_RDONLY | O_NONBLOCK);
+        if (descriptor < 0) errno = EACCES;
+    }
+    if (descriptor < 0) return -1;
+    (void)fcntl(descriptor, F_SETFD, FD_CLOEXEC); /* a program that is started meanwhile must not hold it */
+    if (gmem__check_regular(descriptor)) return descriptor;
+    int reason = errno;
+    close(descriptor);
+    errno = reason;
+    return -1;
+}
+
+/* Whether the open file is the one of that name. Its holder before may have removed it between opening and locking, and
+ * then somebody else's may be there already. */
+static int gmem__lock_file_is_current(const gmem__system_lock_file *lock, struct stat *opened) {
+    struct stat named;
+    return fstat(lock->descriptor, opened) == 0 && stat(lock->path, &named) == 0 && opened->st_dev == named.st_dev &&
+           opened->st_ino == named.st_ino;
+}
+
+/* 1: locked; 0: it failed, or somebody holds it; -1: to be tried again. */
+static int gmem__lock_file_try(gmem__system_lock_file *lock, int *held) {
+    struct stat opened;
+    int result;
+    lock->descriptor = gmem__lock_file_open(lock->path);
+    if (lock->descriptor < 0) return 0;
+    do {
+        result = flock(lock->descriptor, LOCK_EX | LOCK_NB);
+    } while (result != 0 && errno == EINTR);
+    if (result == 0 && gmem__lock_file_is_current(lock, &opened)) return 1;
+    int reason = errno;
+    close(lock->descriptor);
+    errno = reason;
+    *held = result != 0 && reason == EWOULDBLOCK;
+    return result == 0 ? -1 : 0;
+}
+
+static void *gmem__system_lock(void *user, const char *path, int *held) {
+    size_t bytes = sizeof(gmem__system_lock_file) + strlen(path) + sizeof ".lock";
+    gmem__system_lock_file *lock = (gmem__system_lock_file *)malloc(bytes);
+    int locked = -1;
+    (void)user;
+    *held = 0;
+    if (!lock) return NULL;
+    snprintf(lock->path, bytes - offsetof(gmem__system_lock_file, path), "%s.lock", path);
+    for (int attempt = 0; attempt < 100 && locked < 0; attempt++) /* every time another writer came and went */
+        locked = gmem__lock_file_try(lock, held);
+    if (locked > 0) return lock;
+    *held |= locked < 0;
+    int reason = errno;
+    free(lock);
+    errno = reason;
+    return NULL;
+}
+
+/* Removes the file while it is still locked: nobody else then does. One that somebody wrote to is somebody's. */
+static void gmem__system_unlock(void *user, void *held) {
+    gmem__system_lock_file *lock = (gmem__system_lock_file *)held;
+    struct stat opened;
+    (void)user;
+    if (gmem__lock_file_is_current(lock, &opened) && opened.st_size == 0) (void)unlink(lock->path);
+    (void)flock(lock->descriptor, LOCK_UN); /* a process that was forked meanwhile has the file open too */
+    close(lock->descriptor);
+    free(lock);
+}
+#endif
+
+#else /* the C library's files, which have no locks */
 
 /* long has 32 bits in some places where files are larger. */
 #ifdef _WIN32
@@ -2292,6 +2478,10 @@ GMEM__FN gmem_io gmem__system_io(void) {
     io.write = gmem__system_write;
     io.sync = gmem__system_sync;
     io.close = gmem__system_close;
+#ifdef GMEM__SYSTEM_LOCK
+    io.lock = GMEM__SYSTEM_LOCK;
+    io.unlock = GMEM__SYSTEM_UNLOCK;
+#endif
 #if defined(GMEM__POSIX) && !defined(GMEM_NO_MMAP)
     io.map = gmem__system_map;
     io.unmap = gmem__system_unmap;
@@ -2370,6 +2560,8 @@ GMEM__FN void gmem__bytes_close(const gmem_context *context, gmem__bytes *bytes)
 
 #undef GMEM__POSIX
 #undef GMEM__SYSTEM_DISCARD
+#undef GMEM__SYSTEM_LOCK
+#undef GMEM__SYSTEM_UNLOCK
 /* ---- src/tensor.c ---- */
 /* Tensors: element types, exact conversions, and reads through any strides from data that may lie unaligned. */
 
@@ -6070,6 +6262,7 @@ typedef struct gmem__output {
     const char *path;
     char *temporary; /* (path_bytes) beside path */
     int64_t path_bytes;
+    int locked; /* nobody else writes there */
     void *file;
     gmem_error *error;
 } gmem__output;
@@ -6105,10 +6298,21 @@ static int gmem__output_name_taken(void) {
 #endif
 }
 
+/* A name that nobody uses; or with a lock always the same, and what a crash left there goes. */
+static void gmem__output_choose_name(gmem__output *output, int attempt) {
+    const gmem_io *io = &output->context->io;
+    if (output->locked) {
+        snprintf(output->temporary, (size_t)output->path_bytes, "%s.unfinished", output->path);
+        (void)io->remove(io->user, output->temporary);
+    } else {
+        snprintf(output->temporary, (size_t)output->path_bytes, "%s.tmp%d", output->path, attempt);
+    }
+}
+
 static gmem_status gmem__output_create(gmem__output *output) {
     const gmem_io *io = &output->context->io;
-    for (int attempt = 0; attempt < GMEM__SAVE_ATTEMPT; attempt++) {
-        snprintf(output->temporary, (size_t)output->path_bytes, "%s.tmp%d", output->path, attempt);
+    for (int attempt = 0; attempt < (output->locked ? 1 : GMEM__SAVE_ATTEMPT); attempt++) {
+        gmem__output_choose_name(output, attempt);
         gmem__io_forget();
         output->file = io->open(io->user, output->temporary, 1);
         if (output->file) return GMEM_OK;
@@ -6117,11 +6321,12 @@ static gmem_status gmem__output_create(gmem__output *output) {
     return gmem__fail_at(output->error, GMEM_E_OPEN, output->path, -1, "cannot write beside it%s", gmem__io_reason());
 }
 
-static gmem_status gmem__output_open(gmem__output *output, const gmem_context *context, const char *path,
+static gmem_status gmem__output_open(gmem__output *output, const gmem_context *context, const char *path, int locked,
                                      gmem_error *error) {
     memset(output, 0, sizeof *output);
     output->context = context;
     output->path = path;
+    output->locked = locked;
     output->error = error;
     GMEM__TRY(gmem__output_check_target(output));
     output->path_bytes = (int64_t)strlen(path) + 16;
@@ -6182,7 +6387,7 @@ GMEM_API gmem_status gmem_save_bytes(gmem_context *context, const char *path, co
     gmem__output output;
     if (!context || !path || (!data && bytes) || (uint64_t)bytes > INT64_MAX)
         return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a path and the bytes to write are needed");
-    GMEM__TRY(gmem__output_open(&output, context, path, error));
+    GMEM__TRY(gmem__output_open(&output, context, path, 0, error));
     return gmem__output_close(&output, gmem__output_write(&output, data, (int64_t)bytes));
 }
 
@@ -6256,6 +6461,7 @@ typedef struct gmem__saver {
     const gmem_context *context;
     const gmem_save_desc *desc;
     gmem_error *error;
+    int locked;
     int32_t *order; /* (count) the tensors in the order of their names, then of their data */
     int64_t *begin; /* (count) where a tensor's data lies, from the header's end */
 } gmem__saver;
@@ -6402,11 +6608,12 @@ static gmem_status gmem__save_file(const gmem__saver *saver, const char *path) {
     gmem__output output;
     GMEM__TRY(gmem__save_check(saver));
     gmem__save_lay_out(saver);
-    GMEM__TRY(gmem__output_open(&output, saver->context, path, saver->error));
+    GMEM__TRY(gmem__output_open(&output, saver->context, path, saver->locked, saver->error));
     return gmem__output_close(&output, gmem__save_contents(saver, &output));
 }
 
-GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gmem_save_desc *desc, gmem_error *error) {
+static gmem_status gmem__save(gmem_context *context, const char *path, const gmem_save_desc *desc, int locked,
+                              gmem_error *error) {
     gmem__saver saver;
     if (!context || !path || !desc || desc->count < 0 || desc->count > INT32_MAX || desc->metadata_count < 0 ||
         desc->metadata_count > INT32_MAX || (desc->count && !desc->tensors) ||
@@ -6415,6 +6622,7 @@ GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gm
     saver.context = context;
     saver.desc = desc;
     saver.error = error;
+    saver.locked = locked;
     int64_t names = gmem__max(desc->count, desc->metadata_count);
     saver.order = (int32_t *)gmem__alloc(context, names, sizeof *saver.order);
     saver.begin = (int64_t *)gmem__alloc(context, desc->count, sizeof *saver.begin);
@@ -6423,6 +6631,15 @@ GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gm
     gmem__free(context, saver.order, names, sizeof *saver.order);
     gmem__free(context, saver.begin, desc->count, sizeof *saver.begin);
     return gmem__fail_in(error, status, path);
+}
+
+GMEM_API gmem_status gmem_save(gmem_context *context, const char *path, const gmem_save_desc *desc, gmem_error *error) {
+    return gmem__save(context, path, desc, 0, error);
+}
+
+GMEM__FN gmem_status gmem__save_locked(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                       gmem_error *error) {
+    return gmem__save(context, path, desc, 1, error);
 }
 
 #undef GMEM__SAVE_ALIGN
@@ -6692,6 +6909,28 @@ typedef struct gmem__narrow_rows {
     void (*dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale);
 } gmem__narrow_rows;
 
+/* Rows of a bank against a few queries: products and squares, summed in f32; with int8 exactly, for widths up to
+ * GMEM__SCAN_I8_WIDTH. */
+#define GMEM__SCAN_ROWS     32
+#define GMEM__SCAN_AHEAD    8192 /* bytes */
+#define GMEM__SCAN_I8_WIDTH 4096 /* 128 * 32767 of each value, in 32 bits: 512 values a lane */
+typedef struct gmem__scan_block {
+    const void *data;                /* (rows, width) in the bank's type, row_stride elements apart, maybe unaligned */
+    gmem_type type;                  /* F32, F16, BF16, I8 without scales */
+    int64_t rows, row_stride, width; /* at most GMEM__SCAN_ROWS rows */
+    const void *query; /* (queries, width) f32, with I8 int16; query_step apart, zeros up to a multiple of 32 */
+    const void *end;   /* of what may be read and comes later */
+    int64_t queries, query_step; /* 0, 1 or a multiple of 4 */
+    float *products;             /* (queries, GMEM__SCAN_ROWS) */
+    float *squares;              /* (rows), rounded up to even */
+} gmem__scan_block;
+
+/* What a cosine is made of, in double. */
+typedef struct gmem__exact_sums {
+    double product, square;
+    float largest; /* |x|; of no meaning where one is NaN, of which the sums tell */
+} gmem__exact_sums;
+
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
     /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
@@ -6715,6 +6954,17 @@ typedef struct gmem__kernels {
     /* Like attention, by the products of a bf16 kernel; gmem__narrow_attention_floats of scratch. Or NULL. */
     void (*narrow_attention)(const struct gmem__narrow *narrow, const gmem__attention *op, int64_t sample, int64_t head,
                              int64_t begin, int64_t end, float *scratch);
+    /* out (nr / 2, nr / 2; rows out_step apart) += left^T right, both (depth, nr / 2). */
+    void (*scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step);
+
+    void (*scan)(const gmem__scan_block *block);
+    /* Adds a row's product with `query` (rows->cols), and so on; int8 without its scale. */
+    void (*exact)(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
+    /* sum(quadratic c^2) and sum(linear c) over a row c; quadratic, linear (rows->cols). */
+    void (*form)(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear, float *square,
+                 float *sum);
+    /* Those of count whose score is at least factor * bar, in order: how many. */
+    int64_t (*above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */
@@ -6727,6 +6977,13 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void);
 /* scalar.c: weight[row][k .. k + count) as floats. scalar_narrow.c. */
 GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out);
 GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
+/* scalar_scan.c */
+GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block);
+GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
+GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
+                                float *square, float *sum);
+GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
+                                    int32_t *which);
 
 /* scalar_rows.c: the references of the row operations. */
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
@@ -6747,6 +7004,9 @@ GMEM__FN const gmem__kernels *gmem__engine_kernels(const gmem__engine *engine);
  * floats. What a task computes depends on its number only, so that results don't depend on the number of threads. */
 GMEM__FN void gmem__run_tasks(const gmem__engine *engine, int64_t tasks,
                               void (*task)(const void *job, int64_t i, float *scratch), const void *job);
+
+/* The number of the thread that a task's scratch belongs to, below engine->threads. */
+GMEM__FN int gmem__scratch_owner(const gmem__engine *engine, const float *scratch);
 
 /* A product cut into tasks over the columns, or the depth, of x, and over tiles of y; shared by f32 and narrow ones. */
 #define GMEM__PACK_ROWS    64 /* of x in a task that packs them */
@@ -6892,7 +7152,7 @@ GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64
 
 #define GMEM__SCALAR_NR 32
 
-/* weight[row][k .. k + count) as floats. */
+/* weight[row][k .. k + count) as floats; int8 without scales as it is. */
 GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int64_t k, int64_t count, float *out) {
     const unsigned char *data = (const unsigned char *)weight->data;
     const int64_t first = row * weight->row_stride + k;
@@ -6912,7 +7172,7 @@ GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int6
         break;
     case GMEM_I8:
         for (int64_t i = 0; i < count; i++)
-            out[i] = weight->scale[row] * (float)(signed char)data[first + i];
+            out[i] = (weight->scale ? weight->scale[row] : 1.0f) * (float)(signed char)data[first + i];
         break;
     default:
         memcpy(out, data + first * 4, (size_t)count * sizeof *out);
@@ -6989,6 +7249,17 @@ static void gmem__scalar_gemm(const gmem__gemm *gemm, const gmem__tile *tile, co
         gmem__scalar_finish_row(gemm, tile, i, tile->rows, product);
 }
 
+static void gmem__scalar_scatter(const double *left, const double *right, int64_t depth, double *out,
+                                 int64_t out_step) {
+    const int64_t panel = GMEM__SCALAR_NR / 2;
+    for (int64_t k = 0; k < depth; k++, left += panel, right += panel) {
+        for (int64_t r = 0; r < panel; r++) {
+            for (int64_t c = 0; c < GMEM__SCALAR_NR / 2; c++)
+                out[r * out_step + c] += left[r] * right[c];
+        }
+    }
+}
+
 GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
     static const gmem__kernels kernels = {1,
                                           GMEM__SCALAR_NR,
@@ -7000,7 +7271,12 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           gmem__scalar_finish_row,
                                           gmem__scalar_round_bf16,
                                           gmem__scalar_narrow,
-                                          NULL};
+                                          NULL,
+                                          gmem__scalar_scatter,
+                                          gmem__scalar_scan,
+                                          gmem__scalar_exact,
+                                          gmem__scalar_form,
+                                          gmem__scalar_above};
     return &kernels;
 }
 
@@ -7445,7 +7721,8 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_FMA
 #undef V_FNMA
 #undef V_ROUND
-#undef V_LESS
+#undef V_LESS_EQUAL
+#undef V_ANY
 #undef V_IS_NAN
 #undef V_SELECT
 #undef V_SCALE2
@@ -7454,10 +7731,17 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_LOAD_I8
 #undef V_PREFETCH
 #undef V_LOAD_F32
+#undef V_WIDEN_I8
+#undef V_LOAD_I16
+#undef V_ZERO_I32
+#undef V_MULTIPLY_I16
+#undef V_ADD_I32
+#undef V_FLOATS
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
 #undef V_MAXIMUM
+#undef V_STORE_SUMS
 #undef V_ROUND_BF16
 #undef V_WORD_BF16
 #undef V_WORD_I8
@@ -7467,6 +7751,123 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_STORE_BF16
 #undef V_STORE_I8
 #undef V_FROM_I32
+#undef V_F64
+#undef V_LOAD_F64
+#undef V_STORE_F64
+#undef V_ZERO_F64
+#undef V_SET1_F64
+#undef V_ADD_F64
+#undef V_FMA_F64
+#undef V_LOW_F64
+#undef V_HIGH_F64
+#undef GMEM__REPEAT_F64
+/* ---- backends/cpu/scalar_scan.c ---- */
+/* A search's kernels in portable C: rows of a bank against a few queries. */
+
+#include <math.h>
+
+#define GMEM__LANES 16 /* sums side by side, which compilers vectorise */
+#define GMEM__RUN   (16 * GMEM__LANES)
+
+typedef struct gmem__lanes {
+    float sum[GMEM__LANES];
+} gmem__lanes;
+
+static void gmem__lanes_add(gmem__lanes *lanes, const float *a, const float *b, int64_t count) {
+    int64_t i = 0;
+    for (; i + GMEM__LANES <= count; i += GMEM__LANES)
+        for (int j = 0; j < GMEM__LANES; j++)
+            lanes->sum[j] += a[i + j] * b[i + j];
+    for (; i < count; i++)
+        lanes->sum[i % GMEM__LANES] += a[i] * b[i];
+}
+
+static float gmem__lanes_total(const gmem__lanes *lanes) {
+    float total = 0;
+    for (int j = 0; j < GMEM__LANES; j++)
+        total += lanes->sum[j];
+    return total;
+}
+
+/* A query's elements [k, k + count) as floats. */
+static const float *gmem__lanes_query(const gmem__scan_block *block, int64_t q, int64_t k, int64_t count, float *out) {
+    const int64_t first = q * block->query_step + k;
+    if (block->type != GMEM_I8) return (const float *)block->query + first;
+    for (int64_t i = 0; i < count; i++)
+        out[i] = (float)((const int16_t *)block->query)[first + i];
+    return out;
+}
+
+GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
+    gmem__weight rows;
+    float values[GMEM__RUN], query[GMEM__RUN];
+    memset(&rows, 0, sizeof rows);
+    rows.data = block->data;
+    rows.type = block->type;
+    rows.row_stride = block->row_stride;
+    for (int64_t r = 0; r < block->rows; r++) {
+        gmem__lanes square, product[16];
+        memset(&square, 0, sizeof square);
+        memset(product, 0, sizeof product);
+        for (int64_t k = 0; k < block->width; k += GMEM__RUN) {
+            const int64_t count = gmem__min(GMEM__RUN, block->width - k);
+            gmem__scalar_weights(&rows, r, k, count, values);
+            gmem__lanes_add(&square, values, values, count);
+            for (int64_t q = 0; q < block->queries; q++)
+                gmem__lanes_add(&product[q], values, gmem__lanes_query(block, q, k, count, query), count);
+        }
+        block->squares[r] = gmem__lanes_total(&square);
+        for (int64_t q = 0; q < block->queries; q++)
+            block->products[q * GMEM__SCAN_ROWS + r] = gmem__lanes_total(&product[q]);
+    }
+}
+
+/* Four sums at a time, which processors add side by side. */
+GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums) {
+    double product[4] = {0, 0, 0, 0}, square[4] = {0, 0, 0, 0};
+    float values[GMEM__RUN];
+    for (int64_t k = 0; k < rows->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, rows->cols - k);
+        gmem__scalar_weights(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i++) {
+            const double x = (double)values[i];
+            product[i % 4] += x * (double)query[k + i];
+            square[i % 4] += x * x;
+            if (fabsf(values[i]) > sums->largest) sums->largest = fabsf(values[i]);
+        }
+    }
+    sums->product += product[0] + product[1] + (product[2] + product[3]);
+    sums->square += square[0] + square[1] + (square[2] + square[3]);
+}
+
+GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
+                                float *square, float *sum) {
+    gmem__lanes squares, sums;
+    float values[GMEM__RUN], weighted[GMEM__RUN];
+    memset(&squares, 0, sizeof squares);
+    memset(&sums, 0, sizeof sums);
+    for (int64_t k = 0; k < rows->cols; k += GMEM__RUN) {
+        const int64_t count = gmem__min(GMEM__RUN, rows->cols - k);
+        gmem__scalar_weights(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i++)
+            weighted[i] = values[i] * quadratic[k + i];
+        gmem__lanes_add(&squares, values, weighted, count);
+        gmem__lanes_add(&sums, values, linear + k, count);
+    }
+    *square = gmem__lanes_total(&squares);
+    *sum = gmem__lanes_total(&sums);
+}
+
+GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
+                                    int32_t *which) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
+    return found;
+}
+
+#undef GMEM__LANES
+#undef GMEM__RUN
 /* ---- backends/cpu/avx2.c ---- */
 /* AVX2 with FMA and F16C: the vector operations that the templates are written in, and the templates. */
 
@@ -7496,7 +7897,8 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #define V_FMA(a, b, c)       _mm256_fmadd_ps((a), (b), (c))  /* a b + c */
 #define V_FNMA(a, b, c)      _mm256_fnmadd_ps((a), (b), (c)) /* c - a b */
 #define V_ROUND(a)           _mm256_round_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-#define V_LESS(a, b)         _mm256_cmp_ps((a), (b), _CMP_LT_OQ)
+#define V_LESS_EQUAL(a, b)   _mm256_cmp_ps((a), (b), _CMP_LE_OQ)
+#define V_ANY(mask)          _mm256_movemask_ps(mask)
 #define V_IS_NAN(a)          _mm256_cmp_ps((a), (a), _CMP_UNORD_Q)
 #define V_SELECT(mask, a, b) _mm256_blendv_ps((b), (a), (mask)) /* mask ? a : b */
 /* a * 2^n for integral n, where the result is a normal number. */
@@ -7511,11 +7913,19 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
     _mm256_castsi256_ps( \
         _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
 #define V_LOAD_I8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+/* Twice as many int8 as int16, and sums of their products, two neighbours each. */
+#define V_WIDEN_I8(p)        _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define V_LOAD_I16(p)        _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#define V_ZERO_I32()         _mm256_setzero_si256()
+#define V_MULTIPLY_I16(a, b) _mm256_madd_epi16((a), (b))
+#define V_ADD_I32(a, b)      _mm256_add_epi32((a), (b))
+#define V_FLOATS(a)          _mm256_cvtepi32_ps(a)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
-#define V_LOAD_PART(p, n)     _mm256_maskload_ps((p), gmem__avx2_lanes(n))
-#define V_STORE_PART(p, a, n) _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
-#define V_SUM(a)              gmem__avx2_sum(a)
-#define V_MAXIMUM(a)          gmem__avx2_maximum(a)
+#define V_LOAD_PART(p, n)           _mm256_maskload_ps((p), gmem__avx2_lanes(n))
+#define V_STORE_PART(p, a, n)       _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
+#define V_SUM(a)                    gmem__avx2_sum(a)
+#define V_MAXIMUM(a)                gmem__avx2_maximum(a)
+#define V_STORE_SUMS(p, a, b, c, d) _mm_storeu_ps((p), gmem__avx2_four_sums(a, b, c, d)) /* of four vectors */
 
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx2_round_to_bf16(a)
@@ -7531,6 +7941,18 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #define V_FROM_I32(p, minus) \
     _mm256_cvtepi32_ps(      \
         _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32(minus)))
+
+/* Of doubles, of which a vector holds half as many. */
+#define V_F64               __m256d
+#define V_LOAD_F64(p)       _mm256_loadu_pd(p)
+#define V_STORE_F64(p, a)   _mm256_storeu_pd((p), (a))
+#define V_ZERO_F64()        _mm256_setzero_pd()
+#define V_SET1_F64(a)       _mm256_set1_pd(a)
+#define V_ADD_F64(a, b)     _mm256_add_pd((a), (b))
+#define V_FMA_F64(a, b, c)  _mm256_fmadd_pd((a), (b), (c)) /* a b + c */
+#define V_LOW_F64(a)        _mm256_cvtps_pd(_mm256_castps256_ps128(a))
+#define V_HIGH_F64(a)       _mm256_cvtps_pd(_mm256_extractf128_ps((a), 1))
+#define GMEM__REPEAT_F64(X) X(0) X(1) X(2) X(3)
 
 /* The GEMM's micro-kernel: 6 rows, whose sums fill 12 of 16 registers. */
 #define GMEM__MR        6
@@ -7550,6 +7972,10 @@ GMEM__INLINE float gmem__avx2_sum(__m256 a) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+GMEM__INLINE __m128 gmem__avx2_four_sums(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 GMEM__INLINE float gmem__avx2_maximum(__m256 a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -8533,6 +8959,808 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
 }
 
 #undef GMEM__LANES
+/* ---- backends/cpu/scan.inc ---- */
+/* Template: what a search asks of an instruction set: rows of every type against a few queries, and who is above. */
+
+#define S_WIDTH               V_WIDTH
+#define S_QUERY_TYPE          float
+#define S_VECTOR              V_F32
+#define S_SUM                 V_F32
+#define S_LOAD_QUERY(p)       V_LOAD(p)
+#define S_ZERO()              V_ZERO()
+#define S_MULTIPLY(a, b, sum) V_FMA((a), (b), (sum))
+#define S_ADD(a, b)           V_ADD((a), (b))
+#define S_FLOATS(sum)         (sum)
+
+#define S_K(name) GMEM__K(f32_##name)
+#define S_BYTES   4
+#define S_LOAD(p) V_LOAD_F32(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#define S_K(name) GMEM__K(f16_##name)
+#define S_BYTES   2
+#define S_LOAD(p) V_LOAD_F16(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#define S_K(name) GMEM__K(bf16_##name)
+#define S_BYTES   2
+#define S_LOAD(p) V_LOAD_BF16(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#undef S_WIDTH
+#undef S_QUERY_TYPE
+#undef S_VECTOR
+#undef S_SUM
+#undef S_LOAD_QUERY
+#undef S_MULTIPLY
+#undef S_ADD
+#undef S_FLOATS
+#undef S_ZERO
+
+/* int8 by queries of int16: half of the instructions that floats would take. */
+#define S_WIDTH               (2 * V_WIDTH)
+#define S_QUERY_TYPE          int16_t
+#define S_VECTOR              V_I32
+#define S_SUM                 V_I32
+#define S_LOAD_QUERY(p)       V_LOAD_I16(p)
+#define S_ZERO()              V_ZERO_I32()
+#define S_MULTIPLY(a, b, sum) V_ADD_I32((sum), V_MULTIPLY_I16((a), (b)))
+#define S_ADD(a, b)           V_ADD_I32((a), (b))
+#define S_FLOATS(sum)         V_FLOATS(sum)
+
+#define S_K(name) GMEM__K(i8_##name)
+#define S_BYTES   1
+#define S_LOAD(p) V_WIDEN_I8(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#undef S_WIDTH
+#undef S_QUERY_TYPE
+#undef S_VECTOR
+#undef S_SUM
+#undef S_LOAD_QUERY
+#undef S_MULTIPLY
+#undef S_ADD
+#undef S_FLOATS
+#undef S_ZERO
+
+static void GMEM__K(scan)(const gmem__scan_block *block) {
+    switch (block->type) {
+    case GMEM_F16:
+        GMEM__K(f16_scan)(block);
+        break;
+    case GMEM_BF16:
+        GMEM__K(bf16_scan)(block);
+        break;
+    case GMEM_I8:
+        GMEM__K(i8_scan)(block);
+        break;
+    default:
+        GMEM__K(f32_scan)(block);
+    }
+}
+
+static double GMEM__K(total_f64)(V_F64 a) {
+    double lanes[V_WIDTH / 2], total = 0;
+    V_STORE_F64(lanes, a);
+    for (int i = 0; i < V_WIDTH / 2; i++)
+        total += lanes[i];
+    return total;
+}
+
+static void GMEM__K(exact)(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums) {
+    V_F64 product0 = V_ZERO_F64(), product1 = V_ZERO_F64(), square0 = V_ZERO_F64(), square1 = V_ZERO_F64();
+    V_F32 largest = V_ZERO();
+    float values[256];
+    for (int64_t k = 0; k < rows->cols; k += 256) {
+        const int64_t count = gmem__min(256, rows->cols - k);
+        GMEM__K(convert)(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i += V_WIDTH) {
+            const V_F32 x = GMEM__K(load_lanes)(values + i, count - i);
+            const V_F32 y = GMEM__K(load_lanes)(query + k + i, count - i);
+            const V_F64 low = V_LOW_F64(x), high = V_HIGH_F64(x);
+            product0 = V_FMA_F64(low, V_LOW_F64(y), product0);
+            product1 = V_FMA_F64(high, V_HIGH_F64(y), product1);
+            square0 = V_FMA_F64(low, low, square0);
+            square1 = V_FMA_F64(high, high, square1);
+            largest = V_MAX(largest, V_ABS(x));
+        }
+    }
+    sums->product += GMEM__K(total_f64)(V_ADD_F64(product0, product1));
+    sums->square += GMEM__K(total_f64)(V_ADD_F64(square0, square1));
+    const float most = V_MAXIMUM(largest);
+    if (most > sums->largest) sums->largest = most;
+}
+
+static void GMEM__K(form)(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
+                          float *square, float *sum) {
+    V_F32 squares = V_ZERO(), sums = V_ZERO();
+    float values[256];
+    for (int64_t k = 0; k < rows->cols; k += 256) {
+        const int64_t count = gmem__min(256, rows->cols - k);
+        GMEM__K(convert)(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i += V_WIDTH) {
+            const V_F32 c = GMEM__K(load_lanes)(values + i, count - i);
+            const V_F32 q = GMEM__K(load_lanes)(quadratic + k + i, count - i);
+            squares = V_FMA(V_MUL(c, q), c, squares);
+            sums = V_FMA(c, GMEM__K(load_lanes)(linear + k + i, count - i), sums);
+        }
+    }
+    *square = V_SUM(squares);
+    *sum = V_SUM(sums);
+}
+
+/* Almost always nobody is. */
+static int64_t GMEM__K(above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which) {
+    const V_F32 f = V_SET1(factor);
+    int64_t found = 0, i = 0;
+    for (; i + V_WIDTH <= count; i += V_WIDTH) {
+        if (!V_ANY(V_LESS_EQUAL(V_MUL(f, V_LOAD(bars + i)), V_LOAD(scores + i)))) continue;
+        for (int64_t j = i; j < i + V_WIDTH; j++)
+            if (scores[j] >= factor * bars[j]) which[found++] = (int32_t)j;
+    }
+    for (; i < count; i++)
+        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
+    return found;
+}
+/* ---- backends/cpu/scatter.inc ---- */
+/* Template: products of columns summed in double, for covariances. Two vectors of doubles have as many lanes as one of
+ * floats; a tile is that wide and half as high, its sums in registers. */
+
+/* out (V_WIDTH / 2, V_WIDTH; rows out_step apart) += left^T right, of which left has half the columns. */
+GMEM__ALWAYS_INLINE void GMEM__K(scatter_half)(const double *left, const double *right, int64_t depth, double *out,
+                                               int64_t out_step) {
+#define GMEM__BEGIN(r) V_F64 a##r = V_ZERO_F64(), b##r = V_ZERO_F64();
+#define GMEM__STEP(r)             \
+    l = V_SET1_F64(left[r]);      \
+    a##r = V_FMA_F64(l, x, a##r); \
+    b##r = V_FMA_F64(l, y, b##r);
+#define GMEM__END(r)                                                                  \
+    V_STORE_F64(out + r * out_step, V_ADD_F64(a##r, V_LOAD_F64(out + r * out_step))); \
+    V_STORE_F64(out + r * out_step + V_WIDTH / 2, V_ADD_F64(b##r, V_LOAD_F64(out + r * out_step + V_WIDTH / 2)));
+    GMEM__REPEAT_F64(GMEM__BEGIN)
+    for (int64_t k = 0; k < depth; k++, left += V_WIDTH, right += V_WIDTH) {
+        const V_F64 x = V_LOAD_F64(right), y = V_LOAD_F64(right + V_WIDTH / 2);
+        V_F64 l;
+        GMEM__REPEAT_F64(GMEM__STEP)
+    }
+    GMEM__REPEAT_F64(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__END
+}
+
+static void GMEM__K(scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step) {
+    for (int64_t half = 0; half < V_WIDTH; half += V_WIDTH / 2)
+        GMEM__K(scatter_half)(left + half, right, depth, out + half * out_step, out_step);
+}
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -8551,7 +9779,12 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_finish_row,
                                           gmem__avx2_round_bf16,
                                           gmem__avx2_narrow_rows,
-                                          gmem__avx2_narrow_attention};
+                                          gmem__avx2_narrow_attention,
+                                          gmem__avx2_scatter,
+                                          gmem__avx2_scan,
+                                          gmem__avx2_exact,
+                                          gmem__avx2_form,
+                                          gmem__avx2_above};
     return &kernels;
 }
 
@@ -8579,7 +9812,8 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_FMA
 #undef V_FNMA
 #undef V_ROUND
-#undef V_LESS
+#undef V_LESS_EQUAL
+#undef V_ANY
 #undef V_IS_NAN
 #undef V_SELECT
 #undef V_SCALE2
@@ -8588,10 +9822,17 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_LOAD_I8
 #undef V_PREFETCH
 #undef V_LOAD_F32
+#undef V_WIDEN_I8
+#undef V_LOAD_I16
+#undef V_ZERO_I32
+#undef V_MULTIPLY_I16
+#undef V_ADD_I32
+#undef V_FLOATS
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
 #undef V_MAXIMUM
+#undef V_STORE_SUMS
 #undef V_ROUND_BF16
 #undef V_WORD_BF16
 #undef V_WORD_I8
@@ -8601,6 +9842,16 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_STORE_BF16
 #undef V_STORE_I8
 #undef V_FROM_I32
+#undef V_F64
+#undef V_LOAD_F64
+#undef V_STORE_F64
+#undef V_ZERO_F64
+#undef V_SET1_F64
+#undef V_ADD_F64
+#undef V_FMA_F64
+#undef V_LOW_F64
+#undef V_HIGH_F64
+#undef GMEM__REPEAT_F64
 #endif /* GMEM__X86 */
 /* ---- backends/cpu/avx512.c ---- */
 /* AVX-512 (F, BW, DQ, VL): the vector operations that the templates are written in, and the templates. */
@@ -8631,7 +9882,8 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))            /* a b + c */
 #define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c))           /* c - a b */
 #define V_ROUND(a)           _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)) /* |a| < 2^31; roundscale warns at -O0 */
-#define V_LESS(a, b)         _mm512_cmp_ps_mask((a), (b), _CMP_LT_OQ)
+#define V_LESS_EQUAL(a, b)   _mm512_cmp_ps_mask((a), (b), _CMP_LE_OQ)
+#define V_ANY(mask)          ((mask) != 0)
 #define V_IS_NAN(a)          _mm512_cmp_ps_mask((a), (a), _CMP_UNORD_Q)
 #define V_SELECT(mask, a, b) _mm512_mask_blend_ps((mask), (b), (a)) /* mask ? a : b */
 /* a * 2^n for integral n, where the result is a normal number. */
@@ -8645,11 +9897,19 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
     _mm512_castsi512_ps( \
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
 #define V_LOAD_I8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+/* Twice as many int8 as int16, and sums of their products, two neighbours each. */
+#define V_WIDEN_I8(p)        _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
+#define V_LOAD_I16(p)        _mm512_loadu_si512(p)
+#define V_ZERO_I32()         _mm512_setzero_si512()
+#define V_MULTIPLY_I16(a, b) _mm512_madd_epi16((a), (b))
+#define V_ADD_I32(a, b)      _mm512_add_epi32((a), (b))
+#define V_FLOATS(a)          _mm512_cvtepi32_ps(a)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
-#define V_LOAD_PART(p, n)     _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
-#define V_STORE_PART(p, a, n) _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
-#define V_SUM(a)              _mm512_reduce_add_ps(a)
-#define V_MAXIMUM(a)          _mm512_reduce_max_ps(a)
+#define V_LOAD_PART(p, n)           _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
+#define V_STORE_PART(p, a, n)       _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
+#define V_SUM(a)                    _mm512_reduce_add_ps(a)
+#define V_MAXIMUM(a)                _mm512_reduce_max_ps(a)
+#define V_STORE_SUMS(p, a, b, c, d) _mm_storeu_ps((p), gmem__avx512_four_sums(a, b, c, d)) /* of four vectors */
 
 /* To the nearest bf16, kept as a float; NaN stays NaN. */
 #define V_ROUND_BF16(a) gmem__avx512_round_to_bf16(a)
@@ -8663,6 +9923,18 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
 #define V_STORE_I8(p, a)       _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
 #define V_FROM_I32(p, minus)   _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
+
+/* Of doubles, of which a vector holds half as many. */
+#define V_F64               __m512d
+#define V_LOAD_F64(p)       _mm512_loadu_pd(p)
+#define V_STORE_F64(p, a)   _mm512_storeu_pd((p), (a))
+#define V_ZERO_F64()        _mm512_setzero_pd()
+#define V_SET1_F64(a)       _mm512_set1_pd(a)
+#define V_ADD_F64(a, b)     _mm512_add_pd((a), (b))
+#define V_FMA_F64(a, b, c)  _mm512_fmadd_pd((a), (b), (c)) /* a b + c */
+#define V_LOW_F64(a)        _mm512_cvtps_pd(_mm512_castps512_ps256(a))
+#define V_HIGH_F64(a)       _mm512_cvtps_pd(_mm512_extractf32x8_ps((a), 1))
+#define GMEM__REPEAT_F64(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 /* The GEMM's micro-kernel: 12 rows, whose sums fill 24 of 32 registers. */
 #define GMEM__MR        12
@@ -8678,6 +9950,15 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+
+GMEM__INLINE __m256 gmem__avx512_half_sum(__m512 a) {
+    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+}
+GMEM__INLINE __m128 gmem__avx512_four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m256 halves = _mm256_hadd_ps(_mm256_hadd_ps(gmem__avx512_half_sum(a), gmem__avx512_half_sum(b)),
+                                         _mm256_hadd_ps(gmem__avx512_half_sum(c), gmem__avx512_half_sum(d)));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
 
 GMEM__INLINE __m512 gmem__avx512_round_to_bf16(__m512 a) {
     const __m512i bits = _mm512_castps_si512(a);
@@ -9649,6 +10930,808 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
 }
 
 #undef GMEM__LANES
+/* ---- backends/cpu/scan.inc ---- */
+/* Template: what a search asks of an instruction set: rows of every type against a few queries, and who is above. */
+
+#define S_WIDTH               V_WIDTH
+#define S_QUERY_TYPE          float
+#define S_VECTOR              V_F32
+#define S_SUM                 V_F32
+#define S_LOAD_QUERY(p)       V_LOAD(p)
+#define S_ZERO()              V_ZERO()
+#define S_MULTIPLY(a, b, sum) V_FMA((a), (b), (sum))
+#define S_ADD(a, b)           V_ADD((a), (b))
+#define S_FLOATS(sum)         (sum)
+
+#define S_K(name) GMEM__K(f32_##name)
+#define S_BYTES   4
+#define S_LOAD(p) V_LOAD_F32(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#define S_K(name) GMEM__K(f16_##name)
+#define S_BYTES   2
+#define S_LOAD(p) V_LOAD_F16(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#define S_K(name) GMEM__K(bf16_##name)
+#define S_BYTES   2
+#define S_LOAD(p) V_LOAD_BF16(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#undef S_WIDTH
+#undef S_QUERY_TYPE
+#undef S_VECTOR
+#undef S_SUM
+#undef S_LOAD_QUERY
+#undef S_MULTIPLY
+#undef S_ADD
+#undef S_FLOATS
+#undef S_ZERO
+
+/* int8 by queries of int16: half of the instructions that floats would take. */
+#define S_WIDTH               (2 * V_WIDTH)
+#define S_QUERY_TYPE          int16_t
+#define S_VECTOR              V_I32
+#define S_SUM                 V_I32
+#define S_LOAD_QUERY(p)       V_LOAD_I16(p)
+#define S_ZERO()              V_ZERO_I32()
+#define S_MULTIPLY(a, b, sum) V_ADD_I32((sum), V_MULTIPLY_I16((a), (b)))
+#define S_ADD(a, b)           V_ADD_I32((a), (b))
+#define S_FLOATS(sum)         V_FLOATS(sum)
+
+#define S_K(name) GMEM__K(i8_##name)
+#define S_BYTES   1
+#define S_LOAD(p) V_WIDEN_I8(p)
+/* ---- backends/cpu/scan_rows.inc ---- */
+/* Template: rows of one type against a few queries. Each vector of a row is read once and multiplied in registers with
+ * that of every query and with itself, so that a search waits for memory alone.
+ *
+ * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+
+/* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
+static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
+    memset(tail, 0, V_WIDTH * sizeof *tail);
+    memcpy(tail, row + done * S_BYTES, (size_t)(width - done) * S_BYTES);
+    return (const char *)tail;
+}
+
+/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
+ * must look up where the next one is. */
+#define S_FETCH(p) \
+    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+
+/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
+#define S_STEP(n, p, i)                                                               \
+    {                                                                                 \
+        const S_VECTOR w = S_LOAD(p);                                                 \
+        square##n = S_MULTIPLY(w, w, square##n);                                      \
+        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+    }
+GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
+                                   float *product) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    float tail[V_WIDTH];
+    int64_t i = 0;
+    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
+        const char *p = row + i * S_BYTES;
+        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
+            S_FETCH(p + line);
+        S_STEP(0, p, i)
+        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
+        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
+        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    }
+    for (; i + S_WIDTH <= width; i += S_WIDTH)
+        S_STEP(0, row + i * S_BYTES, i)
+    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
+    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
+    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+}
+#undef S_STEP
+
+/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
+ */
+#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
+#define S_STEP(p)                          \
+    {                                      \
+        const S_VECTOR w = S_LOAD(p);      \
+        square = S_MULTIPLY(w, w, square); \
+        S_QUERY(0)                         \
+        S_QUERY(1)                         \
+        S_QUERY(2)                         \
+        S_QUERY(3)                         \
+    }
+static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
+                       float *products) {
+    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
+    float tail[V_WIDTH], sums[4];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
+        S_STEP(row + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
+    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int q = 0; q < 4; q++)
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+    return V_SUM(S_FLOATS(square));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
+ * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+#define S_QUERY(q)                      \
+    x = S_LOAD_QUERY(query + (q)*step); \
+    a##q = S_MULTIPLY(v, x, a##q);      \
+    b##q = S_MULTIPLY(w, x, b##q);
+#define S_STEP(p0, p1)                                                                         \
+    {                                                                                          \
+        const S_VECTOR v = S_LOAD(p0), w = S_LOAD(p1);                                         \
+        S_VECTOR x;                                                                            \
+        if (squares) square0 = S_MULTIPLY(v, v, square0), square1 = S_MULTIPLY(w, w, square1); \
+        S_QUERY(0)                                                                             \
+        S_QUERY(1)                                                                             \
+        S_QUERY(2)                                                                             \
+        S_QUERY(3)                                                                             \
+    }
+GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
+                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
+                                   float *squares) {
+    S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
+    S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
+    float tails[2][V_WIDTH], sums[8];
+    int64_t i = 0;
+    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
+        if (fetch && i * S_BYTES % 64 == 0) {
+            S_FETCH(first + i * S_BYTES);
+            S_FETCH(second + i * S_BYTES);
+        }
+        S_STEP(first + i * S_BYTES, second + i * S_BYTES)
+    }
+    if (i < width) S_STEP(S_K(tail)(first, i, width, tails[0]), S_K(tail)(second, i, width, tails[1]))
+    V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
+    for (int q = 0; q < 4; q++) {
+        products[q * GMEM__SCAN_ROWS] = sums[q];
+        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+    }
+    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+}
+#undef S_QUERY
+#undef S_STEP
+
+/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
+static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
+    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
+    const char *first = (const char *)block->data + r * row_bytes, *second = first;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *end = (const char *)block->end;
+    if (r + 1 < block->rows) second += row_bytes;
+    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
+    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
+        float *products = block->products + q * GMEM__SCAN_ROWS + r;
+        if (q + 4 < block->queries)
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
+        else
+            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
+    }
+}
+
+static void S_K(scan)(const gmem__scan_block *block) {
+    const int64_t row_bytes = block->row_stride * S_BYTES;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
+    const char *row = (const char *)block->data, *end = (const char *)block->end;
+    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
+        if (block->queries == 0)
+            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
+        else if (block->queries == 1)
+            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
+        else if (block->queries == 4)
+            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+        else
+            S_K(two_rows)(block, r);
+    }
+}
+
+#undef S_FETCH
+#undef S_K
+#undef S_BYTES
+#undef S_LOAD
+
+#undef S_WIDTH
+#undef S_QUERY_TYPE
+#undef S_VECTOR
+#undef S_SUM
+#undef S_LOAD_QUERY
+#undef S_MULTIPLY
+#undef S_ADD
+#undef S_FLOATS
+#undef S_ZERO
+
+static void GMEM__K(scan)(const gmem__scan_block *block) {
+    switch (block->type) {
+    case GMEM_F16:
+        GMEM__K(f16_scan)(block);
+        break;
+    case GMEM_BF16:
+        GMEM__K(bf16_scan)(block);
+        break;
+    case GMEM_I8:
+        GMEM__K(i8_scan)(block);
+        break;
+    default:
+        GMEM__K(f32_scan)(block);
+    }
+}
+
+static double GMEM__K(total_f64)(V_F64 a) {
+    double lanes[V_WIDTH / 2], total = 0;
+    V_STORE_F64(lanes, a);
+    for (int i = 0; i < V_WIDTH / 2; i++)
+        total += lanes[i];
+    return total;
+}
+
+static void GMEM__K(exact)(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums) {
+    V_F64 product0 = V_ZERO_F64(), product1 = V_ZERO_F64(), square0 = V_ZERO_F64(), square1 = V_ZERO_F64();
+    V_F32 largest = V_ZERO();
+    float values[256];
+    for (int64_t k = 0; k < rows->cols; k += 256) {
+        const int64_t count = gmem__min(256, rows->cols - k);
+        GMEM__K(convert)(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i += V_WIDTH) {
+            const V_F32 x = GMEM__K(load_lanes)(values + i, count - i);
+            const V_F32 y = GMEM__K(load_lanes)(query + k + i, count - i);
+            const V_F64 low = V_LOW_F64(x), high = V_HIGH_F64(x);
+            product0 = V_FMA_F64(low, V_LOW_F64(y), product0);
+            product1 = V_FMA_F64(high, V_HIGH_F64(y), product1);
+            square0 = V_FMA_F64(low, low, square0);
+            square1 = V_FMA_F64(high, high, square1);
+            largest = V_MAX(largest, V_ABS(x));
+        }
+    }
+    sums->product += GMEM__K(total_f64)(V_ADD_F64(product0, product1));
+    sums->square += GMEM__K(total_f64)(V_ADD_F64(square0, square1));
+    const float most = V_MAXIMUM(largest);
+    if (most > sums->largest) sums->largest = most;
+}
+
+static void GMEM__K(form)(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
+                          float *square, float *sum) {
+    V_F32 squares = V_ZERO(), sums = V_ZERO();
+    float values[256];
+    for (int64_t k = 0; k < rows->cols; k += 256) {
+        const int64_t count = gmem__min(256, rows->cols - k);
+        GMEM__K(convert)(rows, row, k, count, values);
+        for (int64_t i = 0; i < count; i += V_WIDTH) {
+            const V_F32 c = GMEM__K(load_lanes)(values + i, count - i);
+            const V_F32 q = GMEM__K(load_lanes)(quadratic + k + i, count - i);
+            squares = V_FMA(V_MUL(c, q), c, squares);
+            sums = V_FMA(c, GMEM__K(load_lanes)(linear + k + i, count - i), sums);
+        }
+    }
+    *square = V_SUM(squares);
+    *sum = V_SUM(sums);
+}
+
+/* Almost always nobody is. */
+static int64_t GMEM__K(above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which) {
+    const V_F32 f = V_SET1(factor);
+    int64_t found = 0, i = 0;
+    for (; i + V_WIDTH <= count; i += V_WIDTH) {
+        if (!V_ANY(V_LESS_EQUAL(V_MUL(f, V_LOAD(bars + i)), V_LOAD(scores + i)))) continue;
+        for (int64_t j = i; j < i + V_WIDTH; j++)
+            if (scores[j] >= factor * bars[j]) which[found++] = (int32_t)j;
+    }
+    for (; i < count; i++)
+        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
+    return found;
+}
+/* ---- backends/cpu/scatter.inc ---- */
+/* Template: products of columns summed in double, for covariances. Two vectors of doubles have as many lanes as one of
+ * floats; a tile is that wide and half as high, its sums in registers. */
+
+/* out (V_WIDTH / 2, V_WIDTH; rows out_step apart) += left^T right, of which left has half the columns. */
+GMEM__ALWAYS_INLINE void GMEM__K(scatter_half)(const double *left, const double *right, int64_t depth, double *out,
+                                               int64_t out_step) {
+#define GMEM__BEGIN(r) V_F64 a##r = V_ZERO_F64(), b##r = V_ZERO_F64();
+#define GMEM__STEP(r)             \
+    l = V_SET1_F64(left[r]);      \
+    a##r = V_FMA_F64(l, x, a##r); \
+    b##r = V_FMA_F64(l, y, b##r);
+#define GMEM__END(r)                                                                  \
+    V_STORE_F64(out + r * out_step, V_ADD_F64(a##r, V_LOAD_F64(out + r * out_step))); \
+    V_STORE_F64(out + r * out_step + V_WIDTH / 2, V_ADD_F64(b##r, V_LOAD_F64(out + r * out_step + V_WIDTH / 2)));
+    GMEM__REPEAT_F64(GMEM__BEGIN)
+    for (int64_t k = 0; k < depth; k++, left += V_WIDTH, right += V_WIDTH) {
+        const V_F64 x = V_LOAD_F64(right), y = V_LOAD_F64(right + V_WIDTH / 2);
+        V_F64 l;
+        GMEM__REPEAT_F64(GMEM__STEP)
+    }
+    GMEM__REPEAT_F64(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__END
+}
+
+static void GMEM__K(scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step) {
+    for (int64_t half = 0; half < V_WIDTH; half += V_WIDTH / 2)
+        GMEM__K(scatter_half)(left + half, right, depth, out + half * out_step, out_step);
+}
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -9668,7 +11751,12 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_finish_row,
                                           gmem__avx512_round_bf16,
                                           gmem__avx512_narrow_rows,
-                                          gmem__avx512_narrow_attention};
+                                          gmem__avx512_narrow_attention,
+                                          gmem__avx512_scatter,
+                                          gmem__avx512_scan,
+                                          gmem__avx512_exact,
+                                          gmem__avx512_form,
+                                          gmem__avx512_above};
     return &kernels;
 }
 
@@ -9696,7 +11784,8 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_FMA
 #undef V_FNMA
 #undef V_ROUND
-#undef V_LESS
+#undef V_LESS_EQUAL
+#undef V_ANY
 #undef V_IS_NAN
 #undef V_SELECT
 #undef V_SCALE2
@@ -9705,10 +11794,17 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_LOAD_I8
 #undef V_PREFETCH
 #undef V_LOAD_F32
+#undef V_WIDEN_I8
+#undef V_LOAD_I16
+#undef V_ZERO_I32
+#undef V_MULTIPLY_I16
+#undef V_ADD_I32
+#undef V_FLOATS
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
 #undef V_MAXIMUM
+#undef V_STORE_SUMS
 #undef V_ROUND_BF16
 #undef V_WORD_BF16
 #undef V_WORD_I8
@@ -9718,6 +11814,16 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_STORE_BF16
 #undef V_STORE_I8
 #undef V_FROM_I32
+#undef V_F64
+#undef V_LOAD_F64
+#undef V_STORE_F64
+#undef V_ZERO_F64
+#undef V_SET1_F64
+#undef V_ADD_F64
+#undef V_FMA_F64
+#undef V_LOW_F64
+#undef V_HIGH_F64
+#undef GMEM__REPEAT_F64
 #endif /* GMEM__X86 */
 /* ---- backends/cpu/avx512_dots.c ---- */
 /* Narrow kernels of AVX-512: pairs of bf16 (AVX512-BF16) and quads of int8 (AVX512-VNNI), one instruction a dot
@@ -11299,12 +13405,14 @@ GMEM__FN void gmem__host_patches(const gmem__engine *engine, const gmem__patches
         for (int64_t row = 0; row < rows; row++) {
             float *const plane = gmem__host_plane(op, sample, row);
             float *const patches = op->patches + (row * op->samples + sample) * tokens;
-            for (int64_t token = 0; plane && token < tokens; token++) {
-                float *const latent = plane + token / columns * p * op->width + token % columns * p;
-                if (op->to_latents)
-                    *latent = patches[token];
-                else
-                    patches[token] = *latent;
+            for (int64_t token = 0; plane && token < tokens; token += columns) {
+                float *const line = plane + token / columns * p * op->width;
+                for (int64_t column = 0; column < columns; column++) {
+                    if (op->to_latents)
+                        line[column * p] = patches[token + column];
+                    else
+                        patches[token + column] = line[column * p];
+                }
             }
         }
     }
@@ -11457,6 +13565,10 @@ static int64_t gmem__cpu_scratch_bytes(int threads) {
 /* engine->scratch is the shared part, then one part for each thread. */
 static float *gmem__engine_scratch(const gmem__engine *engine, int thread) {
     return (float *)engine->scratch + GMEM__SHARED + (int64_t)thread * GMEM__SCRATCH;
+}
+
+GMEM__FN int gmem__scratch_owner(const gmem__engine *engine, const float *scratch) {
+    return (int)((scratch - gmem__engine_scratch(engine, 0)) / GMEM__SCRATCH);
 }
 
 /* By default LLVM's runtime lets threads without work spin for 200 ms, which a host that waits between steps would pay
@@ -12127,6 +14239,501 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
 #undef GMEM__SCALES
 #undef GMEM__PANELS
 #undef GMEM__OWN_WORDS
+/* ---- backends/cpu/scan.c ---- */
+/* A search's scan: rows of a bank against queries, cut into tasks over the rows. A few queries wait for memory and are
+ * multiplied as the rows come; many are a matrix product, tile by tile, whose scores never leave the cache. */
+
+#include <math.h>
+
+enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM, GMEM__SCAN_NARROW };
+
+/* Up to so many queries are taken as the rows come; with and without a narrow kernel. */
+#define GMEM__SCAN_FEW             16
+#define GMEM__SCAN_FEW_WITH_NARROW 12
+/* Rows of a task then, in bytes. */
+#define GMEM__SCAN_BYTES (512 * 1024)
+
+/* A task's scratch in floats: what the GEMM's kernel or a strip of narrow words takes, scores (GMEM__MC, GMEM__NC), and
+ * rows that are filled. */
+#define GMEM__SCAN_SCORES (144 * 1024)
+#define GMEM__SCAN_FILLED (GMEM__SCAN_SCORES + GMEM__MC * GMEM__NC)
+
+typedef struct gmem__scan_job {
+    const gmem__engine *engine;
+    const gmem__kernels *kernels;
+    const gmem__scan *scan;
+    const gmem__narrow *narrow;
+    int64_t block; /* rows of a task */
+} gmem__scan_job;
+
+/* Rows of a task where they can be read, with what divides their products. */
+typedef struct gmem__scan_rows {
+    const void *data, *end; /* up to the file's last row */
+    gmem_type type;
+    int64_t first, count;
+    int thread;
+} gmem__scan_rows;
+
+/* queries --------------------------------------------------------------------------------------------------------- */
+
+/* Elements of a query as the products by rows want it. */
+static int64_t gmem__scan_step(int64_t width) { return gmem__round_up(width, 32); }
+
+static int64_t gmem__scan_together(int64_t count) { return count == 1 ? 1 : gmem__round_up(count, 4); }
+
+static float gmem__scan_unit(const gmem__scan *scan, int64_t query, int64_t i) {
+    return (float)((double)scan->queries[query * scan->width + i] / scan->norms[query]);
+}
+
+/* Sums of `width` products in f32, in any order, are wrong by less than width 2^-24 of |row| |query|, a norm by half of
+ * that (Higham, Accuracy and Stability of Numerical Algorithms, 3.5); a few roundings come to it. */
+static double gmem__scan_rounding(int64_t width) { return (double)(2 * width + 16) / 16777216.0; }
+
+/* Where rows stand for others, what is summed may be so many times as large as the row that comes of it; where it is
+ * more, the row is odd. */
+#define GMEM__SCAN_CANCELLATION 4
+
+/* `slack` of the products, relative to what is summed. */
+static void gmem__scan_raise(const gmem__scan *scan, int64_t query, double slack) {
+    const double most = GMEM__SCAN_CANCELLATION;
+    if (scan->form)
+        slack = most * (slack + scan->form->row_slack) +
+                most * most * (scan->form->square_slack + gmem__scan_rounding(scan->width));
+    scan->slack[query] = fmax(scan->slack[query], slack);
+}
+
+/* The queries of products by rows, (queries, step) with zeros behind, after what their products are to be multiplied
+ * with: of int16 for rows of int8, otherwise of f32. */
+static const void *gmem__scan_laid_out(const gmem__engine *engine) {
+    return (const float *)engine->scratch + GMEM__SCAN_FEW;
+}
+
+static void gmem__scan_lay_out(const gmem__engine *engine, const gmem__scan *scan) {
+    const int64_t step = gmem__scan_step(scan->width);
+    float *factors = (float *)engine->scratch, *out = factors + GMEM__SCAN_FEW;
+    memset(out, 0, (size_t)(gmem__scan_together(scan->count) * step) * sizeof *out);
+    for (int64_t q = 0; q < scan->count; q++) {
+        factors[q] = 1;
+        for (int64_t i = 0; i < scan->width; i++)
+            out[q * step + i] = gmem__scan_unit(scan, q, i);
+    }
+}
+
+/* Adds to the slack what the queries' rounding changes, which is measured. */
+static void gmem__scan_lay_out_i16(const gmem__engine *engine, const gmem__scan *scan) {
+    const int64_t step = gmem__scan_step(scan->width);
+    float *factors = (float *)engine->scratch;
+    int16_t *out = (int16_t *)(void *)(factors + GMEM__SCAN_FEW);
+    memset(out, 0, (size_t)(gmem__scan_together(scan->count) * step) * sizeof *out);
+    for (int64_t q = 0; q < scan->count; q++) {
+        float largest = 0;
+        double change = 0;
+        for (int64_t i = 0; i < scan->width; i++)
+            largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, q, i)));
+        factors[q] = largest / 32767;
+        for (int64_t i = 0; i < scan->width; i++) {
+            const double unit = (double)gmem__scan_unit(scan, q, i), level = floor(unit / (double)factors[q] + 0.5);
+            const double value = fmax(-32767, fmin(32767, level)), d = unit - (double)factors[q] * value;
+            out[q * step + i] = (int16_t)value;
+            change += d * d;
+        }
+        gmem__scan_raise(scan, q, 1.01 * sqrt(change) + gmem__scan_rounding(scan->width));
+    }
+}
+
+/* As gmem__pack would, from columns: panels (count / nr, width, nr). */
+static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
+    memset(panels, 0, (size_t)(gmem__round_up(scan->count, nr) * scan->width) * sizeof *panels);
+    for (int64_t q = 0; q < scan->count; q++) {
+        float *column = panels + q / nr * nr * scan->width + q % nr;
+        for (int64_t i = 0; i < scan->width; i++)
+            column[i * nr] = gmem__scan_unit(scan, q, i);
+    }
+}
+
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. */
+static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
+    return !scan->fill && scan->type == GMEM_I8 && engine->int8 ? engine->int8 : engine->bf16;
+}
+
+static int64_t gmem__scan_words(const gmem__narrow *narrow, int64_t width) {
+    return gmem__round_up(gmem__ceil_div(width, narrow->type == GMEM_BF16 ? 2 : 4), GMEM__TILE_WORDS);
+}
+
+/* What the threads share then: the panels, the columns' scales, a query's worth of ones. */
+static int64_t gmem__scan_panel_words(const gmem__narrow *narrow, const gmem__scan *scan) {
+    return gmem__scan_words(narrow, scan->width) * gmem__round_up(scan->count, narrow->nr);
+}
+
+static int gmem__scan_fits_narrow(const gmem__narrow *narrow, const gmem__scan *scan) {
+    const int64_t strip = narrow->strips * narrow->mr * gmem__scan_words(narrow, scan->width);
+    const int64_t extra = GMEM__NC + gmem__scan_step(scan->width);
+    return strip <= GMEM__SCAN_SCORES && gmem__scan_panel_words(narrow, scan) + extra <= GMEM__SHARED &&
+           scan->width * GMEM__PACK_COLUMNS <= GMEM__SCRATCH;
+}
+
+static int gmem__scan_choose(const gmem__engine *engine, const gmem__scan *scan) {
+    const int64_t nr = gmem__engine_kernels(engine)->nr, fillable = GMEM__SCRATCH - GMEM__SCAN_FILLED;
+    const gmem__narrow *narrow = gmem__scan_narrow(engine, scan);
+    if (scan->fill && scan->width > fillable) return GMEM__SCAN_NONE;
+    const int wide = scan->width > GMEM__SCAN_I8_WIDTH && !scan->fill && scan->type == GMEM_I8;
+    const int64_t floats = GMEM__SCAN_FEW + gmem__scan_together(scan->count) * gmem__scan_step(scan->width);
+    if (narrow && gmem__scan_fits_narrow(narrow, scan) && (wide || scan->count > GMEM__SCAN_FEW_WITH_NARROW))
+        return GMEM__SCAN_NARROW;
+    if (wide || scan->count > GMEM__SCAN_FEW)
+        return gmem__round_up(scan->count, nr) * scan->width <= GMEM__SHARED ? GMEM__SCAN_GEMM : GMEM__SCAN_NONE;
+    return floats <= GMEM__SHARED ? GMEM__SCAN_PRODUCTS : GMEM__SCAN_NONE;
+}
+
+/* The shared scratch of narrow scans. */
+typedef struct gmem__scan_shared {
+    uint32_t *panels;
+    float *scales; /* int8: (GMEM__NC) */
+    int16_t *ones; /* int8: a query of ones, which gives the sums of rows */
+} gmem__scan_shared;
+
+static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const gmem__narrow *narrow,
+                                              const gmem__scan *scan) {
+    gmem__scan_shared shared;
+    shared.panels = (uint32_t *)engine->scratch;
+    shared.scales = (float *)(void *)(shared.panels + gmem__scan_panel_words(narrow, scan));
+    shared.ones = (int16_t *)(void *)(shared.scales + GMEM__NC);
+    return shared;
+}
+
+/* Element i of a packed query. */
+static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *panels, const float *scales, int64_t words,
+                                int64_t query, int64_t i) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, nr = narrow->nr;
+    const uint32_t word = panels[(query / nr * words + i / per_word) * nr + query % nr];
+    if (per_word == 2) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
+    const int value = (int)(word >> 8 * (i % 4) & 255);
+    return (double)scales[query] * (narrow->unsigned_x ? value - 128 : value < 128 ? value : value - 256);
+}
+
+/* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
+ * row's is at most 2^-9 of it. */
+static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narrow *narrow, const gmem__scan *scan) {
+    const gmem__narrow_rows *convert = gmem__engine_kernels(engine)->narrow();
+    const gmem__scan_shared shared = gmem__scan_shared_of(engine, narrow, scan);
+    const int64_t words = gmem__scan_words(narrow, scan->width);
+    const int exact = !scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8);
+    float *columns = (float *)engine->scratch + GMEM__SHARED; /* (width, GMEM__PACK_COLUMNS), of the first thread */
+    for (int64_t q = 0; q < scan->count; q += GMEM__PACK_COLUMNS) {
+        const int64_t count = gmem__min(GMEM__PACK_COLUMNS, scan->count - q);
+        for (int64_t i = 0; i < scan->width; i++)
+            for (int64_t c = 0; c < count; c++)
+                columns[i * GMEM__PACK_COLUMNS + c] = gmem__scan_unit(scan, q + c, i);
+        convert->panels(narrow, columns, GMEM__PACK_COLUMNS, scan->width, words, count, shared.panels + q * words,
+                        words * narrow->nr, shared.scales + q);
+    }
+    for (int64_t i = 0; i < gmem__scan_step(scan->width); i++)
+        shared.ones[i] = i < scan->width;
+    for (int64_t q = 0; q < scan->count; q++) {
+        double change = 0;
+        for (int64_t i = 0; i < scan->width; i++) {
+            const double d = (double)gmem__scan_unit(scan, q, i) -
+                             gmem__scan_packed(narrow, shared.panels, shared.scales, words, q, i);
+            change += d * d;
+        }
+        /* where rows weigh the queries' elements differently, as much as each can change */
+        const double rounding = scan->form ? 1.01 / 512 : 1.01 * sqrt(change);
+        gmem__scan_raise(scan, q, rounding + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width));
+    }
+}
+
+GMEM__FN void gmem__cpu_scan_prepare(const gmem__engine *engine, gmem__scan *scan) {
+    float *shared = (float *)engine->scratch;
+    scan->how = gmem__scan_choose(engine, scan);
+    if (scan->how == GMEM__SCAN_PRODUCTS)
+        (!scan->fill && scan->type == GMEM_I8 ? gmem__scan_lay_out_i16 : gmem__scan_lay_out)(engine, scan);
+    if (scan->how == GMEM__SCAN_GEMM) gmem__scan_pack(scan, gmem__engine_kernels(engine)->nr, shared);
+    if (scan->how == GMEM__SCAN_NARROW) gmem__scan_pack_narrow(engine, gmem__scan_narrow(engine, scan), scan);
+    for (int64_t q = 0; q < scan->count; q++)
+        gmem__scan_raise(scan, q, gmem__scan_rounding(scan->width));
+}
+
+/* rows ------------------------------------------------------------------------------------------------------------ */
+
+static gmem__scan_rows gmem__scan_rows_of(const gmem__scan_job *job, int64_t i, float *scratch) {
+    const gmem__scan *scan = job->scan;
+    gmem__scan_rows rows;
+    rows.first = i * job->block;
+    rows.count = gmem__min(job->block, scan->rows - rows.first);
+    rows.thread = gmem__scratch_owner(job->engine, scratch);
+    rows.type = scan->fill ? GMEM_F32 : scan->type;
+    if (scan->fill) {
+        rows.data = scratch + GMEM__SCAN_FILLED;
+        rows.end = scratch + GMEM__SCAN_FILLED + rows.count * scan->width;
+        scan->fill(scan->user, rows.first, rows.count, scratch + GMEM__SCAN_FILLED);
+    } else {
+        rows.data = (const char *)scan->data + rows.first * scan->width * (int64_t)gmem_type_bytes(scan->type);
+        rows.end = (const char *)scan->data + scan->rows * scan->width * (int64_t)gmem_type_bytes(scan->type);
+    }
+    return rows;
+}
+
+static gmem__scan_block gmem__scan_block_of(const gmem__scan *scan, const gmem__scan_rows *rows, int64_t first) {
+    gmem__scan_block block;
+    memset(&block, 0, sizeof block);
+    block.data = (const char *)rows->data + first * scan->width * (int64_t)gmem_type_bytes(rows->type);
+    block.end = rows->end;
+    block.type = rows->type;
+    block.rows = gmem__min(GMEM__SCAN_ROWS, rows->count - first);
+    block.row_stride = block.width = scan->width;
+    return block;
+}
+
+/* squares (count) of rows from `first` on, in place to norms. Outside of a range in which f32 neither overflows nor
+ * loses bits, NaN, and the row is odd. */
+static void gmem__scan_norms(const gmem__scan *scan, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                             float *squares) {
+    const float least = 1e-30f, most = 1e30f;
+    float scales[GMEM__SCAN_ROWS];
+    if (scan->scale) gmem_tensor_read_f32(scan->scale, rows->first + first, count, scales);
+    for (int64_t r = 0; r < count; r++) {
+        const float scale = scan->scale ? scales[r] : 1.0f, square = scale * scale * squares[r];
+        if (square >= least && square <= most && scale > 0) {
+            squares[r] = sqrtf(squares[r]);
+        } else {
+            squares[r] = (float)NAN;
+            scan->odd(scan->user, rows->thread, rows->first + first + r);
+        }
+    }
+}
+
+/* The same of rows that stand for others. */
+static void gmem__scan_form_norms(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                                  float *norms) {
+    const gmem__scan_form *form = job->scan->form;
+    const float mean = (float)form->mean, cancellation = GMEM__SCAN_CANCELLATION;
+    gmem__weight weight;
+    memset(&weight, 0, sizeof weight);
+    weight.data = rows->data;
+    weight.type = rows->type;
+    weight.cols = weight.row_stride = job->scan->width;
+    for (int64_t r = 0; r < count; r++) {
+        float square, sum;
+        job->kernels->form(&weight, first + r, form->quadratic, form->linear, &square, &sum);
+        norms[r] = square + 2 * sum + mean * mean;
+        if (!(sqrtf(square) + mean <= cancellation * sqrtf(norms[r]))) norms[r] = (float)NAN;
+    }
+    gmem__scan_norms(job->scan, rows, first, count, norms);
+}
+
+static void gmem__scan_offset(const float *offset, int64_t count, float *scores) {
+    for (int64_t q = 0; q < count; q++)
+        scores[q] += offset[q];
+}
+
+/* tasks ----------------------------------------------------------------------------------------------------------- */
+
+/* products (count, GMEM__SCAN_ROWS) of rows from `first` on. */
+static void gmem__scan_take_rows(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                                 const float *norms, const float *products) {
+    const gmem__scan *scan = job->scan;
+    const float *cuts = scan->cuts + rows->thread * scan->count, *factors = (const float *)job->engine->scratch;
+    int32_t which[GMEM__SCAN_ROWS];
+    for (int64_t q = 0; q < scan->count; q++, products += GMEM__SCAN_ROWS) {
+        const int64_t found = job->kernels->above(products, norms, cuts[q] / factors[q], count, which);
+        for (int64_t i = 0; i < found; i++)
+            scan->take(scan->user, rows->thread, rows->first + first + which[i], q,
+                       factors[q] * products[which[i]] / norms[which[i]]);
+    }
+}
+
+static void gmem__scan_products_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__scan_job *job = (const gmem__scan_job *)job_;
+    const gmem__scan *scan = job->scan;
+    const gmem__scan_rows rows = gmem__scan_rows_of(job, i, scratch);
+    const int64_t step = gmem__scan_step(scan->width), together = gmem__scan_together(scan->count);
+    float norms[GMEM__SCAN_ROWS], products[GMEM__SCAN_FEW * GMEM__SCAN_ROWS];
+    for (int64_t first = 0; first < rows.count; first += GMEM__SCAN_ROWS) {
+        gmem__scan_block block = gmem__scan_block_of(scan, &rows, first);
+        block.query = gmem__scan_laid_out(job->engine);
+        block.queries = together;
+        block.query_step = step;
+        block.products = products;
+        block.squares = norms;
+        job->kernels->scan(&block);
+        if (scan->form) {
+            gmem__scan_form_norms(job, &rows, first, block.rows, norms);
+            for (int64_t q = 0; q < scan->count; q++)
+                for (int64_t r = 0; r < block.rows; r++)
+                    products[q * GMEM__SCAN_ROWS + r] += scan->form->offset[q];
+        } else {
+            gmem__scan_norms(scan, &rows, first, block.rows, norms);
+        }
+        gmem__scan_take_rows(job, &rows, first, block.rows, norms, products);
+    }
+}
+
+/* scores (count, GMEM__NC) of the products of rows from `first` on with all queries. */
+static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                                   const float *norms, float *scores) {
+    const gmem__scan *scan = job->scan;
+    const float *cuts = scan->cuts + rows->thread * scan->count;
+    int32_t which[GMEM__NC];
+    for (int64_t r = 0; r < count; r++, scores += GMEM__NC) {
+        if (scan->form) gmem__scan_offset(scan->form->offset, scan->count, scores);
+        const int64_t found = job->kernels->above(scores, cuts, norms[r], scan->count, which);
+        for (int64_t i = 0; i < found; i++)
+            scan->take(scan->user, rows->thread, rows->first + first + r, which[i], scores[which[i]] / norms[r]);
+    }
+}
+
+/* norms (count), and with `ones` the rows' sums, of rows from `begin` on. */
+static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t begin, int64_t count,
+                               const void *ones, float *norms, float *sums) {
+    for (int64_t first = begin; first < begin + count; first += GMEM__SCAN_ROWS) {
+        gmem__scan_block block = gmem__scan_block_of(job->scan, rows, first);
+        block.rows = gmem__min(block.rows, begin + count - first);
+        if (job->scan->form) {
+            gmem__scan_form_norms(job, rows, first, block.rows, norms + (first - begin));
+            continue;
+        }
+        block.query = ones;
+        block.queries = ones != NULL;
+        block.products = sums + (first - begin);
+        block.squares = norms + (first - begin);
+        job->kernels->scan(&block);
+        gmem__scan_norms(job->scan, rows, first, block.rows, norms + (first - begin));
+    }
+}
+
+static void gmem__scan_gemm_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__scan_job *job = (const gmem__scan_job *)job_;
+    const gmem__scan *scan = job->scan;
+    const gmem__scan_rows rows = gmem__scan_rows_of(job, i, scratch);
+    float norms[GMEM__MC], *scores = scratch + GMEM__SCAN_SCORES;
+    gmem__weight weight;
+    gmem__gemm gemm;
+    gmem__tile tile;
+    memset(&weight, 0, sizeof weight);
+    memset(&gemm, 0, sizeof gemm);
+    weight.data = rows.data;
+    weight.type = rows.type;
+    weight.rows = rows.count;
+    weight.cols = weight.row_stride = scan->width;
+    gemm.weight = &weight;
+    gemm.rows = rows.count;
+    gemm.depth = scan->width;
+    gemm.columns = scan->count;
+    gemm.y = scores;
+    gemm.y_stride = GMEM__NC;
+    tile.row = tile.column = 0;
+    tile.rows = rows.count;
+    tile.columns = scan->count;
+    job->kernels->gemm(&gemm, &tile, (const float *)job->engine->scratch, scratch);
+    gmem__scan_measure(job, &rows, 0, rows.count, NULL, norms, NULL);
+    gmem__scan_take_scores(job, &rows, 0, rows.count, norms, scores);
+}
+
+/* As many strips as the kernel takes at a time: their rows are measured, packed and multiplied with all panels, while
+ * those that follow are fetched. */
+static void gmem__scan_strips(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
+                              uint32_t *strips, float *scores) {
+    const gmem__narrow *narrow = job->narrow;
+    const gmem__narrow_rows *convert = job->kernels->narrow();
+    const gmem__scan *scan = job->scan;
+    const gmem__scan_shared shared = gmem__scan_shared_of(job->engine, narrow, scan);
+    const int64_t words = gmem__scan_words(narrow, scan->width), mr = narrow->mr,
+                  strip_count = gmem__ceil_div(count, mr);
+    const int64_t longest = gmem__ceil_div(words, gmem__ceil_div(words, narrow->block));
+    const int64_t block_words = gmem__round_up(longest, GMEM__TILE_WORDS);
+    const int64_t row_bytes = scan->width * (int64_t)gmem_type_bytes(rows->type);
+    const int int8 = narrow->type == GMEM_I8;
+    const int64_t next = gmem__min(gmem__max(0, rows->count - first - count), narrow->strips * mr);
+    float norms[GMEM__MC], sums[GMEM__MC];
+    gmem__weight weight;
+    gmem__strip_part part;
+    gmem__narrow_block block;
+    gmem__scan_measure(job, rows, first, count, int8 && narrow->unsigned_x ? shared.ones : NULL, norms, sums);
+    memset(&weight, 0, sizeof weight);
+    weight.data = rows->data;
+    weight.type = rows->type;
+    weight.rows = rows->count;
+    weight.cols = weight.row_stride = scan->width;
+    memset(&part, 0, sizeof part);
+    part.words = words;
+    for (int64_t s = 0; s < strip_count; s++) {
+        part.row = first + s * mr;
+        part.rows = gmem__min(mr, count - s * mr);
+        convert->strip(narrow, &weight, &part, strips + s * mr * words);
+    }
+    memset(&block, 0, sizeof block);
+    block.strips = strip_count;
+    block.strip_step = mr * words;
+    block.panel_count = gmem__ceil_div(scan->count, narrow->nr);
+    block.panel_step = words * narrow->nr;
+    block.product = scores;
+    block.product_step = GMEM__NC;
+    for (int64_t word = 0; word < words; word += block_words) {
+        block.weights = strips + word * mr;
+        block.panels = shared.panels + word * narrow->nr;
+        block.words = gmem__min(block_words, words - word);
+        block.first = word == 0;
+        block.next = (const char *)rows->data + (first + count) * row_bytes;
+        block.next_strips = 1;
+        block.next_bytes = word == 0 ? next * row_bytes : 0;
+        narrow->multiply(&block);
+    }
+    for (int64_t r = 0; int8 && r < count; r++)
+        convert->dequantise(scores + r * GMEM__NC, gmem__round_up(scan->count, 16),
+                            narrow->unsigned_x ? 128 * (int32_t)sums[r] : 0, 1, shared.scales);
+    gmem__scan_take_scores(job, rows, first, count, norms, scores);
+}
+
+static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__scan_job *job = (const gmem__scan_job *)job_;
+    const gmem__narrow *narrow = job->narrow;
+    const gmem__scan_rows rows = gmem__scan_rows_of(job, i, scratch);
+    const int64_t together = narrow->strips * narrow->mr;
+    if (narrow->begin) narrow->begin();
+    for (int64_t first = 0; first < rows.count; first += together)
+        gmem__scan_strips(job, &rows, first, gmem__min(together, rows.count - first), (uint32_t *)(void *)scratch,
+                          scratch + GMEM__SCAN_SCORES);
+    if (narrow->end) narrow->end();
+}
+
+static void gmem__scan_odd_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__scan_job *job = (const gmem__scan_job *)job_;
+    job->scan->odd(job->scan->user, gmem__scratch_owner(job->engine, scratch), i);
+}
+
+GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan) {
+    const int64_t row_bytes = scan->width * (scan->fill ? 4 : (int64_t)gmem_type_bytes(scan->type));
+    const int64_t fillable = (GMEM__SCRATCH - GMEM__SCAN_FILLED) / scan->width;
+    void (*task)(const void *job, int64_t i, float *scratch) = gmem__scan_gemm_task;
+    gmem__scan_job job;
+    job.engine = engine;
+    job.kernels = gmem__engine_kernels(engine);
+    job.scan = scan;
+    job.narrow = gmem__scan_narrow(engine, scan);
+    job.block = GMEM__MC / job.kernels->mr * job.kernels->mr;
+    if (scan->how == GMEM__SCAN_NARROW) {
+        task = gmem__scan_narrow_task;
+        job.block = GMEM__MC; /* whole strips of every kernel */
+    }
+    if (scan->how == GMEM__SCAN_PRODUCTS) {
+        task = gmem__scan_products_task;
+        job.block = gmem__max(GMEM__SCAN_ROWS, GMEM__SCAN_BYTES / row_bytes);
+    }
+    if (scan->how == GMEM__SCAN_NONE) {
+        task = gmem__scan_odd_task;
+        job.block = 1;
+    } else if (scan->fill) {
+        job.block = gmem__min(job.block, fillable);
+    }
+    gmem__run_tasks(engine, gmem__ceil_div(scan->rows, job.block), task, &job);
+}
+
+#undef GMEM__SCAN_FEW
+#undef GMEM__SCAN_FEW_WITH_NARROW
+#undef GMEM__SCAN_BYTES
+#undef GMEM__SCAN_CANCELLATION
+#undef GMEM__SCAN_SCORES
+#undef GMEM__SCAN_FILLED
 /* ---- backends/opencl/none.c ---- */
 /* What the rest calls of the OpenCL backend, in a build that leaves it out. */
 
@@ -12160,6 +14767,10 @@ GMEM_API gmem_status gmem_device_check(const gmem_context_desc *desc, double *de
 
 GMEM__FN void gmem__device_close(struct gmem__device *device) { (void)device; }
 GMEM__FN const char *gmem__device_backend(const struct gmem__device *device) {
+    (void)device;
+    return "";
+}
+GMEM__FN const char *gmem__device_kernels(const struct gmem__device *device) {
     (void)device;
     return "";
 }
@@ -12402,7 +15013,7 @@ typedef struct gmem__cl_limits {
     int64_t work_items[3];   /* of a work-group in each dimension */
     int64_t units;           /* compute units */
     int unified;             /* shares the host's memory */
-    int fp16;                /* cl_khr_fp16 */
+    int fp16;                /* f16 arithmetic: cl_khr_fp16, on what is no processor */
     int vector_width;        /* floats of a vector instruction, or 1 */
     int is_cpu;              /* runs on the host's processor */
     const char *unusable;    /* why gmem cannot use it, or NULL */
@@ -12429,6 +15040,7 @@ GMEM__FN gmem_status gmem__cl_pick(const gmem__cl_found *found, int count, const
  */
 #define GMEM__CL_KERNELS(X) \
     X(product)              \
+    X(product_f16)          \
     X(product_tile)         \
     X(finish_product)       \
     X(pack_rows)            \
@@ -12497,18 +15109,28 @@ typedef struct gmem__cl_tuning {
     int shape_count;
 } gmem__cl_tuning;
 
-/* One per context, read by all its networks and never changed once opened, but for the two counters (atomic). */
+/* What products in GMEM_COMPUTE_F16 are computed in: the option -DF16_ARITHMETIC of product.cl. */
+typedef enum gmem__cl_f16 {
+    GMEM__CL_F16_NONE,    /* f32, of operands rounded to f16 */
+    GMEM__CL_F16_NATIVE,  /* f16, of the device */
+    GMEM__CL_F16_STAND_IN /* f16 that is put together of f32, for tests */
+} gmem__cl_f16;
+
+/* One per context, read by all its networks and never changed once opened, but for the last four (atomic). */
 struct gmem__device {
     const gmem_context *context; /* for its allocator, files and log */
     gmem__cl_library library;
     gmem__cl_found found;
     gmem__cl_context cl;
     gmem__cl_program program;
-    int compiled; /* the program, anew: not from the cache folder */
+    int compiled;     /* the program, anew: not from the cache folder */
+    gmem__cl_f16 f16; /* what the program was compiled with; NONE where the context computes in something else */
     gmem__cl_tuning tuning;
-    int64_t next_address;
-    int64_t used;      /* bytes of all buffers, at most found.limits.memory */
     char backend[160]; /* "opencl/NAME" */
+    int64_t next_address;
+    int64_t used;                         /* bytes of all buffers, at most found.limits.memory */
+    int64_t giving;                       /* 1 while somebody goes through ... */
+    struct gmem__device_memory *memories; /* ... the models that are there, the last opened first */
 };
 
 /* selftest.c: runs every operation on small tensors and compares with the scalar CPU's; E_DEVICE_TEST names the one
@@ -12539,6 +15161,7 @@ typedef struct gmem__cl_buffer {
     uint64_t address;
     int64_t bytes;       /* on the device */
     gmem__cl_mem memory; /* NULL: streamed from `host`, as it lies there, when an operation wants it */
+    int64_t users;       /* of a matrix (atomic): streams that may be launching with it; -1: it is streamed */
     /* uploaded memory only: where it comes from, (rows, cols) of `from`, rows row_stride elements apart */
     const void *host;
     const float *scale; /* (rows) host, what multiplies each row of I8; or NULL */
@@ -12553,8 +15176,11 @@ typedef struct gmem__device_memory {
     struct gmem__device *device;
     gmem__cl_buffer *buffers;
     int64_t count, capacity;
-    int64_t resident_bytes, streamed_bytes, largest_streamed;
-    int wraps; /* some buffer's memory is the host's */
+    int64_t resident_bytes, streamed_bytes;
+    int64_t largest_streamed;         /* bytes (atomic) */
+    int wraps;                        /* some buffer's memory is the host's */
+    struct gmem__block *blocks;       /* of the host: what is streamed and lies otherwise in the file */
+    struct gmem__device_memory *next; /* of the device's */
 } gmem__device_memory;
 
 /* Every buffer of the device is made and released by these two, which count. Within the limits, else E_MEMORY.
@@ -12562,6 +15188,15 @@ typedef struct gmem__device_memory {
 GMEM__FN gmem_status gmem__device_buffer(struct gmem__device *device, int64_t bytes, const void *host,
                                          gmem__cl_mem *out, gmem_error *error);
 GMEM__FN void gmem__device_buffer_release(struct gmem__device *device, gmem__cl_mem memory, int64_t bytes);
+/* Makes so much of the device's memory free: where something is lacking, models' matrices that nobody is using give way
+ * to it, and are streamed from then on; the log says so. E_MEMORY where all of them are not enough, and none does. */
+GMEM__FN gmem_status gmem__device_make_room(struct gmem__device *device, int64_t bytes, gmem_error *error);
+/* gmem__device_buffer without `host`, with room made for it, also where only the driver knows that there is none. */
+GMEM__FN gmem_status gmem__device_buffer_make(struct gmem__device *device, int64_t bytes, gmem__cl_mem *out,
+                                              gmem_error *error);
+/* A matrix that is on the device stays there until it is let go of (NULL: nothing is); 0 where it is not. */
+GMEM__FN int gmem__device_buffer_hold(gmem__cl_buffer *buffer);
+GMEM__FN void gmem__device_buffer_let_go(gmem__cl_buffer *buffer);
 /* Bytes of the device's memory that nobody uses. */
 GMEM__FN int64_t gmem__device_left(struct gmem__device *device);
 /* So many bytes of addresses, nobody else's, with room around; 0 where there are no more. */
@@ -12570,7 +15205,7 @@ GMEM__FN uint64_t gmem__device_addresses(struct gmem__device *device, int64_t by
 GMEM__FN int gmem__device_memory_add(const gmem_context *context, gmem__device_memory *memory,
                                      const gmem__cl_buffer *buffer);
 /* The buffer that holds the address, or NULL. */
-GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address);
+GMEM__FN gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address);
 /* Releases the buffers that begin in this run of addresses; all of them, with the list. */
 GMEM__FN void gmem__device_memory_drop(gmem__device_memory *memory, uint64_t address, int64_t bytes);
 GMEM__FN void gmem__device_memory_clear(const gmem_context *context, gmem__device_memory *memory);
@@ -12587,14 +15222,15 @@ enum {
     GMEM__CL_SCRATCHES
 };
 
-/* Buffers through which a stream's weights come; an operation has one weight. And what weights leave for activations,
- * bytes, at most; of small devices a half. */
+/* Buffers through which a stream's weights come; an operation has one weight. And what weights leave for activations
+ * when they are uploaded, bytes, at most; of small devices a quarter. More than that makes weights give way. */
 #define GMEM__CL_POOL        2
 #define GMEM__CL_ACTIVATIONS ((int64_t)1 << 30)
 
 struct gmem__stream {
     struct gmem__device *device;
     const gmem__device_memory *shared; /* of the network, or NULL */
+    gmem__cl_buffer *held;             /* of `shared`: the matrix of the operation at hand; or NULL */
     gmem__device_memory own;           /* of the stream's arenas */
     gmem__cl_queue queue;
     gmem__cl_kernel kernels[GMEM__CL_KERNEL_COUNT]; /* made when first launched */
@@ -12702,7 +15338,8 @@ GMEM__FN void gmem__stream_product(struct gmem__stream *stream, const gmem__cl_p
 /* The epilogue alone, of `columns` of the columns: sums (rows, columns) have taken the place of A B. */
 GMEM__FN void gmem__stream_epilogue(struct gmem__stream *stream, const gmem__cl_product *product, gmem__cl_mem sums,
                                     int64_t first_column, int64_t columns);
-/* The way that a product of WAY_AUTO takes: tuning's table, or the default. */
+/* The way that a product of WAY_AUTO takes: tuning's table, or the default; the `product` kernel with f16 arithmetic,
+ * which the others don't have. */
 GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product);
 /* Good sizes for a device of these limits; whether a device can do them; and as options of the program:
  * "-DITEM_ROWS=8 ...". */
@@ -13121,7 +15758,9 @@ static void gmem__cl_ask_texts(const gmem__cl_asked *asked, gmem__cl_limits *lim
     gmem__cl_ask_name(asked, GMEM__CL_DEVICE_VENDOR, limits->vendor, sizeof limits->vendor);
     gmem__cl_ask_name(asked, GMEM__CL_DRIVER_VERSION, limits->driver, sizeof limits->driver);
     gmem__cl_ask_name(asked, GMEM__CL_DEVICE_VERSION, limits->version, sizeof limits->version);
-    limits->fp16 = gmem__has_word(gmem__cl_ask_text(asked, GMEM__CL_DEVICE_EXTENSIONS, text), "cl_khr_fp16");
+    /* a processor that says so mostly converts, while product_tile has all its registers for f32 */
+    limits->fp16 =
+        !limits->is_cpu && gmem__has_word(gmem__cl_ask_text(asked, GMEM__CL_DEVICE_EXTENSIONS, text), "cl_khr_fp16");
 }
 
 /* Up to three dimensions' limits; devices may have more, and the standard's least is three. */
@@ -13436,7 +16075,7 @@ GMEM__FN const char *const *gmem__cl_source(void) {
     static const char *const lines[] = {
 /* ---- backends/opencl/product.cl.inc ---- */
 "#line 1 \"product.cl\"\n",
-"\n\n\n\n\n\n\n\n\n\n#ifndef ITEM_ROWS\n",
+"\n\n\n\n\n\n\n\n\n\n\n#ifndef ITEM_ROWS\n",
 "#define ITEM_ROWS     8\n",
 "#define ITEM_COLUMNS  4\n",
 "#define GROUP_ROWS    8\n",
@@ -13450,6 +16089,7 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "#define TILE_COLUMNS 256\n",
 "#define TILE_DEPTH   384\n",
 "#endif\n",
+"#define F16_RUN 4\n",
 "\n#define CAT_(a, b)  a##b\n",
 "#define CAT(a, b)   CAT_(a, b)\n",
 "#define VECTOR      CAT(float, TILE_WIDTH)\n",
@@ -13552,6 +16192,9 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "    int has, int activation, float alpha, __global const float *bias, ulong bias_at, __global const float *gate,\\\n",
 "        ulong gate_at, int gate_stride, int tokens, int first_column, __global const float *residual,\\\n",
 "        ulong residual_at, int residual_ld, __global float *c, ulong c_at, int c_ld, int c_stride\n",
+"\n#define EPILOGUE_ARGUMENTS\\\n",
+"    has, activation, alpha, bias, bias_at, gate, gate_at, gate_stride, tokens, first_column, residual, residual_at,\\\n",
+"        residual_ld, c, c_at, c_ld, c_stride\n",
 "\n\n#define EPILOGUE_BEGIN(batch)\\\n",
 "    bias = has & HAS_BIAS ? bias + bias_at : 0;\\\n",
 "    gate = has & HAS_GATE ? gate + gate_at : 0;\\\n",
@@ -13596,6 +16239,7 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "\n\n#define COLUMN_PARAMETERS\\\n",
 "    __global const float *b, ulong b_at, int b_ld, int b_stride, IMAGE_PARAMETERS, __global const float *largest,\\\n",
 "        ulong largest_at, int columns\n",
+"#define COLUMN b, b_at, b_ld, b_stride, IMAGE, largest, largest_at, columns\n",
 "\n\n__kernel void column_scales(__global const float *b, ulong b_at, int b_ld, int b_stride, int depth, int columns,\n",
 "                            __global float *out, ulong out_at, __local float *parts) {\n",
 "    const int column = get_global_id(0), batch = get_global_id(2), y = get_local_id(1), step = get_local_size(1);\n",
@@ -13685,13 +16329,89 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "        for (int k = begin; k < end; k++)\n",
 "            panel_row(b + (ulong)k * b_ld + column, lanes, levels, compute, out + (ulong)k * PANEL);\n",
 "}\n",
-"\n\n\n#define LEFT_STEP  (GROUP_ROWS * ITEM_ROWS + 1)\n",
+"\n\n\n\n\n#define LEFT_STEP  (GROUP_ROWS * ITEM_ROWS + 1)\n",
 "#define RIGHT_STEP (GROUP_COLUMNS * ITEM_COLUMNS)\n",
-"\n\n\n__kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {\n",
-"    __local float left[GROUP_DEPTH * LEFT_STEP], right[GROUP_DEPTH * RIGHT_STEP];\n",
+"\nvoid tile_put(__local float *tile, int step, int k, int at, float value, int f16) {\n",
+"    if (f16)\n",
+"        vstore_half_rte(value, 2 * (k / 2 * step + at) + k % 2, (__local half *)tile);\n",
+"    else\n",
+"        tile[k * step + at] = value;\n",
+"}\n",
+"\n\n#define ITEM_PARAMETERS\\\n",
+"    __local const float *left, __local const float *right, int width, float (*sum)[ITEM_COLUMNS]\n",
+"\nvoid add_products(ITEM_PARAMETERS) {\n",
+"    float part[ITEM_ROWS][ITEM_COLUMNS];\n",
+"#pragma unroll\n",
+"    for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
+"        for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"            part[i][j] = 0.0f;\n",
+"    for (int k = 0; k < GROUP_DEPTH; k++)\n",
+"#pragma unroll\n",
+"        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
+"            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"                part[i][j] = fma(left[k * LEFT_STEP + i], right[k * RIGHT_STEP + j * width], part[i][j]);\n",
+"#pragma unroll\n",
+"    for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
+"        for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"            sum[i][j] += part[i][j];\n",
+"}\n",
+"\n#ifdef F16_ARITHMETIC\n",
+"\n\n#if F16_ARITHMETIC == 1\n",
+"#pragma OPENCL EXTENSION cl_khr_fp16 : enable\n",
+"#define PAIR              half2\n",
+"#define PAIR_AT(tile, at) ((__local const half2 *)(tile))[at]\n",
+"#define PAIR_FMA(a, b, c) fma(a, b, c)\n",
+"#else\n",
+"DEFINE_FUNCTIONS(float2, int2, uint2)\n",
+"#define PAIR              float2\n",
+"#define PAIR_AT(tile, at) vload_half2(at, (__local const half *)(tile))\n",
+"#define PAIR_FMA(a, b, c) float2_to_f16(fma(a, b, c))\n",
+"#endif\n",
+"\n\n\n\n\nvoid add_products_f16(ITEM_PARAMETERS) {\n",
+"    for (int begin = 0; begin < GROUP_DEPTH / 2; begin += F16_RUN) {\n",
+"        PAIR part[ITEM_ROWS][ITEM_COLUMNS];\n",
+"#pragma unroll\n",
+"        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
+"            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"                part[i][j] = (PAIR)(0.0f);\n",
+"        for (int k = begin; k < min(begin + F16_RUN, GROUP_DEPTH / 2); k++)\n",
+"#pragma unroll\n",
+"            for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
+"                for (int j = 0; j < ITEM_COLUMNS; j++)\n",
+"                    part[i][j] = PAIR_FMA(PAIR_AT(left, k * LEFT_STEP + i), PAIR_AT(right, k * RIGHT_STEP + j * width),\n",
+"                                          part[i][j]);\n",
+"#pragma unroll\n",
+"        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
+"            for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
+"                const float2 both = convert_float2(part[i][j]);\n",
+"                sum[i][j] += both.s0 + both.s1;\n",
+"            }\n",
+"    }\n",
+"}\n",
+"\n#endif\n",
+"\n\nfloat sum_again(WEIGHT_PARAMETERS, __global const float *b, int b_ld, IMAGE_PARAMETERS, int row, int column) {\n",
+"    const float scale = type == TYPE_I8 ? a_scale[a_scale_at + row] : 1.0f;\n",
+"    const int2 corner = filter ? patch_corner(column, IMAGE) : (int2)(0, 0);\n",
+"    float sum = 0.0f;\n",
+"    for (int k = 0; k < depth; k++) {\n",
+"        const ulong at = transposed ? (ulong)k * a_ld + row : (ulong)row * a_ld + k;\n",
+"        const float value = filter ? patch_at(b, k, corner, IMAGE) : b[(ulong)k * b_ld + column];\n",
+"        sum = fma(weight_at(a, a_at + at, type) * scale, value, sum);\n",
+"    }\n",
+"    return sum;\n",
+"}\n",
+"\n\n\n\nvoid multiply_groups(int f16, __local float *left, __local float *right, WEIGHT_PARAMETERS, COLUMN_PARAMETERS,\n",
+"                     EPILOGUE_PARAMETERS) {\n",
 "    const int x = get_local_id(0), y = get_local_id(1), width_x = get_local_size(0), width_y = get_local_size(1);\n",
 "    const int batch = get_global_id(2), item = y * width_x + x, items = width_x * width_y;\n",
 "    const int first = get_group_id(0) * width_x * ITEM_COLUMNS + x, group_rows = width_y * ITEM_ROWS;\n",
+"    const int rounding = f16 ? 0 : compute;\n",
 "    int2 corner[ITEM_COLUMNS];\n",
 "    float levels[ITEM_COLUMNS], sum[ITEM_ROWS][ITEM_COLUMNS];\n",
 "    a_at += (ulong)batch * a_stride;\n",
@@ -13715,7 +16435,7 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "            const int inside = row < rows && k0 + k < depth;\n",
 "            const ulong at = transposed ? (ulong)(k0 + k) * a_ld + row : (ulong)row * a_ld + k0 + k;\n",
 "            const float scale = inside && type == TYPE_I8 ? a_scale[a_scale_at + row] : 1.0f;\n",
-"            left[k * LEFT_STEP + r] = inside ? weight_rounded(a, a_at + at, type, scale, compute) : 0.0f;\n",
+"            tile_put(left, LEFT_STEP, k, r, inside ? weight_rounded(a, a_at + at, type, scale, rounding) : 0.0f, f16);\n",
 "        }\n",
 "        for (int k = y; k < GROUP_DEPTH; k += width_y)\n",
 "#pragma unroll\n",
@@ -13724,29 +16444,26 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "                float value = 0.0f;\n",
 "                if (column < columns && k0 + k < depth)\n",
 "                    value = filter ? patch_at(b, k0 + k, corner[j], IMAGE) : b[(ulong)(k0 + k) * b_ld + column];\n",
-"                right[k * RIGHT_STEP + j * width_x + x] = float_rounded(value, compute, levels[j]);\n",
+"                tile_put(right, RIGHT_STEP, k, j * width_x + x, float_rounded(value, rounding, levels[j]), f16);\n",
 "            }\n",
 "        barrier(CLK_LOCAL_MEM_FENCE);\n",
-"        float part[ITEM_ROWS][ITEM_COLUMNS];\n",
-"#pragma unroll\n",
-"        for (int i = 0; i < ITEM_ROWS; i++)\n",
-"#pragma unroll\n",
-"            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
-"                part[i][j] = 0.0f;\n",
-"        for (int k = 0; k < GROUP_DEPTH; k++)\n",
-"#pragma unroll\n",
-"            for (int i = 0; i < ITEM_ROWS; i++)\n",
-"#pragma unroll\n",
-"                for (int j = 0; j < ITEM_COLUMNS; j++)\n",
-"                    part[i][j] = fma(left[k * LEFT_STEP + y * ITEM_ROWS + i], right[k * RIGHT_STEP + j * width_x + x],\n",
-"                                     part[i][j]);\n",
-"#pragma unroll\n",
-"        for (int i = 0; i < ITEM_ROWS; i++)\n",
-"#pragma unroll\n",
-"            for (int j = 0; j < ITEM_COLUMNS; j++)\n",
-"                sum[i][j] += part[i][j];\n",
+"#ifdef F16_ARITHMETIC\n",
+"        if (f16)\n",
+"            add_products_f16(left + y * ITEM_ROWS, right + x, width_x, sum);\n",
+"        else\n",
+"#endif\n",
+"            add_products(left + y * ITEM_ROWS, right + x, width_x, sum);\n",
 "        barrier(CLK_LOCAL_MEM_FENCE);\n",
 "    }\n",
+"    if (f16)\n",
+"#pragma unroll\n",
+"        for (int i = 0; i < ITEM_ROWS; i++)\n",
+"#pragma unroll\n",
+"            for (int j = 0; j < ITEM_COLUMNS; j++) {\n",
+"                const int row = product_row(get_global_id(1), i, ITEM_ROWS, rows, activation);\n",
+"                if (!isfinite(sum[i][j]) && row < rows && first + j * width_x < columns)\n",
+"                    sum[i][j] = sum_again(WEIGHT, b, b_ld, IMAGE, row, first + j * width_x);\n",
+"            }\n",
 "    const int out_rows = activation == ACT_SWIGLU ? rows / 2 : rows;\n",
 "#pragma unroll\n",
 "    for (int i = 0; i < ITEM_ROWS; i++)\n",
@@ -13757,6 +16474,16 @@ GMEM__FN const char *const *gmem__cl_source(void) {
 "                finish(sum[i][j], sum[(i + ITEM_ROWS / 2) % ITEM_ROWS][j], rows, row, column, EPILOGUE);\n",
 "        }\n",
 "}\n",
+"\n\n__kernel void product(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {\n",
+"    __local float left[GROUP_DEPTH * LEFT_STEP], right[GROUP_DEPTH * RIGHT_STEP];\n",
+"    multiply_groups(0, left, right, WEIGHT, COLUMN, EPILOGUE_ARGUMENTS);\n",
+"}\n",
+"\n#ifdef F16_ARITHMETIC\n",
+"__kernel void product_f16(WEIGHT_PARAMETERS, COLUMN_PARAMETERS, EPILOGUE_PARAMETERS) {\n",
+"    __local float left[GROUP_DEPTH / 2 * LEFT_STEP], right[GROUP_DEPTH / 2 * RIGHT_STEP];\n",
+"    multiply_groups(1, left, right, WEIGHT, COLUMN, EPILOGUE_ARGUMENTS);\n",
+"}\n",
+"#endif\n",
 "\n\n\n\n#define EACH_4(X)  X(0) X(1) X(2) X(3)\n",
 "#define EACH_6(X)  EACH_4(X) X(4) X(5)\n",
 "#define EACH_8(X)  EACH_6(X) X(6) X(7)\n",
@@ -14277,9 +17004,10 @@ typedef struct gmem__cl_options {
 } gmem__cl_options;
 
 static const char *gmem__program_options(const struct gmem__device *device, gmem__cl_options *out) {
-    char tiles[400];
-    snprintf(out->text, sizeof out->text, "-cl-std=CL1.2 %s",
-             gmem__product_options(&device->tuning.tiles, tiles, sizeof tiles));
+    char tiles[400], f16[32] = "";
+    if (device->f16 != GMEM__CL_F16_NONE) snprintf(f16, sizeof f16, " -DF16_ARITHMETIC=%d", (int)device->f16);
+    snprintf(out->text, sizeof out->text, "-cl-std=CL1.2 %s%s",
+             gmem__product_options(&device->tuning.tiles, tiles, sizeof tiles), f16);
     return out->text;
 }
 
@@ -15115,6 +17843,7 @@ static const struct gmem__tune_layer {
 #define GMEM__TUNE_C ((int64_t)6144 * 256)
 
 #define GMEM__TUNE_SECONDS   60
+#define GMEM__TUNE_COMPILE   15 /* seconds of a processor's compiler, until it has been seen at work; a GPU's take 3 */
 #define GMEM__TUNE_TOLERANCE 1e-5 /* relative L2: a sum in another order stays far below, anything wrong far above */
 #define GMEM__TUNE_RUNS      3
 #define GMEM__TUNE_ENOUGH    0.2 /* seconds of runs */
@@ -15132,7 +17861,7 @@ typedef struct gmem__tune_track {
     gmem__tune_goal goal;
     int has_best, seeds; /* seeds tried */
     gmem__tune_point best;
-    double spent, last;               /* seconds of all tries and of the last */
+    double spent, longest;            /* seconds of all tries and of the longest */
     uint64_t tried[GMEM__TUNE_TRIED]; /* hashes */
     int tried_count;
 } gmem__tune_track;
@@ -15141,7 +17870,7 @@ typedef struct gmem__tuner {
     const gmem_context *context;
     const gmem_tune_desc *desc;
     gmem_tune_report *report;
-    double began, limit, measuring; /* the last: seconds that one measurement of all shapes takes, about */
+    double began, limit, measuring; /* the last: seconds that a measurement of all shapes has taken at most */
     /* of the host */
     float *a, *b, *c, *expected; /* expected: the shapes' results one after the other */
     int64_t expected_at[GMEM__TUNE_LAYERS + 1];
@@ -15166,6 +17895,13 @@ typedef struct gmem__tuner {
 static double gmem__tune_elapsed(const gmem__tuner *tuner) {
     return tuner->desc->clock(tuner->desc->user) - tuner->began;
 }
+
+/* Whether something that takes so long is done in time. */
+static int gmem__tune_has_time(const gmem__tuner *tuner, double seconds) {
+    return gmem__tune_elapsed(tuner) + seconds <= tuner->limit;
+}
+
+static double gmem__tune_longer(double a, double b) { return a > b ? a : b; }
 
 static gmem_status gmem__tune_tell(const gmem__tuner *tuner, const char *what, gmem_error *error) {
     if (!tuner->desc->progress || !tuner->desc->progress(tuner->desc->user, gmem__tune_elapsed(tuner), what))
@@ -15309,11 +18045,11 @@ static gmem_status gmem__tune_measure_all(gmem__tuner *tuner, gmem__cl_way way, 
     const double start = gmem__tune_elapsed(tuner);
     for (int i = 0; i < GMEM_TUNE_SHAPES; i++) {
         seconds[i] = 0;
-        if (gmem__tune_elapsed(tuner) >= tuner->limit) continue;
+        if (!gmem__tune_has_time(tuner, tuner->measuring / GMEM_TUNE_SHAPES)) continue;
         GMEM__TRY(gmem__tune_tell(tuner, what, error));
         seconds[i] = gmem__tune_measure(tuner, i, way, 1);
     }
-    tuner->measuring = gmem__tune_elapsed(tuner) - start;
+    tuner->measuring = gmem__tune_longer(tuner->measuring, gmem__tune_elapsed(tuner) - start);
     return GMEM_OK;
 }
 
@@ -15437,19 +18173,26 @@ static void gmem__tune_try(gmem__tuner *tuner, gmem__tune_set_id id) {
     } else if (!is_own && track->has_best) {
         gmem__tune_apply(&tuner->trial, id, &track->best, NULL); /* it was taken before */
     }
-    track->last = gmem__tune_elapsed(tuner) - start;
-    track->spent += track->last;
+    const double seconds = gmem__tune_elapsed(tuner) - start;
+    track->longest = gmem__tune_longer(track->spent > 0 ? track->longest : 0, seconds);
+    track->spent += seconds;
 }
 
-/* What the next try of a set may take: CLBlast's kernels are one program, which every try compiles. */
+/* What the next try of a set may take: as long as the longest so far. CLBlast's kernels are one program, which every
+ * try compiles. */
 static double gmem__tune_cost(const gmem__tuner *tuner, gmem__tune_set_id id) {
-    double cost = tuner->tracks[id].last;
+    double cost = tuner->tracks[id].longest;
     for (int other = 0; id < GMEM__TUNE_CLBLAST_SETS && other < GMEM__TUNE_CLBLAST_SETS; other++)
-        if (tuner->tracks[other].last > cost) cost = tuner->tracks[other].last;
+        cost = gmem__tune_longer(cost, tuner->tracks[other].longest);
     return cost;
 }
 
-/* What was found is compiled and measured once more at the end. */
+/* Before anything was compiled. */
+static double gmem__tune_guess(const gmem__tuner *tuner) {
+    return tuner->trial.found.limits.is_cpu ? GMEM__TUNE_COMPILE : GMEM__TUNE_COMPILE / 5;
+}
+
+/* What was found is compiled and measured once more at the end, if there is time. */
 static double gmem__tune_reserve(const gmem__tuner *tuner) {
     double seconds = 0;
     for (int id = 0; id < GMEM__TUNE_SETS; id++)
@@ -15476,12 +18219,12 @@ static int gmem__tune_choose(const gmem__tuner *tuner) {
 }
 
 static void gmem__tune_open_track(gmem__tuner *tuner, gmem__tune_set_id id, gmem__tune_goal goal, double weight,
-                                  double last) {
+                                  double longest) {
     gmem__tune_track *track = &tuner->tracks[id];
     track->open = 1;
     track->goal = goal;
     track->weight = weight;
-    track->last = last;
+    track->longest = longest;
 }
 
 /* CLBlast's own parameters cannot be asked for, so that those of the small kernels are set to something known before
@@ -15510,7 +18253,7 @@ static void gmem__tune_begin_own(gmem__tuner *tuner) {
     tuner->best[GMEM__GOAL_OWN] = 0;
     for (int i = 0; i < GMEM_TUNE_SHAPES; i++)
         if (gmem__tune_layers[i].searched) tuner->best[GMEM__GOAL_OWN] += tuner->own_first[i];
-    gmem__tune_open_track(tuner, id, GMEM__GOAL_OWN, 6, 0);
+    gmem__tune_open_track(tuner, id, GMEM__GOAL_OWN, 6, gmem__tune_guess(tuner));
 }
 
 static gmem_status gmem__tune_search(gmem__tuner *tuner, gmem_error *error) {
@@ -15549,7 +18292,9 @@ static gmem_status gmem__tune_finish_own(gmem__tuner *tuner, gmem__cl_tiles *til
         if (tuner->own_first[i] > 0 && (own[i] == 0 || tuner->own_first[i] < own[i])) own[i] = tuner->own_first[i];
     if (!tuner->tracks[id].has_best) return GMEM_OK;
     gmem__tune_set_tiles(&found, id, &tuner->tracks[id].best);
-    if (memcmp(&found, tiles, sizeof found) == 0 || !gmem__tune_use_tiles(tuner, &found)) return GMEM_OK;
+    if (memcmp(&found, tiles, sizeof found) == 0) return GMEM_OK;
+    if (!gmem__tune_has_time(tuner, gmem__tune_cost(tuner, id) + tuner->measuring)) return GMEM_OK;
+    if (!gmem__tune_use_tiles(tuner, &found)) return GMEM_OK;
     GMEM__TRY(gmem__tune_measure_all(tuner, tuner->own_way, what, again, error));
     if (gmem__tune_sum(again) >= gmem__tune_sum(own) || !gmem__tune_is_right(tuner, tuner->own_way)) return GMEM_OK;
     *tiles = found;
@@ -15576,7 +18321,9 @@ static gmem_status gmem__tune_finish_clblast(gmem__tuner *tuner, gmem__tune_foun
     memset(tuned, 0, sizeof mixed);
     for (int goal = GMEM__GOAL_INDIRECT; goal <= GMEM__GOAL_DIRECT; goal++) {
         const double other = tuner->best[GMEM__GOAL_INDIRECT + GMEM__GOAL_DIRECT - goal];
+        const gmem__tune_set_id id = goal == GMEM__GOAL_DIRECT ? GMEM__TUNE_XGEMM_DIRECT : GMEM__TUNE_XGEMM;
         if (tuner->best[goal] == DBL_MAX || tuner->best[goal] / GMEM__TUNE_HOPELESS > other) continue;
+        if (!gmem__tune_has_time(tuner, gmem__tune_cost(tuner, id) + tuner->measuring)) continue;
         GMEM__TRY(gmem__tune_set_routine(tuner, goal == GMEM__GOAL_DIRECT ? GMEM__TUNE_ALWAYS : 1, error));
         GMEM__TRY(gmem__tune_measure_all(tuner, GMEM__CL_WAY_CLBLAST, "all shapes by CLBlast", seconds[goal], error));
         if (!gmem__tune_is_right(tuner, GMEM__CL_WAY_CLBLAST)) memset(seconds[goal], 0, sizeof seconds[goal]);
@@ -15626,7 +18373,6 @@ static void gmem__tune_choose_ways(const gmem__tuner *tuner, gmem__tune_found *f
 
 static gmem_status gmem__tune_finish(gmem__tuner *tuner, gmem__tune_found *found, gmem_error *error) {
     double own[GMEM_TUNE_SHAPES], tuned[GMEM_TUNE_SHAPES];
-    tuner->limit = DBL_MAX; /* time for this was left */
     memset(found, 0, sizeof *found);
     GMEM__TRY(gmem__tune_finish_own(tuner, &found->tuning.tiles, own, error));
     GMEM__TRY(gmem__tune_finish_clblast(tuner, found, tuned, error));
@@ -15691,8 +18437,8 @@ static gmem_status gmem__tune_prepare(gmem__tuner *tuner, gmem_error *error) {
     return gmem__tune_open_stream(tuner, error);
 }
 
-/* The own kernel for this kind of device, measured whatever the time; or the other one, where that is faster at one
- * shape. */
+/* The own kernel for this kind of device, measured whatever the time; or the other one, where there is time for it and
+ * it is faster at one shape. */
 static gmem_status gmem__tune_measure_own(gmem__tuner *tuner, gmem_error *error) {
     const int is_cpu = tuner->trial.found.limits.is_cpu, shape = 1;
     const gmem__cl_way other = is_cpu ? GMEM__CL_WAY_OWN : GMEM__CL_WAY_TILE;
@@ -15701,7 +18447,7 @@ static gmem_status gmem__tune_measure_own(gmem__tuner *tuner, gmem_error *error)
     tuner->limit = DBL_MAX;
     gmem_status status = gmem__tune_measure_all(tuner, tuner->own_way, "the own kernels", tuner->own_first, error);
     tuner->limit = limit;
-    if (status != GMEM_OK || gmem__tune_elapsed(tuner) > limit / 4) return status;
+    if (status != GMEM_OK || !gmem__tune_has_time(tuner, gmem__tune_guess(tuner) + tuner->measuring)) return status;
     const double seconds = gmem__tune_measure(tuner, shape, other, 0);
     if (seconds == 0 || (tuner->own_first[shape] > 0 && seconds >= tuner->own_first[shape])) return GMEM_OK;
     tuner->own_way = other;
@@ -15715,7 +18461,7 @@ static gmem_status gmem__tune_work(gmem__tuner *tuner, gmem__tune_found *found, 
     GMEM__TRY(gmem__tune_prepare(tuner, error));
     GMEM__TRY(gmem__tune_measure_own(tuner, error));
     if (gmem__tune_sum(tuner->own_first) < DBL_MAX) gmem__tune_begin_own(tuner);
-    if (tuner->trial.library.has_clblast && gmem__tune_elapsed(tuner) < tuner->limit) {
+    if (tuner->trial.library.has_clblast && gmem__tune_has_time(tuner, gmem__tune_guess(tuner))) {
         const double start = gmem__tune_elapsed(tuner);
         GMEM__TRY(gmem__tune_tell(tuner, "CLBlast", error));
         gmem__tune_measure(tuner, 1, GMEM__CL_WAY_CLBLAST, 0);
@@ -15858,7 +18604,8 @@ static gmem_status gmem__device_try(struct gmem__device *device, const char *cac
     return gmem__device_test(device, error);
 }
 
-/* A program that works. Where one from the cache folder does not, a driver may have changed without saying so. */
+/* A program that works. Where one from the cache folder does not, a driver may have changed without saying so; where
+ * one with f16 arithmetic does not, one without it may. */
 static gmem_status gmem__device_load(struct gmem__device *device, const char *cache_dir, gmem_error *error) {
     gmem_error why;
     gmem_status status = gmem__device_try(device, cache_dir, &why);
@@ -15867,11 +18614,27 @@ static gmem_status gmem__device_load(struct gmem__device *device, const char *ca
         gmem__device_unload(device);
         status = gmem__device_try(device, NULL, &why);
     }
+    if (device->f16 != GMEM__CL_F16_NONE && (status == GMEM_E_DEVICE || status == GMEM_E_DEVICE_TEST)) {
+        gmem__log(device->context, "products in f16 are computed in f32, for f16 arithmetic fails: %s", why.message);
+        gmem__device_unload(device);
+        device->f16 = GMEM__CL_F16_NONE;
+        return gmem__device_load(device, cache_dir, error);
+    }
     if (status == GMEM_OK)
         gmem__device_keep(device, cache_dir);
     else if (error)
         *error = why;
     return status;
+}
+
+/* What products in f16 are computed in; where that is f32, why. */
+static void gmem__device_choose_f16(struct gmem__device *device) {
+    const gmem__cl_limits *limits = &device->found.limits;
+    if (limits->fp16)
+        device->f16 = GMEM__CL_F16_NATIVE;
+    else
+        gmem__log(device->context, "products in f16 are computed in f32, for the device %s",
+                  limits->is_cpu ? "is a processor" : "has no cl_khr_fp16");
 }
 
 static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gmem__device *device, gmem_error *error) {
@@ -15882,6 +18645,7 @@ static gmem_status gmem__device_prepare(const gmem_context_desc *desc, struct gm
     gmem__device_limit(&device->found.limits, desc->device_memory);
     snprintf(device->backend, sizeof device->backend, "opencl/%s", device->found.limits.name);
     GMEM__TRY(gmem__device_start(device, error));
+    if (desc->compute == GMEM_COMPUTE_F16) gmem__device_choose_f16(device);
     device->tuning.tiles = gmem__product_tiles(&device->found.limits);
     gmem__device_tuning_load(device, desc->cache_dir);
     GMEM__TRY(gmem__device_load(device, desc->cache_dir, error));
@@ -15913,6 +18677,10 @@ GMEM__FN void gmem__device_close(struct gmem__device *device) {
 }
 
 GMEM__FN const char *gmem__device_backend(const struct gmem__device *device) { return device->backend; }
+
+GMEM__FN const char *gmem__device_kernels(const struct gmem__device *device) {
+    return device->f16 == GMEM__CL_F16_NONE ? "opencl" : "opencl-f16";
+}
 
 /* the public list ------------------------------------------------------------------------------------------------- */
 
@@ -15987,8 +18755,9 @@ GMEM_API gmem_status gmem_device_check(const gmem_context_desc *desc, double *de
 #include <sys/time.h>
 #endif
 
-#define GMEM__TEST_FLOATS 2048 /* of each tensor */
-#define GMEM__TEST_BAR    1e-4 /* relative L2; right ones differ by less than 1e-6 */
+#define GMEM__TEST_FLOATS       2048 /* of each tensor */
+#define GMEM__TEST_BAR          1e-4 /* relative L2; right ones differ by less than 1e-6 */
+#define GMEM__TEST_COUNT(cases) (sizeof(cases) / sizeof *(cases))
 
 /* The tensors of a case, all filled before it. Y is compared, and read by what works in place. */
 enum {
@@ -16076,6 +18845,33 @@ static void gmem__test_linear(const gmem__engine *engine, const gmem__test_case 
     op.gate = test->with & GMEM__TEST_GATE ? gmem__test_vector(at, 6) : NULL;
     op.gate_stride = 40;
     op.tokens = GMEM__TEST_TOKENS;
+    engine->ops->linear(engine, &op);
+}
+
+/* Small integers as the weights, times 2^kind as x: products and sums are exact in f16, or beyond its range, or lost
+ * where it has no subnormal numbers. The gate makes them small integers again. */
+static void gmem__test_linear_f16(const gmem__engine *engine, const gmem__test_case *test, float *const *at) {
+    enum { ROWS = 26, DEPTH = 37 };
+    float values[GMEM__TEST_FLOATS] = {0};
+    gmem__weight weight = gmem__test_weight(at, GMEM_F32, ROWS, DEPTH);
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    engine->ops->upload(engine, at[GMEM__TEST_Y], values, GMEM__TEST_FLOATS);
+    for (int i = 0; i < ROWS * DEPTH; i++)
+        values[i] = (float)(i * 7 % 5 - 1);
+    engine->ops->upload(engine, at[GMEM__TEST_F32], values, ROWS * DEPTH);
+    for (int i = 0; i < GMEM__TEST_COLUMNS * DEPTH; i++)
+        values[i] = ldexpf((float)(i * 5 % 6 - 2), test->kind);
+    engine->ops->upload(engine, at[GMEM__TEST_WORK], values, GMEM__TEST_COLUMNS * DEPTH);
+    for (int i = 0; i < GMEM__TEST_FLOATS; i++) /* all: where only a part is written, oclgrind forgets the others */
+        values[i] = ldexpf(1.0f / 16, -test->kind);
+    engine->ops->upload(engine, at[GMEM__TEST_VECTORS], values, GMEM__TEST_FLOATS);
+    if (engine->stream) weight.compute = GMEM_COMPUTE_F16; /* which no CPU's kernel does, and gives the same */
+    op.weight = &weight;
+    op.x = at[GMEM__TEST_WORK];
+    op.y = at[GMEM__TEST_Y];
+    op.x_stride = op.y_stride = op.columns = op.tokens = GMEM__TEST_COLUMNS;
+    op.gate = gmem__test_vector(at, 6);
     engine->ops->linear(engine, &op);
 }
 
@@ -16337,6 +19133,13 @@ static const gmem__test_case gmem__test_cases[] = {
     {"change", gmem__test_change, 0, 0, 0},
 };
 
+/* Of contexts that compute in f16 alone, and the first of them: what fails here is tried again without. */
+static const gmem__test_case gmem__test_cases_f16[] = {
+    {"linear (in f16)", gmem__test_linear_f16, 0, 0, 0},
+    {"linear (in f16, large)", gmem__test_linear_f16, 14, 0, 0},
+    {"linear (in f16, subnormal)", gmem__test_linear_f16, -22, 0, 0},
+};
+
 /* the comparison -------------------------------------------------------------------------------------------------- */
 
 /* An engine with the tensors in its memory. */
@@ -16429,6 +19232,13 @@ static gmem_status gmem__test_compare(const gmem__test_case *test, const struct 
                       test->name, gmem__format_double(&number, difference));
 }
 
+static gmem_status gmem__test_each(const gmem__test_case *cases, size_t count, const struct gmem__device *device,
+                                   const gmem__test_side *sides, gmem_error *error) {
+    for (size_t i = 0; i < count; i++)
+        GMEM__TRY(gmem__test_compare(&cases[i], device, sides, error));
+    return GMEM_OK;
+}
+
 GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *error) {
     gmem__test_side sides[2];
     gmem_status status;
@@ -16440,8 +19250,10 @@ GMEM__FN gmem_status gmem__device_test(struct gmem__device *device, gmem_error *
     GMEM__TRY(gmem__stream_open(device, NULL, &sides[1].engine.stream, error));
     status = gmem__test_side_open(&sides[0], error);
     if (status == GMEM_OK) status = gmem__test_side_open(&sides[1], error);
-    for (size_t i = 0; i < sizeof gmem__test_cases / sizeof *gmem__test_cases && status == GMEM_OK; i++)
-        status = gmem__test_compare(&gmem__test_cases[i], device, sides, error);
+    if (status == GMEM_OK && device->context->compute == GMEM_COMPUTE_F16)
+        status = gmem__test_each(gmem__test_cases_f16, GMEM__TEST_COUNT(gmem__test_cases_f16), device, sides, error);
+    if (status == GMEM_OK)
+        status = gmem__test_each(gmem__test_cases, GMEM__TEST_COUNT(gmem__test_cases), device, sides, error);
     gmem__test_side_close(&sides[1]);
     gmem__test_side_close(&sides[0]);
     gmem__stream_close(sides[1].engine.stream);
@@ -16511,6 +19323,7 @@ GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double se
 #undef GMEM__TEST_POSIX
 #undef GMEM__TEST_FLOATS
 #undef GMEM__TEST_BAR
+#undef GMEM__TEST_COUNT
 
 #endif /* GMEM_NO_OPENCL */
 /* ---- backends/opencl/memory.c ---- */
@@ -16527,11 +19340,22 @@ GMEM__FN gmem_status gmem__device_seconds(struct gmem__device *device, double se
 /* Adds and returns what was there before. */
 static int64_t gmem__count_up(int64_t *counter, int64_t by) {
 #if defined(__GNUC__) || defined(__clang__)
-    return __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+    return __atomic_fetch_add(counter, by, __ATOMIC_ACQ_REL);
 #else /* networks of one context may then not be opened by two threads at once */
     const int64_t before = *counter;
     *counter += by;
     return before;
+#endif
+}
+
+/* Replaces `old`, and nothing else; returns whether it was there. */
+static int gmem__replace(int64_t *value, int64_t old, int64_t by) {
+#if defined(__GNUC__) || defined(__clang__)
+    return GMEM__ATOMIC_CLAIM(value, &old, by);
+#else
+    if (*value != old) return 0;
+    *value = by;
+    return 1;
 #endif
 }
 
@@ -16620,7 +19444,7 @@ static int64_t gmem__device_memory_search(const gmem__device_memory *memory, uin
     return low;
 }
 
-GMEM__FN const gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address) {
+GMEM__FN gmem__cl_buffer *gmem__device_memory_find(const gmem__device_memory *memory, uint64_t address) {
     const int64_t i = gmem__device_memory_search(memory, address);
     return i < memory->count && memory->buffers[i].address <= address ? &memory->buffers[i] : NULL;
 }
@@ -16643,9 +19467,37 @@ GMEM__FN void gmem__device_memory_clear(const gmem_context *context, gmem__devic
     memory->count = memory->capacity = 0;
 }
 
+/* The device's models, which one at a time goes through: seldom, and without waiting for the device. */
+static void gmem__device_models_lock(struct gmem__device *device) {
+    while (!gmem__replace(&device->giving, 0, 1))
+        continue;
+}
+
+static void gmem__device_models_unlock(struct gmem__device *device) { GMEM__ATOMIC_STORE(&device->giving, 0); }
+
+static void gmem__device_models_add(gmem__device_memory *memory) {
+    struct gmem__device *device = memory->device;
+    gmem__device_models_lock(device);
+    memory->next = device->memories;
+    device->memories = memory;
+    gmem__device_models_unlock(device);
+}
+
+static void gmem__device_models_remove(const gmem__device_memory *memory) {
+    struct gmem__device *device = memory->device;
+    gmem__device_models_lock(device);
+    gmem__device_memory **at = &device->memories;
+    while (*at && *at != memory)
+        at = &(*at)->next;
+    if (*at) *at = memory->next;
+    gmem__device_models_unlock(device);
+}
+
 GMEM__FN void gmem__device_memory_free(const gmem_context *context, struct gmem__device_memory *memory) {
     if (!memory) return;
+    gmem__device_models_remove(memory);
     gmem__device_memory_clear(context, memory);
+    gmem__blocks_free(context, &memory->blocks);
     gmem__free(context, memory, 1, sizeof *memory);
 }
 
@@ -16768,7 +19620,7 @@ static float gmem__largest_of(const float *x, int64_t count) {
 
 /* As the CPU's kernels quantise (narrow.inc): divided by max |x| / 127, to nearest even. A row that is not finite gets
  * zeros and the scale NaN. */
-static void gmem__quantise_row(const float *x, int64_t count, float *scale, signed char *out) {
+static void gmem__cl_quantise_row(const float *x, int64_t count, float *scale, signed char *out) {
     *scale = gmem__largest_of(x, count) / 127;
     const float inverse = *scale > 0 ? 1 / *scale : 0;
     for (int64_t i = 0; i < count; i++) {
@@ -16790,7 +19642,7 @@ static void gmem__convert_row(const gmem__cl_buffer *buffer, int64_t row, float 
     for (int64_t i = 0; buffer->scale && i < buffer->cols; i++)
         values[i] *= buffer->scale[row];
     if (buffer->to == GMEM_I8)
-        gmem__quantise_row(values, buffer->cols, buffer->measured + row, (signed char *)out);
+        gmem__cl_quantise_row(values, buffer->cols, buffer->measured + row, (signed char *)out);
     else
         gmem_convert_f32(values, buffer->cols, buffer->to, out);
 }
@@ -16799,6 +19651,106 @@ static void gmem__convert_rows(const gmem__cl_buffer *buffer, int64_t row, int64
     const int64_t bytes = buffer->cols * (int64_t)gmem_type_bytes(buffer->to);
     for (int64_t r = 0; r < count; r++)
         gmem__convert_row(buffer, row + r, values, (char *)out + r * bytes);
+}
+
+/* What is streamed again and again is converted once, on the host; 0 without memory. */
+static int gmem__make_ready(gmem__device_memory *memory, gmem__cl_buffer *buffer) {
+    const gmem_context *context = memory->device->context;
+    if (gmem__lies_ready(buffer)) return 1;
+    void *copy = gmem__blocks_take_raw(context, &memory->blocks, buffer->bytes);
+    float *values = (float *)gmem__alloc_raw(context, buffer->cols, sizeof *values);
+    if (copy && values) {
+        gmem__convert_rows(buffer, 0, buffer->rows, values, copy);
+        buffer->host = copy;
+        buffer->scale = NULL;
+        buffer->from = buffer->to;
+        buffer->row_stride = buffer->cols;
+    }
+    gmem__free(context, values, buffer->cols, sizeof *values);
+    return copy && values;
+}
+
+/* giving way ------------------------------------------------------------------------------------------------------ */
+
+GMEM__FN int gmem__device_buffer_hold(gmem__cl_buffer *buffer) {
+    int64_t users = GMEM__ATOMIC_LOAD(&buffer->users);
+    while (users >= 0 && !gmem__replace(&buffer->users, users, users + 1))
+        users = GMEM__ATOMIC_LOAD(&buffer->users);
+    return users >= 0;
+}
+
+GMEM__FN void gmem__device_buffer_let_go(gmem__cl_buffer *buffer) {
+    if (buffer) (void)gmem__count_up(&buffer->users, -1);
+}
+
+static void gmem__count_streamed(gmem__device_memory *memory, const gmem__cl_buffer *buffer) {
+    memory->streamed_bytes += buffer->bytes;
+    if (memory->largest_streamed < buffer->bytes) GMEM__ATOMIC_STORE(&memory->largest_streamed, buffer->bytes);
+}
+
+/* What the device holds of matrices. */
+static int64_t gmem__device_givable(struct gmem__device *device) {
+    int64_t bytes = 0;
+    gmem__device_models_lock(device);
+    for (const gmem__device_memory *memory = device->memories; memory; memory = memory->next)
+        for (int64_t i = 0; i < memory->count; i++)
+            if (memory->buffers[i].is_matrix && memory->buffers[i].memory) bytes += memory->buffers[i].bytes;
+    gmem__device_models_unlock(device);
+    return bytes;
+}
+
+/* From now on the matrix is streamed, unless somebody uses it. Commands that do keep the driver's memory until they are
+ * done. Returns its bytes, or 0. */
+static int64_t gmem__buffer_give_way(gmem__device_memory *memory, gmem__cl_buffer *buffer) {
+    if (!buffer->is_matrix || GMEM__ATOMIC_LOAD(&buffer->users) != 0) return 0;
+    if (!gmem__make_ready(memory, buffer)) return 0;
+    if (!gmem__replace(&buffer->users, 0, -1)) return 0; /* somebody has come */
+    gmem__device_buffer_release(memory->device, buffer->memory, buffer->bytes);
+    buffer->memory = NULL;
+    memory->resident_bytes -= buffer->bytes;
+    gmem__count_streamed(memory, buffer);
+    return buffer->bytes;
+}
+
+/* So many bytes of matrices, or as many as can. The model opened last, which is the decoder where there is one, runs
+ * least often; of a model it is the end that is streamed. */
+static int64_t gmem__device_give_way(struct gmem__device *device, int64_t bytes) {
+    int64_t given = 0;
+    gmem__device_models_lock(device);
+    for (gmem__device_memory *memory = device->memories; memory; memory = memory->next)
+        for (int64_t i = memory->count - 1; i >= 0 && given < bytes; i--)
+            given += gmem__buffer_give_way(memory, &memory->buffers[i]);
+    gmem__device_models_unlock(device);
+    if (given)
+        gmem__log(device->context, "%s: %lld MB of weights give way to activations and are streamed from now on",
+                  device->found.limits.name, (long long)(given + 999999) / 1000000);
+    return given;
+}
+
+static gmem_status gmem__fail_room(struct gmem__device *device, int64_t bytes, gmem_error *error) {
+    const gmem__cl_limits *limits = &device->found.limits;
+    return gmem__fail(error, GMEM_E_MEMORY, "%s: %lld bytes are wanted, %lld of %lld are in use", limits->name,
+                      (long long)bytes, (long long)(limits->memory - gmem__device_left(device)),
+                      (long long)limits->memory);
+}
+
+GMEM__FN gmem_status gmem__device_make_room(struct gmem__device *device, int64_t bytes, gmem_error *error) {
+    const int64_t lacking = bytes - gmem__device_left(device);
+    if (lacking <= 0) return GMEM_OK;
+    if (lacking <= gmem__device_givable(device) && gmem__device_give_way(device, lacking) >= lacking) return GMEM_OK;
+    return gmem__fail_room(device, bytes, error);
+}
+
+GMEM__FN gmem_status gmem__device_buffer_make(struct gmem__device *device, int64_t bytes, gmem__cl_mem *out,
+                                              gmem_error *error) {
+    gmem_error why;
+    gmem_status status = GMEM_OK;
+    if (bytes <= device->found.limits.largest) GMEM__TRY(gmem__device_make_room(device, bytes, error));
+    do
+        status = gmem__device_buffer(device, bytes, NULL, out, &why);
+    while (status == GMEM_E_MEMORY && bytes <= device->found.limits.largest && gmem__device_give_way(device, bytes));
+    if (status != GMEM_OK && error) *error = why;
+    return status;
 }
 
 /* upload ---------------------------------------------------------------------------------------------------------- */
@@ -16846,32 +19798,21 @@ static int gmem__upload_wrap(const gmem__upload *upload, gmem__cl_buffer *buffer
     if (!gmem__lies_ready(buffer) || (uintptr_t)buffer->host % GMEM__WRAP_ALIGN) return 0;
     if (gmem__device_buffer(device, buffer->bytes, buffer->host, &buffer->memory, NULL) != GMEM_OK) return 0;
     upload->memory->wraps = 1;
+    upload->memory->resident_bytes += buffer->bytes;
     return 1;
 }
 
-static gmem_status gmem__upload_resident(const gmem__upload *upload, gmem__cl_buffer *buffer) {
+static gmem_status gmem__upload_fill(const gmem__upload *upload, const gmem__cl_buffer *buffer) {
     upload->memory->resident_bytes += buffer->bytes;
-    if (gmem__upload_wrap(upload, buffer)) return GMEM_OK;
-    GMEM__TRY(gmem__device_buffer(upload->store->device, buffer->bytes, NULL, &buffer->memory, upload->error));
     if (!gmem__lies_ready(buffer)) return gmem__upload_converted(upload, buffer);
     return gmem__upload_write(upload, buffer->memory, 0, buffer->bytes, buffer->host);
 }
 
-/* What is streamed again and again is converted once, on the host. */
 static gmem_status gmem__upload_streamed(const gmem__upload *upload, gmem__cl_buffer *buffer) {
-    gmem__store *store = upload->store;
-    if (gmem__lies_ready(buffer)) return GMEM_OK;
-    void *copy = gmem__blocks_take_raw(store->context, &store->blocks, buffer->bytes);
-    float *values = (float *)gmem__alloc_raw(store->context, buffer->cols, sizeof *values);
-    if (copy && values) {
-        gmem__convert_rows(buffer, 0, buffer->rows, values, copy);
-        buffer->host = copy;
-        buffer->scale = NULL;
-        buffer->from = buffer->to;
-        buffer->row_stride = buffer->cols;
-    }
-    gmem__free(store->context, values, buffer->cols, sizeof *values);
-    return copy && values ? GMEM_OK : gmem__fail_host_memory(store, upload->error);
+    if (!gmem__make_ready(upload->memory, buffer)) return gmem__fail_host_memory(upload->store, upload->error);
+    buffer->users = -1;
+    gmem__count_streamed(upload->memory, buffer);
+    return GMEM_OK;
 }
 
 /* How many of a weight's rows go into one buffer: all, or where that is too large as many as fit. Of more than a few,
@@ -16934,42 +19875,52 @@ static int64_t gmem__upload_room(const gmem__device_memory *memory) {
         matrices += buffer->bytes;
         largest = gmem__max(largest, buffer->bytes);
     }
-    const int64_t activations = gmem__min(memory->device->found.limits.memory / 2, GMEM__CL_ACTIVATIONS);
+    const int64_t activations = gmem__min(memory->device->found.limits.memory / 4, GMEM__CL_ACTIVATIONS);
     const int64_t room = gmem__device_left(memory->device) - activations - vectors;
     return matrices <= room ? room : room - GMEM__CL_POOL * largest;
+}
+
+/* On the device where there is room. A driver may have less than it says: then the rest is streamed. */
+static gmem_status gmem__upload_matrix(const gmem__upload *upload, gmem__cl_buffer *buffer, int64_t *room) {
+    gmem_error why;
+    if (buffer->bytes > *room) return gmem__upload_streamed(upload, buffer);
+    *room -= buffer->bytes;
+    if (gmem__upload_wrap(upload, buffer)) return GMEM_OK;
+    const gmem_status status = gmem__device_buffer(upload->store->device, buffer->bytes, NULL, &buffer->memory, &why);
+    if (status == GMEM_OK) return gmem__upload_fill(upload, buffer);
+    if (status != GMEM_E_MEMORY) {
+        if (upload->error) *upload->error = why;
+        return status;
+    }
+    *room = 0;
+    return gmem__upload_streamed(upload, buffer);
 }
 
 /* In the order in which they were taken, so that what is streamed comes at the end. */
 static gmem_status gmem__upload_matrices(const gmem__upload *upload) {
     gmem__device_memory *memory = upload->memory;
     int64_t room = gmem__upload_room(memory);
-    for (int64_t i = 0; i < memory->count; i++) {
-        gmem__cl_buffer *buffer = &memory->buffers[i];
-        if (!buffer->is_matrix) continue;
-        if (buffer->bytes <= room) {
-            GMEM__TRY(gmem__upload_resident(upload, buffer));
-            room -= buffer->bytes;
-        } else {
-            GMEM__TRY(gmem__upload_streamed(upload, buffer));
-            memory->streamed_bytes += buffer->bytes;
-            memory->largest_streamed = gmem__max(memory->largest_streamed, buffer->bytes);
-        }
-    }
+    for (int64_t i = 0; i < memory->count; i++)
+        if (memory->buffers[i].is_matrix) GMEM__TRY(gmem__upload_matrix(upload, &memory->buffers[i], &room));
     return GMEM_OK;
 }
 
-/* After the matrices, whose conversion finds the scales. */
+/* After the matrices, whose conversion finds the scales; a vector stays, whatever has to give way. */
 static gmem_status gmem__upload_vectors(const gmem__upload *upload) {
-    for (int64_t i = 0; i < upload->memory->count; i++)
-        if (!upload->memory->buffers[i].is_matrix)
-            GMEM__TRY(gmem__upload_resident(upload, &upload->memory->buffers[i]));
+    gmem__device_memory *memory = upload->memory;
+    for (int64_t i = 0; i < memory->count; i++) {
+        gmem__cl_buffer *buffer = &memory->buffers[i];
+        if (buffer->is_matrix || gmem__upload_wrap(upload, buffer)) continue;
+        GMEM__TRY(gmem__device_buffer_make(memory->device, buffer->bytes, &buffer->memory, upload->error));
+        GMEM__TRY(gmem__upload_fill(upload, buffer));
+    }
     return GMEM_OK;
 }
 
 /* A device on which nothing could run is refused when a network is opened, not in its first pass. */
 static gmem_status gmem__upload_check(const gmem__device_memory *memory, gmem_error *error) {
     const gmem__cl_limits *limits = &memory->device->found.limits;
-    const int64_t left = gmem__device_left(memory->device);
+    const int64_t left = gmem__device_left(memory->device) + gmem__device_givable(memory->device);
     if (memory->largest_streamed <= gmem__min(left, limits->largest)) return GMEM_OK;
     return gmem__fail(error, GMEM_E_MEMORY,
                       "%s: a weight of %lld bytes cannot be streamed: %lld are left, %lld at once", limits->name,
@@ -16999,6 +19950,7 @@ GMEM__FN gmem_status gmem__device_upload(gmem__store *store, gmem_error *error) 
     gmem_status status = gmem__upload_matrices(&upload);
     if (status == GMEM_OK) status = gmem__upload_vectors(&upload);
     (void)api->clReleaseCommandQueue(upload.queue);
+    if (status == GMEM_OK) gmem__device_models_add(store->uploaded);
     if (status == GMEM_OK) status = gmem__upload_check(store->uploaded, error);
     if (status == GMEM_OK) gmem__upload_log(store->uploaded);
     return status;
@@ -17033,10 +19985,26 @@ GMEM__FN void gmem__stream_fail(struct gmem__stream *stream, gmem_status code, c
     if (gmem__stream_ok(stream)) (void)gmem__fail(&stream->failed, code, "%s", message);
 }
 
+/* The matrix that the operation at hand launches with, or NULL. Returns 0 where it is not on the device. */
+static int gmem__stream_hold(struct gmem__stream *stream, gmem__cl_buffer *buffer) {
+    if (stream->held == buffer) return 1;
+    gmem__device_buffer_let_go(stream->held);
+    stream->held = buffer && gmem__device_buffer_hold(buffer) ? buffer : NULL;
+    return stream->held == buffer;
+}
+
+/* What gives way is there again when the commands that use it are done: this stream's are then. */
+static gmem_status gmem__stream_make(struct gmem__stream *stream, int64_t bytes, gmem__cl_mem *out, gmem_error *error) {
+    struct gmem__device *device = stream->device;
+    if (bytes > gmem__device_left(device)) (void)device->library.api.clFinish(stream->queue);
+    return gmem__device_buffer_make(device, bytes, out, error);
+}
+
 GMEM__FN void gmem__stream_finish(struct gmem__stream *stream) {
     if (!gmem__stream_ok(stream)) return;
     (void)gmem__stream_check(stream, "clFinish", gmem__stream_api(stream)->clFinish(stream->queue));
     stream->launches = 0;
+    (void)gmem__stream_hold(stream, NULL);
 }
 
 /* open and close -------------------------------------------------------------------------------------------------- */
@@ -17048,7 +20016,7 @@ static void gmem__stream_start(struct gmem__stream *stream) {
         gmem__stream_api(stream)->clCreateCommandQueue(stream->device->cl, stream->device->found.id, 0, &status);
     if (!gmem__stream_check(stream, "clCreateCommandQueue", status)) return;
     stream->queue = queue;
-    if (gmem__device_buffer(stream->device, sizeof none, NULL, &stream->notes, &stream->failed) == GMEM_OK)
+    if (gmem__stream_make(stream, sizeof none, &stream->notes, &stream->failed) == GMEM_OK)
         gmem__stream_write(stream, NULL, &none, sizeof none);
 }
 
@@ -17070,6 +20038,24 @@ GMEM__FN gmem_status gmem__stream_open(struct gmem__device *device, const struct
     return GMEM_OK;
 }
 
+static void gmem__scratch_release(struct gmem__stream *stream, int which) {
+    gmem__device_buffer_release(stream->device, stream->scratch[which].memory, stream->scratch[which].bytes);
+    memset(&stream->scratch[which], 0, sizeof stream->scratch[which]);
+}
+
+static void gmem__pool_release(struct gmem__stream *stream, int slot) {
+    gmem__device_buffer_release(stream->device, stream->pool[slot].memory, stream->pool[slot].bytes);
+    memset(&stream->pool[slot], 0, sizeof stream->pool[slot]);
+}
+
+/* What operations have taken besides activations. */
+static void gmem__stream_release_rest(struct gmem__stream *stream) {
+    for (int i = 0; i < GMEM__CL_SCRATCHES; i++)
+        gmem__scratch_release(stream, i);
+    for (int i = 0; i < GMEM__CL_POOL; i++)
+        gmem__pool_release(stream, i);
+}
+
 /* What the host may let go of after this, commands must not read any more. Other commands are not waited for after a
  * failure, for the device may be gone: their memory is the driver's until they are done. */
 static void gmem__stream_part(struct gmem__stream *stream) {
@@ -17082,12 +20068,10 @@ GMEM__FN void gmem__stream_close(struct gmem__stream *stream) {
     struct gmem__device *device = stream->device;
     const gmem__cl_api *api = gmem__stream_api(stream);
     gmem__stream_part(stream);
+    (void)gmem__stream_hold(stream, NULL);
     for (int i = 0; i < GMEM__CL_KERNEL_COUNT; i++)
         if (stream->kernels[i]) (void)api->clReleaseKernel(stream->kernels[i]);
-    for (int i = 0; i < GMEM__CL_SCRATCHES; i++)
-        gmem__device_buffer_release(device, stream->scratch[i].memory, stream->scratch[i].bytes);
-    for (int i = 0; i < GMEM__CL_POOL; i++)
-        gmem__device_buffer_release(device, stream->pool[i].memory, stream->pool[i].bytes);
+    gmem__stream_release_rest(stream);
     gmem__device_buffer_release(device, stream->notes, sizeof(int));
     gmem__device_memory_clear(device->context, &stream->own);
     if (stream->queue) (void)api->clReleaseCommandQueue(stream->queue);
@@ -17096,32 +20080,37 @@ GMEM__FN void gmem__stream_close(struct gmem__stream *stream) {
 
 /* streamed weights ------------------------------------------------------------------------------------------------ */
 
-/* The slot that holds the address, else a new one, else where there is no more memory for that the one used longest
- * ago; -1 and a failed stream where there is none at all. */
-static int gmem__pool_slot(struct gmem__stream *stream, uint64_t address) {
-    const int64_t bytes = stream->shared->largest_streamed;
+/* A new slot: where it is to be the only one, others give way to it. */
+static gmem_status gmem__pool_add(struct gmem__stream *stream, int slot, int only) {
+    const int64_t bytes = GMEM__ATOMIC_LOAD(&stream->shared->largest_streamed);
+    gmem__cl_mem *memory = &stream->pool[slot].memory;
     gmem_error error;
+    const gmem_status status = only ? gmem__stream_make(stream, bytes, memory, &error)
+                                    : gmem__device_buffer(stream->device, bytes, NULL, memory, &error);
+    if (status == GMEM_OK) stream->pool[slot].bytes = bytes;
+    if (status != GMEM_OK && only) stream->failed = error;
+    return status;
+}
+
+/* The slot that holds the weight, else a new one, else where there is no more memory for that the one used longest ago;
+ * -1 and a failed stream where there is none at all. Slots from before a larger weight gave way are made anew. */
+static int gmem__pool_slot(struct gmem__stream *stream, const gmem__cl_buffer *buffer) {
     int slot = -1, empty = -1;
     for (int i = 0; i < GMEM__CL_POOL; i++) {
-        if (!stream->pool[i].memory) {
+        if (stream->pool[i].memory && stream->pool[i].address == buffer->address) return i;
+        if (stream->pool[i].bytes < buffer->bytes) {
+            gmem__pool_release(stream, i);
             empty = i;
-            continue;
+        } else if (slot < 0 || stream->pool[i].used < stream->pool[slot].used) {
+            slot = i;
         }
-        if (stream->pool[i].address == address) return i;
-        if (slot < 0 || stream->pool[i].used < stream->pool[slot].used) slot = i;
     }
-    if (empty < 0) return slot;
-    if (gmem__device_buffer(stream->device, bytes, NULL, &stream->pool[empty].memory, &error) == GMEM_OK) {
-        stream->pool[empty].bytes = bytes;
-        return empty;
-    }
-    if (slot < 0) stream->failed = error;
-    return slot;
+    return empty >= 0 && gmem__pool_add(stream, empty, slot < 0) == GMEM_OK ? empty : slot;
 }
 
 /* Commands run in order, so what still reads a slot has done so before it is overwritten. */
 static gmem__cl_mem gmem__stream_weight(struct gmem__stream *stream, const gmem__cl_buffer *buffer) {
-    const int slot = gmem__pool_slot(stream, buffer->address);
+    const int slot = gmem__pool_slot(stream, buffer);
     if (slot < 0) return NULL;
     gmem__cl_mem memory = stream->pool[slot].memory;
     stream->pool[slot].used = ++stream->clock;
@@ -17135,8 +20124,8 @@ static gmem__cl_mem gmem__stream_weight(struct gmem__stream *stream, const gmem_
 
 /* places ---------------------------------------------------------------------------------------------------------- */
 
-static const gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *stream, uint64_t address) {
-    const gmem__cl_buffer *buffer = gmem__device_memory_find(&stream->own, address);
+static gmem__cl_buffer *gmem__stream_buffer(const struct gmem__stream *stream, uint64_t address) {
+    gmem__cl_buffer *buffer = gmem__device_memory_find(&stream->own, address);
     return buffer || !stream->shared ? buffer : gmem__device_memory_find(stream->shared, address);
 }
 
@@ -17152,12 +20141,15 @@ GMEM__FN gmem__cl_place gmem__stream_find(struct gmem__stream *stream, const voi
         place.memory = stream->notes;
         return place;
     }
-    const gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
+    gmem__cl_buffer *buffer = gmem__stream_buffer(stream, address);
     if (!buffer) {
         gmem__stream_fail_address(stream);
         return place;
     }
-    place.memory = buffer->memory ? buffer->memory : gmem__stream_weight(stream, buffer);
+    if (!buffer->is_matrix || gmem__stream_hold(stream, buffer))
+        place.memory = buffer->memory;
+    else
+        place.memory = gmem__stream_weight(stream, buffer);
     place.offset = (int64_t)(address - buffer->address);
     return place;
 }
@@ -17206,11 +20198,9 @@ GMEM__FN int gmem__walk_next(gmem__cl_walk *walk) {
 GMEM__FN gmem__cl_mem gmem__stream_scratch(struct gmem__stream *stream, int which, int64_t bytes) {
     if (!gmem__stream_ok(stream)) return NULL;
     if (stream->scratch[which].memory && stream->scratch[which].bytes >= bytes) return stream->scratch[which].memory;
-    gmem__device_buffer_release(stream->device, stream->scratch[which].memory, stream->scratch[which].bytes);
-    stream->scratch[which].memory = NULL;
+    gmem__scratch_release(stream, which);
     stream->scratch[which].bytes = gmem__max(bytes, 1);
-    (void)gmem__device_buffer(stream->device, stream->scratch[which].bytes, NULL, &stream->scratch[which].memory,
-                              &stream->failed);
+    (void)gmem__stream_make(stream, stream->scratch[which].bytes, &stream->scratch[which].memory, &stream->failed);
     return stream->scratch[which].memory;
 }
 
@@ -17242,7 +20232,8 @@ GMEM__FN void gmem__stream_read(struct gmem__stream *stream, const void *address
 
 /* A pass takes about five times its widest activations, scratch included, and is seldom alone. */
 GMEM__FN int64_t gmem__stream_largest(const struct gmem__stream *stream) {
-    return gmem__min(stream->device->found.limits.largest, gmem__device_left(stream->device) / 8);
+    const int64_t slot = stream->shared ? GMEM__ATOMIC_LOAD(&stream->shared->largest_streamed) : 0;
+    return gmem__min(stream->device->found.limits.largest, gmem__max(0, gmem__device_left(stream->device) - slot) / 8);
 }
 
 /* arenas ---------------------------------------------------------------------------------------------------------- */
@@ -17257,8 +20248,7 @@ static int gmem__stream_reserve_bytes(struct gmem__stream *stream, const gmem_co
     memset(&buffer, 0, sizeof buffer);
     for (buffer.address = start; buffer.address < end; buffer.address += (uint64_t)buffer.bytes) {
         buffer.bytes = gmem__min(most, (int64_t)(end - buffer.address));
-        if (gmem__device_buffer(stream->device, buffer.bytes, NULL, &buffer.memory, &stream->failed) != GMEM_OK)
-            return 0;
+        if (gmem__stream_make(stream, buffer.bytes, &buffer.memory, &stream->failed) != GMEM_OK) return 0;
         if (gmem__device_memory_add(context, &stream->own, &buffer)) continue;
         gmem__device_buffer_release(stream->device, buffer.memory, buffer.bytes);
         gmem__stream_fail(stream, GMEM_E_MEMORY, "no memory for an engine's list of buffers");
@@ -17277,6 +20267,12 @@ static int gmem__stream_reserve_take(struct gmem__stream *stream, const gmem_con
            gmem__stream_reserve_bytes(stream, context, arena->grain, first + (uint64_t)start, first + (uint64_t)end);
 }
 
+/* Weights give way all at once, so that the log has one line of it, and only where that is enough. */
+static int gmem__stream_make_room(struct gmem__stream *stream, int64_t bytes) {
+    (void)gmem__stream_hold(stream, NULL);
+    return gmem__device_make_room(stream->device, bytes, &stream->failed) == GMEM_OK;
+}
+
 GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_context *context, gmem__arena *arena) {
     arena->bytes = arena->used;
     arena->used = 0;
@@ -17286,6 +20282,7 @@ GMEM__FN int gmem__stream_reserve(struct gmem__stream *stream, const gmem_contex
         gmem__stream_fail(stream, GMEM_E_MEMORY, "activations are larger than what a device can address");
         return 0;
     }
+    if (!gmem__stream_make_room(stream, arena->bytes)) return 0;
     for (int i = 0; i < arena->cuts; i++) {
         if (gmem__stream_reserve_take(stream, context, arena, first, i)) continue;
         gmem__device_memory_drop(&stream->own, first, arena->bytes);
@@ -17299,6 +20296,7 @@ GMEM__FN void gmem__stream_release(struct gmem__stream *stream, const gmem_conte
     (void)context;
     if (!arena->memory) return;
     gmem__device_memory_drop(&stream->own, (uint64_t)(uintptr_t)arena->memory, arena->bytes);
+    gmem__stream_release_rest(stream);
     arena->memory = NULL;
 }
 
@@ -17446,7 +20444,8 @@ GMEM__FN int gmem__product_tiles_fit(const gmem__cl_tiles *tiles, const gmem__cl
     const int panel = tiles->tile_vectors * tiles->tile_width;
     const int good_group = tiles->item_rows >= 2 && tiles->item_rows <= 16 && tiles->item_rows % 2 == 0 &&
                            tiles->item_columns >= 1 && tiles->item_columns <= 16 && tiles->group_rows >= 1 &&
-                           tiles->group_columns >= 1 && tiles->group_depth >= 1 && tiles->group_depth <= 64 &&
+                           tiles->group_columns >= 1 && tiles->group_depth >= 2 && tiles->group_depth % 2 == 0 &&
+                           tiles->group_depth <= 64 &&
                            (int64_t)tiles->group_rows * tiles->group_columns <= limits->work_group &&
                            tiles->group_depth * (rows + 1 + columns) * 4 <= limits->local_memory;
     const int good_rows =
@@ -17482,10 +20481,16 @@ static gmem__cl_way gmem__product_default(const struct gmem__device *device, con
                                                                                               : GMEM__CL_WAY_OWN;
 }
 
+/* Whether `product_f16` is there for this one. */
+static int gmem__product_in_f16(const struct gmem__device *device, gmem_compute compute) {
+    return device->f16 != GMEM__CL_F16_NONE && compute == GMEM_COMPUTE_F16;
+}
+
 GMEM__FN gmem__cl_way gmem__product_way(const struct gmem__device *device, const gmem__cl_product *product) {
     const gmem__cl_tuning *tuning = &device->tuning;
     gmem__cl_way way = tuning->way;
     double nearest = HUGE_VAL;
+    if (gmem__product_in_f16(device, product->compute)) return GMEM__CL_WAY_OWN; /* tuning measures f32 */
     for (int i = 0; i < tuning->shape_count; i++) {
         const double distance =
             gmem__product_distance(product, tuning->shapes[i].rows, tuning->shapes[i].depth, tuning->shapes[i].columns);
@@ -17638,12 +20643,14 @@ static void gmem__job_finish(const gmem__cl_job *job, gmem__cl_mem sums) {
     gmem__launch_run3(&launch, job->columns, gmem__job_out_rows(job), job->batch, 16, 4);
 }
 
-/* the `product` kernel -------------------------------------------------------------------------------------------- */
+/* the `product` kernels ------------------------------------------------------------------------------------------- */
 
 static void gmem__product_own(const gmem__cl_job *job) {
-    const gmem__cl_tiles *tiles = &job->stream->device->tuning.tiles;
+    const struct gmem__device *device = job->stream->device;
+    const gmem__cl_tiles *tiles = &device->tuning.tiles;
     const int64_t item_rows = job->product->activation == GMEM__ACT_SWIGLU ? tiles->item_rows / 2 : tiles->item_rows;
-    gmem__cl_launch launch = gmem__launch(job->stream, GMEM__CL_product);
+    gmem__cl_launch launch =
+        gmem__launch(job->stream, gmem__product_in_f16(device, job->compute) ? GMEM__CL_product_f16 : GMEM__CL_product);
     gmem__launch_weight(&launch, job);
     gmem__launch_columns(&launch, job);
     gmem__launch_epilogue(&launch, job);
@@ -18678,8 +21685,8 @@ static const char *gmem__isa_name(gmem_isa isa) {
 static int gmem__hooks_are_whole(const gmem_allocator *allocator, const gmem_io *io) {
     const int given = (io->open != NULL) + (io->size != NULL) + (io->read != NULL) + (io->write != NULL) +
                       (io->sync != NULL) + (io->close != NULL) + (io->rename != NULL) + (io->remove != NULL);
-    return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map)) &&
-           !io->map == !io->unmap && (io->map || !io->discard);
+    return !allocator->alloc == !allocator->release && (given == 8 || (given == 0 && !io->map && !io->lock)) &&
+           !io->map == !io->unmap && (io->map || !io->discard) && !io->lock == !io->unlock;
 }
 
 /* The device, where the description wants one. AUTO goes on without and says why. */
@@ -18726,6 +21733,7 @@ GMEM_API gmem_status gmem_context_create(const gmem_context_desc *desc, gmem_con
     context->log_user = desc->log_user;
     context->no_map = desc->no_map;
     context->isa = isa;
+    context->any_isa = desc->isa == GMEM_ISA_AUTO;
     context->ops = ops;
     context->compute = desc->compute;
     if (desc->compute == GMEM_COMPUTE_BF16 || desc->compute == GMEM_COMPUTE_INT8)
@@ -18762,7 +21770,7 @@ GMEM_API int gmem_context_threads(const gmem_context *context) { return context-
 GMEM_API gmem_compute gmem_context_compute(const gmem_context *context) { return context->compute; }
 
 GMEM_API const char *gmem_context_kernels(const gmem_context *context) {
-    if (context->device && !GMEM__ATOMIC_LOAD(&context->device_failed)) return "opencl";
+    if (context->device && !GMEM__ATOMIC_LOAD(&context->device_failed)) return gmem__device_kernels(context->device);
     if (context->int8) return gmem__cpu_narrow_name(context->int8);
     if (context->bf16) return gmem__cpu_narrow_name(context->bf16);
     return gmem__isa_name(context->isa);
@@ -18932,6 +21940,125 @@ GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const
 }
 
 /* ... the models ... */
+/* ---- src/layers.c ---- */
+/* Reads the tables of tensors (layers.h). */
+/* ---- src/layers.h ---- */
+/* The tensors of a transformer as a table that says which there are, what shape each has and where it goes: loading and
+ * the refusal of everything else both read it. */
+#ifndef GMEM__LAYERS_H
+#define GMEM__LAYERS_H
+
+
+#include <stddef.h>
+
+/* W x + b. */
+typedef struct gmem__layer {
+    gmem__weight weight; /* (rows, cols) */
+    const float *bias;   /* (rows) */
+} gmem__layer;
+
+/* What a normalisation learned: both NULL for LayerNorm without affine, no bias for RMSNorm. */
+typedef struct gmem__affine {
+    const float *weight, *bias;
+} gmem__affine;
+
+typedef enum gmem__part_kind {
+    GMEM__PART_VECTOR, /* (rows), a pointer */
+    GMEM__PART_MATRIX, /* (rows, cols), a gmem__weight */
+    GMEM__PART_TABLE,  /* the same, of which the host picks rows */
+    GMEM__PART_CONV    /* (rows, cols, kernel, kernel), a gmem__weight */
+} gmem__part_kind;
+
+typedef struct gmem__part {
+    const char *name;
+    int options; /* all of these are needed */
+    gmem__part_kind kind;
+    int rows, cols, kernel; /* which of the model's extents; those that the kind has not are not read */
+    size_t place;           /* in the struct that the table is for */
+} gmem__part;
+
+typedef struct gmem__part_table {
+    const gmem__part *parts;
+    size_t count;
+} gmem__part_table;
+
+#define GMEM__PART_TABLE_OF(parts) \
+    { parts, sizeof(parts) / sizeof(parts)[0] }
+#define GMEM__VECTOR_PART(name, options, rows, type, member) \
+    { name, options, GMEM__PART_VECTOR, rows, 0, 0, offsetof(type, member) }
+#define GMEM__LAYER_PARTS(name, options, kind, rows, cols, kernel, type, member)          \
+    {name ".weight", options, kind, rows, cols, kernel, offsetof(type, member.weight)}, { \
+        name ".bias", options, GMEM__PART_VECTOR, rows, 0, 0, offsetof(type, member.bias) \
+    }
+#define GMEM__LINEAR_PARTS(name, options, rows, cols, type, member) \
+    GMEM__LAYER_PARTS(name, options, GMEM__PART_MATRIX, rows, cols, 0, type, member)
+#define GMEM__CONV_PARTS(name, options, rows, cols, kernel, type, member) \
+    GMEM__LAYER_PARTS(name, options, GMEM__PART_CONV, rows, cols, kernel, type, member)
+
+/* What of a model decides about its tensors. */
+typedef struct gmem__part_sizes {
+    int options;
+    const int64_t *extents;
+} gmem__part_sizes;
+
+/* Takes every part that the options ask for, called `prefix` and its name, into the struct at `base`. */
+GMEM__FN gmem_status gmem__load_parts(gmem__store *store, const gmem__part_table *table, const gmem__part_sizes *sizes,
+                                      const char *prefix, void *base, gmem_error *error);
+/* Whether the name, or its int8 scales' "NAME.scale", is one of them. */
+GMEM__FN int gmem__is_part(const gmem__part_table *table, int options, const char *name);
+/* Whether the name is in the list; there, a final dot stands for everything below. */
+GMEM__FN int gmem__is_listed(const char *const *list, size_t count, const char *name);
+
+#endif /* GMEM__LAYERS_H */
+
+#include <stdio.h>
+
+static gmem_status gmem__load_part(gmem__store *store, const gmem__part *part, const int64_t *extents, const char *name,
+                                   void *place, gmem_error *error) {
+    const int64_t rows = extents[part->rows], cols = extents[part->cols];
+    switch (part->kind) {
+    case GMEM__PART_VECTOR:
+        return gmem__store_vector(store, name, rows, (const float **)place, error);
+    case GMEM__PART_MATRIX:
+        return gmem__store_matrix(store, name, rows, cols, (gmem__weight *)place, error);
+    case GMEM__PART_TABLE:
+        return gmem__store_table(store, name, rows, cols, (gmem__weight *)place, error);
+    case GMEM__PART_CONV:
+        break;
+    }
+    return gmem__store_conv(store, name, rows, cols, extents[part->kernel], (gmem__weight *)place, error);
+}
+
+GMEM__FN gmem_status gmem__load_parts(gmem__store *store, const gmem__part_table *table, const gmem__part_sizes *sizes,
+                                      const char *prefix, void *base, gmem_error *error) {
+    for (size_t i = 0; i < table->count; i++) {
+        const gmem__part *part = &table->parts[i];
+        char name[96];
+        if ((part->options & ~sizes->options) != 0) continue;
+        snprintf(name, sizeof name, "%s%s", prefix, part->name);
+        GMEM__TRY(gmem__load_part(store, part, sizes->extents, name, (char *)base + part->place, error));
+    }
+    return GMEM_OK;
+}
+
+GMEM__FN int gmem__is_part(const gmem__part_table *table, int options, const char *name) {
+    for (size_t i = 0; i < table->count; i++) {
+        const gmem__part *part = &table->parts[i];
+        const size_t length = strlen(part->name);
+        if ((part->options & ~options) == 0 && strncmp(name, part->name, length) == 0 &&
+            (!name[length] || strcmp(name + length, ".scale") == 0))
+            return 1;
+    }
+    return 0;
+}
+
+GMEM__FN int gmem__is_listed(const char *const *list, size_t count, const char *name) {
+    for (size_t i = 0; i < count; i++) {
+        const size_t length = strlen(list[i]);
+        if (strncmp(name, list[i], length) == 0 && (list[i][length - 1] == '.' || !name[length])) return 1;
+    }
+    return 0;
+}
 /* ---- src/recognise.c ---- */
 /* Which network a file holds, told from its tensors and never from a flag: the family, its options and dimensions.
  *
@@ -18952,18 +22079,8 @@ GMEM_API gmem_status gmem_linear_run(gmem_linear *linear, int64_t columns, const
 #define GMEM__NETWORK_H
 
 
+#define GMEM__MAX_TOKENS 65536
 #define GMEM__TIME_WIDTH 256 /* of the sinusoidal time embedding: 128 cosines, then 128 sines */
-
-/* W x + b. */
-typedef struct gmem__layer {
-    gmem__weight weight; /* (rows, cols) */
-    const float *bias;   /* (rows) */
-} gmem__layer;
-
-/* What a normalisation learned: both NULL for LayerNorm without affine, no bias for RMSNorm. */
-typedef struct gmem__affine {
-    const float *weight, *bias;
-} gmem__affine;
 
 typedef struct gmem__dit_block {
     gmem__affine norm1, norm2;   /* (hidden) */
@@ -19007,6 +22124,13 @@ GMEM__INLINE int64_t gmem__modulation_rows(const gmem_network_info *info) {
  * E_HEADS, E_LIMIT, E_ARGUMENT. */
 GMEM__FN gmem_status gmem__recognise(const gmem_file *file, const gmem_network_desc *desc, gmem_network_info *info,
                                      int64_t *out_channels, gmem_error *error);
+/* recognise.c, also for other transformers: the number of "blocks.N.", which must have no gap; a tensor whose shape
+ * decides something, of `rank`, every dimension at least 1; an integer from 1 to `highest` of the training
+ * configuration, `config.NAME` or `config.model.NAME`, where it has one. */
+GMEM__FN gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gmem_error *error);
+GMEM__FN gmem_status gmem__source(const gmem_file *file, const char *name, int rank, const gmem_tensor **out,
+                                  gmem_error *error);
+GMEM__FN int gmem__config_size(const gmem_file *file, const char *name, int64_t highest, int64_t *out);
 /* "attn.qkv.weight" of "blocks.12.attn.qkv.weight", with the block's index (at most INT32_MAX); or NULL. */
 GMEM__FN const char *gmem__below_block(const char *name, int64_t *index);
 /* "GMem-LightningDiT-XL/1", or the family alone. */
@@ -19022,6 +22146,8 @@ GMEM__FN gmem_status gmem__pass_run(gmem_pass *pass, int64_t slot, int64_t batch
 GMEM__FN const gmem__engine *gmem__pass_engine(const gmem_pass *pass);
 GMEM__FN gmem_status gmem__pass_nonfinite(const gmem_pass *pass, gmem_error *error); /* E_NONFINITE */
 /* What caching has done. */
+/* Its activations are given back; it can be asked what it did, and destroyed. */
+GMEM__FN void gmem__pass_end(gmem_pass *pass);
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass);
 /* How many (time, condition) columns a pass can hold prepared. A sampler calls gmem_pass_prepare with as many
  * times as fit: limit / conditions, the null condition counted. */
@@ -19041,8 +22167,6 @@ GMEM__FN gmem_status gmem__sample(const gmem_network *network, const gmem_sample
 #endif /* GMEM__NETWORK_H */
 
 #include <stdio.h>
-
-#define GMEM__MAX_TOKENS 65536
 
 /* names --------------------------------------------------------------------------------------------------------- */
 
@@ -19072,7 +22196,7 @@ GMEM__FN const char *gmem__below_block(const char *name, int64_t *index) {
 }
 
 /* The number of blocks; they must be numbered without a gap. */
-static gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gmem_error *error) {
+GMEM__FN gmem_status gmem__count_blocks(const gmem_file *file, int64_t *depth, gmem_error *error) {
     int64_t count = gmem_file_tensor_count(file), highest = -1, first_gap = 0;
     unsigned char *present = (unsigned char *)gmem__alloc(file->context, count + 1, 1);
     if (!present) return gmem__fail(error, GMEM_E_MEMORY, "no memory to count the blocks");
@@ -19107,7 +22231,7 @@ static int gmem__config_number(const gmem_file *file, const char *name, double *
 }
 
 /* The same where it's an integer from 1 to `highest`. */
-static int gmem__config_size(const gmem_file *file, const char *name, int64_t highest, int64_t *out) {
+GMEM__FN int gmem__config_size(const gmem_file *file, const char *name, int64_t highest, int64_t *out) {
     double value;
     if (!gmem__config_number(file, name, &value) || !(value >= 1 && value <= (double)highest)) return 0;
     *out = (int64_t)value;
@@ -19147,8 +22271,8 @@ GMEM__FN void gmem__network_name(const gmem_network_info *info, char *out, size_
 /* recognition ----------------------------------------------------------------------------------------------------- */
 
 /* A tensor whose shape decides something: of `rank`, every dimension at least 1. */
-static gmem_status gmem__source(const gmem_file *file, const char *name, int rank, const gmem_tensor **out,
-                                gmem_error *error) {
+GMEM__FN gmem_status gmem__source(const gmem_file *file, const char *name, int rank, const gmem_tensor **out,
+                                  gmem_error *error) {
     static const int64_t any[GMEM_MAX_RANK] = {-1, -1, -1, -1, -1, -1, -1, -1};
     GMEM__TRY(gmem__need(file, name, rank, any, out, error));
     for (int i = 0; i < rank; i++) {
@@ -19338,8 +22462,7 @@ GMEM__FN gmem_status gmem__recognise(const gmem_file *file, const gmem_network_d
     return GMEM_OK;
 }
 /* ---- src/network.c ---- */
-/* Opening a transformer: one table says which tensors a network has, what shape each has and where it goes; loading and
- * the refusal of everything else both read it. */
+/* Opening a transformer: the table of its tensors (layers.h), positions, and the refusal of everything else. */
 /* ---- src/fallback.h ---- */
 /* What a device fails to do the CPU does, where the caller left the choice of the backend open. */
 #ifndef GMEM__FALLBACK_H
@@ -19353,11 +22476,12 @@ GMEM__FN gmem_status gmem__network_on_cpu(const gmem_network *network, gmem_netw
 
 GMEM__FN gmem_status gmem__autoencoder_on_cpu(const gmem_autoencoder *autoencoder, gmem_autoencoder **out,
                                               gmem_error *error);
+GMEM__FN gmem_status gmem__encoder_on_cpu(const gmem_image_encoder *encoder, gmem_image_encoder **out,
+                                          gmem_error *error);
 
 #endif /* GMEM__FALLBACK_H */
 
 #include <math.h>
-#include <stddef.h>
 #include <stdio.h>
 
 /* the tensors of a network ---------------------------------------------------------------------------------------- */
@@ -19381,7 +22505,6 @@ static int gmem__options(const gmem_network_info *info) {
 }
 
 typedef enum gmem__extent {
-    GMEM__ONE, /* as the second one: a vector */
     GMEM__HIDDEN,
     GMEM__QKV,
     GMEM__HEAD,
@@ -19393,13 +22516,13 @@ typedef enum gmem__extent {
     GMEM__TIME,
     GMEM__SNIPPET,
     GMEM__LABELS,
-    GMEM__PATCH, /* as the second one: a convolution, (channels, patch, patch) */
+    GMEM__CHANNELS,
+    GMEM__PATCH,
     GMEM__EXTENT_COUNT
 } gmem__extent;
 
 static void gmem__extents(const gmem_network *network, int64_t extents[GMEM__EXTENT_COUNT]) {
     const gmem_network_info *info = &network->info;
-    extents[GMEM__ONE] = 1;
     extents[GMEM__HIDDEN] = info->hidden;
     extents[GMEM__QKV] = 3 * info->hidden;
     extents[GMEM__HEAD] = info->head_dim;
@@ -19411,23 +22534,9 @@ static void gmem__extents(const gmem_network *network, int64_t extents[GMEM__EXT
     extents[GMEM__TIME] = GMEM__TIME_WIDTH;
     extents[GMEM__SNIPPET] = info->snippet_width;
     extents[GMEM__LABELS] = info->classes + 1;
-    extents[GMEM__PATCH] = info->channels * info->patch * info->patch;
+    extents[GMEM__CHANNELS] = info->channels;
+    extents[GMEM__PATCH] = info->patch;
 }
-
-typedef struct gmem__part {
-    const char *name;
-    int options; /* all of these are needed */
-    gmem__extent rows, cols;
-    size_t place; /* of the gmem__weight, or of the vector's pointer, in its struct */
-} gmem__part;
-
-#define GMEM__AT(type, member) offsetof(type, member)
-#define GMEM__LINEAR_PARTS(name, options, rows, cols, type, member)         \
-    {name ".weight", options, rows, cols, GMEM__AT(type, member.weight)}, { \
-        name ".bias", options, rows, GMEM__ONE, GMEM__AT(type, member.bias) \
-    }
-#define GMEM__VECTOR_PART(name, options, rows, type, member) \
-    { name, options, rows, GMEM__ONE, GMEM__AT(type, member) }
 
 /* Below "blocks.N.". */
 static const gmem__part gmem__block_parts[] = {
@@ -19447,55 +22556,32 @@ static const gmem__part gmem__block_parts[] = {
 
 /* The rest. */
 static const gmem__part gmem__outer_parts[] = {
-    GMEM__LINEAR_PARTS("x_embedder.proj", 0, GMEM__HIDDEN, GMEM__PATCH, gmem_network, patch),
+    GMEM__CONV_PARTS("x_embedder.proj", 0, GMEM__HIDDEN, GMEM__CHANNELS, GMEM__PATCH, gmem_network, patch),
     GMEM__LINEAR_PARTS("t_embedder.mlp.0", 0, GMEM__HIDDEN, GMEM__TIME, gmem_network, time1),
     GMEM__LINEAR_PARTS("t_embedder.mlp.2", 0, GMEM__HIDDEN, GMEM__HIDDEN, gmem_network, time2),
     GMEM__LINEAR_PARTS("condition_projection.linear", GMEM__IF_SNIPPETS, GMEM__HIDDEN, GMEM__SNIPPET, gmem_network,
                        condition),
-    {"y_embedder.embedding_table.weight", GMEM__IF_LABELS, GMEM__LABELS, GMEM__HIDDEN, GMEM__AT(gmem_network, labels)},
+    {"y_embedder.embedding_table.weight", GMEM__IF_LABELS, GMEM__PART_TABLE, GMEM__LABELS, GMEM__HIDDEN, 0,
+     offsetof(gmem_network, labels)},
     GMEM__VECTOR_PART("final_layer.norm_final.weight", GMEM__IF_RMSNORM, GMEM__HIDDEN, gmem_network, final_norm.weight),
     GMEM__LINEAR_PARTS("final_layer.adaLN_modulation.1", 0, GMEM__FINAL_MODULATION, GMEM__HIDDEN, gmem_network,
                        final_modulation),
     GMEM__LINEAR_PARTS("final_layer.linear", 0, GMEM__OUTPUT, GMEM__HIDDEN, gmem_network, output)};
 
-#define GMEM__BLOCK_PARTS (sizeof gmem__block_parts / sizeof gmem__block_parts[0])
-#define GMEM__OUTER_PARTS (sizeof gmem__outer_parts / sizeof gmem__outer_parts[0])
+static const gmem__part_table gmem__block_table = GMEM__PART_TABLE_OF(gmem__block_parts);
+static const gmem__part_table gmem__outer_table = GMEM__PART_TABLE_OF(gmem__outer_parts);
 
-/* Training's leftovers, buffers that are recomputed or read on their own, and the first version's bank. A final dot
- * stands for everything below. */
+/* Training's leftovers, buffers that are recomputed or read on their own, and the first version's bank. */
 static const char *const gmem__skipped[] = {"projector.", "projectors.", "feat_rope.",
                                             "pos_embed",  "memorybank",  "memoryfreq"};
 
 /* refusing what is not in the table ------------------------------------------------------------------------------- */
 
-/* "NAME.weight", or its int8 scales "NAME.weight.scale". */
-static int gmem__part_matches(const gmem__part *part, const char *name) {
-    size_t length = strlen(part->name);
-    return strncmp(name, part->name, length) == 0 && (!name[length] || strcmp(name + length, ".scale") == 0);
-}
-
-static int gmem__in_table(const gmem__part *parts, size_t count, int options, const char *name) {
-    for (size_t i = 0; i < count; i++) {
-        if ((parts[i].options & ~options) == 0 && gmem__part_matches(&parts[i], name)) return 1;
-    }
-    return 0;
-}
-
-static int gmem__is_skipped(const char *name) {
-    for (size_t i = 0; i < sizeof gmem__skipped / sizeof gmem__skipped[0]; i++) {
-        size_t length = strlen(gmem__skipped[i]);
-        if (strncmp(name, gmem__skipped[i], length) == 0 && (gmem__skipped[i][length - 1] == '.' || !name[length]))
-            return 1;
-    }
-    return 0;
-}
-
 static int gmem__is_expected(const char *name, int options) {
     int64_t index;
-    if (gmem__is_skipped(name)) return 1;
+    if (gmem__is_listed(gmem__skipped, sizeof gmem__skipped / sizeof gmem__skipped[0], name)) return 1;
     const char *below = gmem__below_block(name, &index);
-    return below ? gmem__in_table(gmem__block_parts, GMEM__BLOCK_PARTS, options, below)
-                 : gmem__in_table(gmem__outer_parts, GMEM__OUTER_PARTS, options, name);
+    return below ? gmem__is_part(&gmem__block_table, options, below) : gmem__is_part(&gmem__outer_table, options, name);
 }
 
 /* A tensor that no part of the network reads means another architecture, whose pictures would come out wrong. */
@@ -19513,32 +22599,6 @@ static gmem_status gmem__refuse_unexpected(const gmem_network *network, gmem_err
 
 /* loading ---------------------------------------------------------------------------------------------------------- */
 
-static gmem_status gmem__load_part(gmem_network *network, const gmem__part *part, const char *prefix, void *base,
-                                   gmem_error *error) {
-    int64_t extents[GMEM__EXTENT_COUNT];
-    char name[96];
-    void *place = (char *)base + part->place;
-    gmem__extents(network, extents);
-    snprintf(name, sizeof name, "%s%s", prefix, part->name);
-    int64_t rows = extents[part->rows], cols = extents[part->cols];
-    if (part->cols == GMEM__ONE) return gmem__store_vector(&network->store, name, rows, (const float **)place, error);
-    if (part->cols == GMEM__PATCH)
-        return gmem__store_conv(&network->store, name, rows, network->info.channels, network->info.patch,
-                                (gmem__weight *)place, error);
-    if (part->rows == GMEM__LABELS) /* of which the host picks rows */
-        return gmem__store_table(&network->store, name, rows, cols, (gmem__weight *)place, error);
-    return gmem__store_matrix(&network->store, name, rows, cols, (gmem__weight *)place, error);
-}
-
-static gmem_status gmem__load_parts(gmem_network *network, const gmem__part *parts, size_t count, const char *prefix,
-                                    void *base, gmem_error *error) {
-    int options = gmem__options(&network->info);
-    for (size_t i = 0; i < count; i++) {
-        if ((parts[i].options & ~options) == 0) GMEM__TRY(gmem__load_part(network, &parts[i], prefix, base, error));
-    }
-    return GMEM_OK;
-}
-
 /* The layers whose products are the pass: those of the blocks. What is computed once for many steps, and the two ends,
  * which are small and next to the picture, stay in f32. */
 static gmem_status gmem__choose_compute(gmem_network *network, gmem_error *error) {
@@ -19555,14 +22615,17 @@ static gmem_status gmem__choose_compute(gmem_network *network, gmem_error *error
 }
 
 static gmem_status gmem__load_weights(gmem_network *network, gmem_error *error) {
+    int64_t extents[GMEM__EXTENT_COUNT];
+    const gmem__part_sizes sizes = {gmem__options(&network->info), extents};
+    gmem__extents(network, extents);
     network->blocks =
         (gmem__dit_block *)gmem__store_alloc(&network->store, network->info.depth, sizeof *network->blocks);
     if (!network->blocks) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the network");
-    GMEM__TRY(gmem__load_parts(network, gmem__outer_parts, GMEM__OUTER_PARTS, "", network, error));
+    GMEM__TRY(gmem__load_parts(&network->store, &gmem__outer_table, &sizes, "", network, error));
     for (int64_t i = 0; i < network->info.depth; i++) {
         char prefix[32];
         snprintf(prefix, sizeof prefix, "blocks.%lld.", (long long)i);
-        GMEM__TRY(gmem__load_parts(network, gmem__block_parts, GMEM__BLOCK_PARTS, prefix, &network->blocks[i], error));
+        GMEM__TRY(gmem__load_parts(&network->store, &gmem__block_table, &sizes, prefix, &network->blocks[i], error));
     }
     return gmem__choose_compute(network, error);
 }
@@ -19721,12 +22784,6 @@ GMEM_API void gmem_network_close(gmem_network *network) {
 }
 
 GMEM_API const gmem_network_info *gmem_network_get_info(const gmem_network *network) { return &network->info; }
-
-#undef GMEM__AT
-#undef GMEM__LINEAR_PARTS
-#undef GMEM__VECTOR_PART
-#undef GMEM__BLOCK_PARTS
-#undef GMEM__OUTER_PARTS
 /* ---- src/fallback.c ---- */
 /* From a device that failed to the CPU. */
 
@@ -19798,6 +22855,71 @@ GMEM__FN gmem_status gmem__decode_pixels(const gmem_autoencoder *autoencoder, co
                                          float offset, uint8_t *pixels, gmem_error *error);
 
 #endif /* GMEM__AUTOENCODER_H */
+/* ---- src/encoder.h ---- */
+/* The opened image encoder, and what its pictures and positions go through before it sees them. */
+#ifndef GMEM__ENCODER_H
+#define GMEM__ENCODER_H
+
+
+typedef struct gmem__vit_block {
+    gmem__affine norm1, norm2;    /* (width) */
+    gmem__layer qkv;              /* (3 width, width): the rows of q, then k, then v, head after head in each */
+    gmem__layer proj;             /* (width, width) */
+    gmem__layer mlp_in;           /* fc1 (mlp_hidden, width); or w12 (2 mlp_hidden, width), first half gated by SiLU */
+    gmem__layer mlp_out;          /* (width, mlp_hidden) */
+    const float *scale1, *scale2; /* (width) LayerScale's, of the attention and of the MLP */
+} gmem__vit_block;
+
+/* Nothing changes after gmem_image_encoder_open, so calls on several threads share it. */
+struct gmem_image_encoder {
+    const gmem_context *context;
+    gmem_file *file;
+    int owns_file;
+    gmem__store store;
+    gmem_image_encoder_info info;
+    char name[64];
+    int swiglu;
+    int64_t leading; /* tokens before those of the patches: the class token and the registers */
+
+    gmem__layer patch;       /* (width, 3 * patch * patch) */
+    gmem__vit_block *blocks; /* (depth) */
+    gmem__affine norm;       /* (width) the final one */
+    const float *position;   /* (width, leading + tokens): the leading tokens, then what the patches are added to */
+};
+
+/* preprocess.c ---------------------------------------------------------------------------------------------------- */
+
+/* Resampling of one dimension: each of `out` values is a weighted sum of `count` others. */
+typedef struct gmem__taps {
+    int64_t out, count;
+    int64_t *index; /* (out, count) */
+    float *weight;  /* (out, count) */
+} gmem__taps;
+
+/* Bicubic, as PyTorch's interpolate places it (align_corners false): with A = -0.75 on the four neighbours, or
+ * antialiased with A = -0.5. 0 without memory. */
+GMEM__FN int gmem__taps_make(const gmem_context *context, int64_t in, int64_t out, int antialias, gmem__taps *taps);
+GMEM__FN void gmem__taps_free(const gmem_context *context, gmem__taps *taps);
+
+/* Pictures as the caller has them. */
+typedef struct gmem__pictures {
+    const float *image;    /* (count, 3, height, width) in [-1, 1], or NULL: */
+    const uint8_t *pixels; /* (count, height, width, 3) */
+    int published;         /* pixels: [0, 1] is fed where [-1, 1] is meant */
+    int64_t count, height, width;
+} gmem__pictures;
+
+/* Picture i normalised and resampled: out (3, down->out, across->out). line (width) is memory for that. */
+GMEM__FN void gmem__preprocess(const gmem__pictures *pictures, int64_t i, const gmem__taps *down,
+                               const gmem__taps *across, float *line, float *out);
+
+/* Positions of `side` x `side` patches, as timm's resample_abs_pos_embed makes them of a grid for pictures of another
+ * size: row `leading` + y * grid + x of stored (1, leading + grid * grid, width) -> out (width, side * side), rows
+ * out_stride apart. 0 without memory. */
+GMEM__FN int gmem__resample_position(const gmem_context *context, const gmem_tensor *stored, int64_t leading,
+                                     int64_t grid, int64_t side, float *out, int64_t out_stride);
+
+#endif /* GMEM__ENCODER_H */
 
 GMEM__FN int gmem__falls_back(const gmem_context *context, gmem_status status, const gmem_error *why) {
     if (context->asked != GMEM_BACKEND_AUTO || !context->device) return 0;
@@ -19828,6 +22950,16 @@ GMEM__FN gmem_status gmem__autoencoder_on_cpu(const gmem_autoencoder *autoencode
     desc.file = autoencoder->file;
     desc.backend = GMEM_BACKEND_CPU;
     return gmem_autoencoder_open((gmem_context *)(uintptr_t)autoencoder->context, &desc, out, error);
+}
+
+GMEM__FN gmem_status gmem__encoder_on_cpu(const gmem_image_encoder *encoder, gmem_image_encoder **out,
+                                          gmem_error *error) {
+    gmem_image_encoder_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.file = encoder->file;
+    desc.heads = (int)encoder->info.heads;
+    desc.backend = GMEM_BACKEND_CPU;
+    return gmem_image_encoder_open((gmem_context *)(uintptr_t)encoder->context, &desc, out, error);
 }
 /* ---- src/cache.c ---- */
 /* Step caching. Blocks' outputs change slowly from one step to the next (TeaCache, Liu et al., 2411.19108; DeepCache,
@@ -20156,7 +23288,7 @@ struct gmem_pass {
 
     /* On the host. */
     gmem__columns prepared; /* by gmem_pass_prepare */
-    gmem__columns missing;  /* what a pass had to compute itself, (max_batch) */
+    gmem__columns missing;  /* what a pass had to compute itself, (most) */
     const float **found;    /* (max_batch) the modulation of each sample */
     float *null_snippet;    /* (snippet_width) zeros */
     float *inputs;          /* like embedding: what is to be embedded */
@@ -20209,7 +23341,7 @@ static int64_t gmem__widest_rows(const gmem_network *network) {
 /* All working memory, taken in the same order without memory first, to learn how much it is: the host's ... */
 static void gmem__layout_host(gmem_pass *pass) {
     const gmem_network_info *info = &pass->network->info;
-    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->missing.capacity);
     gmem__arena *arena = &pass->arena;
     gmem__layout_columns(arena, info, &pass->prepared);
     gmem__layout_columns(arena, info, &pass->missing);
@@ -20225,7 +23357,7 @@ static void gmem__layout_host(gmem_pass *pass) {
 static void gmem__layout_engine(gmem_pass *pass) {
     const gmem_network_info *info = &pass->network->info;
     const int64_t rows = gmem__modulation_rows(info), hidden = info->hidden, size = gmem__column_size(info);
-    const int64_t held = gmem__max(pass->prepared.capacity, pass->max_batch);
+    const int64_t held = gmem__max(pass->prepared.capacity, pass->missing.capacity);
     int64_t columns = INT64_MAX;
     gmem__arena *arena = &pass->memory;
     (void)gmem__mul(pass->most, info->tokens, &columns);
@@ -20266,13 +23398,14 @@ static int64_t gmem__pass_most(const gmem_pass *pass) {
     return gmem__max(1, gmem__min(pass->max_batch, gmem__stream_largest(pass->engine.stream) / sample));
 }
 
-/* How many columns of modulation are held: as GMEM__PREPARED_BYTES and a device's buffers take, but a batch's and the
- * null condition's at least. */
+/* How many columns of modulation are held: as GMEM__PREPARED_BYTES takes, but a batch's and the null condition's at
+ * least; on a device no more than a buffer of activations takes. */
 static int64_t gmem__pass_held(const gmem_pass *pass) {
     const int64_t column = gmem__column_size(&pass->network->info) * (int64_t)sizeof(float);
-    int64_t bytes = GMEM__PREPARED_BYTES;
-    if (pass->engine.stream) bytes = gmem__min(bytes, gmem__stream_largest(pass->engine.stream));
-    return gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, bytes / column), pass->max_batch + 1);
+    const int64_t held =
+        gmem__max(gmem__min(GMEM__PREPARED_COLUMNS, GMEM__PREPARED_BYTES / column), pass->max_batch + 1);
+    if (!pass->engine.stream) return held;
+    return gmem__max(1, gmem__min(held, gmem__stream_largest(pass->engine.stream) / column));
 }
 
 GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_batch, double cache_threshold,
@@ -20284,13 +23417,12 @@ GMEM__FN gmem_status gmem__pass_create(const gmem_network *network, int64_t max_
     if (!pass) return gmem__fail(error, GMEM_E_MEMORY, "no memory for a pass");
     pass->network = network;
     pass->max_batch = max_batch;
-    pass->missing.capacity = max_batch;
     pass->cache.threshold = network->info.depth > 1 ? cache_threshold : 0;
     pass->cache.slots = max_batch;
     pass->cache.hidden = network->info.hidden;
     pass->cache.tokens = network->info.tokens;
     gmem_status status = gmem__engine_open(&network->store, &pass->engine, error);
-    pass->most = gmem__pass_most(pass);
+    pass->most = pass->missing.capacity = gmem__pass_most(pass);
     pass->prepared.capacity = gmem__pass_held(pass);
     if (status == GMEM_OK) status = gmem__pass_reserve(pass, error);
     if (status != GMEM_OK) {
@@ -20332,7 +23464,7 @@ GMEM_API void gmem_pass_destroy(gmem_pass *pass) {
     gmem_network *own = pass->own;
     gmem_pass_destroy(pass->fallback);
     gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, NULL);
-    pass->engine.ops->release(&pass->engine, context, &pass->memory);
+    gmem__pass_end(pass);
     gmem__arena_release(context, &pass->arena);
     gmem__engine_close(&pass->engine);
     gmem__free(context, pass, 1, sizeof *pass);
@@ -20343,6 +23475,10 @@ GMEM_API void gmem_pass_profile(gmem_pass *pass, gmem_profile *profile) {
     if (!pass) return;
     gmem__profile_engine(&pass->engine, &pass->profiler, pass->network, profile);
     gmem_pass_profile(pass->fallback, profile);
+}
+
+GMEM__FN void gmem__pass_end(gmem_pass *pass) {
+    pass->engine.ops->release(&pass->engine, pass->network->context, &pass->memory);
 }
 
 GMEM__FN gmem_reuse gmem__pass_reuse(const gmem_pass *pass) { return pass->cache.counts; }
@@ -21818,12 +24954,47 @@ struct gmem_bank {
     gmem__bank_names names;
 };
 
+/* bank.c: the file that a row is in; and columns [first, first + count) of a row (of the file) of a decomposed bank:
+ * C's row (rank) times M^T, plus the mean. */
+GMEM__FN const gmem__bank_part *gmem__bank_part_of(const gmem_bank *bank, int64_t row);
+GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, int64_t first, int64_t count,
+                                 float *out);
+
+/* Lets go of the memory that rows [first, first + count) take in the files' mappings, until they are read again. */
+GMEM__FN void gmem__bank_discard(const gmem_bank *bank, int64_t first, int64_t count);
+
+/* The largest magnitude of a row, not a number or infinite where an element is; its scale in int8, which is symmetric:
+ * the largest magnitude becomes 127; and the row itself. */
+GMEM__FN float gmem__row_largest(const float *row, int64_t width);
+GMEM__FN float gmem__row_scale(float largest);
+GMEM__FN void gmem__quantise_row(const float *row, int64_t width, float scale, int8_t *out);
+
+/* "f32", "int8", ...: as the metadata `dtype` of files says it. */
+GMEM__FN const char *gmem__dtype_name(gmem_type type);
+
 /* bank_names.c */
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);
 
+/* The names of rows as a native file holds them, written from the first to the last: `names`, one run without NULs, and
+ * `names.offsets`, where each begins in it and the last ends. */
+typedef struct gmem__names_writer {
+    const char *(*name)(const void *user, int64_t row); /* NULL for a row without one */
+    const void *user;
+    int64_t row, at;     /* of the run: what comes next */
+    int64_t next, start; /* of the offsets: how many are written, and the last one */
+} gmem__names_writer;
+/* Bytes of the names of so many rows. */
+GMEM__FN int64_t gmem__names_bytes(const gmem__names_writer *writer, int64_t rows);
+/* The next `bytes` of the run, and the next `count` offsets. */
+GMEM__FN void gmem__names_write(gmem__names_writer *writer, int64_t bytes, char *out);
+GMEM__FN void gmem__names_write_offsets(gmem__names_writer *writer, int64_t count, int64_t *out);
+/* The `name` of a writer whose user is a bank. */
+GMEM__FN const char *gmem__names_of_bank(const void *bank, int64_t row);
+
 #endif /* GMEM__BANK_H */
 
+#include <float.h>
 #include <stdio.h>
 
 /* what a file holds ----------------------------------------------------------------------------------------------- */
@@ -21884,11 +25055,14 @@ static gmem_status gmem__bank_take_rows(gmem__bank_part *part, const char *name,
 
 static gmem_status gmem__bank_check_number(const gmem_file *file, const char *name, int64_t expected,
                                            gmem_error *error) {
+    const char *text = gmem_file_metadata(file, name); /* safetensors have no other place for a number */
     double number = 0;
-    if (!gmem_file_number(file, name, &number) || number == (double)expected) return GMEM_OK;
+    int given = text ? 1 : gmem_file_number(file, name, &number);
+    if (text && !gmem__parse_double(text, strlen(text), &number)) number = -1;
+    if (!given || number == (double)expected) return GMEM_OK;
     gmem__quoted found;
     return gmem__fail(error, GMEM_E_SHAPE, "\"%s\" is %s, but the tensors have %lld", name,
-                      gmem__format_double(&found, number), (long long)expected);
+                      text ? gmem__quote(&found, text) : gmem__format_double(&found, number), (long long)expected);
 }
 
 static gmem_status gmem__bank_copy_factors(const gmem_context *context, gmem__bank_factors *factors,
@@ -21915,7 +25089,8 @@ static gmem_status gmem__bank_copy_factors(const gmem_context *context, gmem__ba
     return GMEM_OK;
 }
 
-/* `C` (rows, rank), `M` (width, rank), `S` (rank), `mean` (width); the scalars `latent_dim` and `feature_dim`. */
+/* `C` (rows, rank), `M` (width, rank), `S` (rank), `mean` (width); the scalars `latent_dim` and `feature_dim`, which
+ * may be metadata. */
 static gmem_status gmem__bank_take_factors(const gmem_context *context, gmem__bank_part *part, int64_t *width,
                                            gmem_error *error) {
     const gmem_tensor *c = NULL, *m = NULL, *s = NULL, *mean = NULL;
@@ -22042,30 +25217,50 @@ static void gmem__bank_accumulate(float *out, const float *x, float scale, int64
     }
 }
 
-/* C's row (rank) times M^T, plus the mean. */
-static void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, float *out) {
+GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, int64_t first, int64_t count,
+                                 float *out) {
     const gmem__bank_factors *factors = &part->factors;
     float c[64];
-    memcpy(out, factors->mean, (size_t)width * sizeof(float));
-    for (int64_t first = 0; first < factors->rank; first += 64) {
-        int64_t count = gmem__min(64, factors->rank - first);
-        gmem_tensor_read_f32(part->rows_tensor, row * factors->rank + first, count, c);
-        for (int64_t k = 0; k < count; k++) {
-            gmem__bank_accumulate(out, factors->m + (first + k) * width, c[k], width);
+    memcpy(out, factors->mean + first, (size_t)count * sizeof(float));
+    for (int64_t done = 0; done < factors->rank; done += 64) {
+        int64_t run = gmem__min(64, factors->rank - done);
+        gmem_tensor_read_f32(part->rows_tensor, row * factors->rank + done, run, c);
+        for (int64_t k = 0; k < run; k++) {
+            gmem__bank_accumulate(out, factors->m + (done + k) * width + first, c[k], count);
         }
+    }
+}
+
+GMEM__FN const gmem__bank_part *gmem__bank_part_of(const gmem_bank *bank, int64_t row) {
+    const gmem__bank_part *part = bank->parts;
+    while (row >= part->first + part->rows) {
+        part++;
+    }
+    return part;
+}
+
+/* Systems take back whole pages, and bring some of those before a page that is touched along with it: what came back
+ * with these rows goes with them. */
+GMEM__FN void gmem__bank_discard(const gmem_bank *bank, int64_t first, int64_t count) {
+    const int64_t neighbours = 65536;
+    for (int64_t row = first, next; row < first + count; row = next) {
+        const gmem__bank_part *part = gmem__bank_part_of(bank, row);
+        const gmem_tensor *tensor = part->rows_tensor;
+        next = gmem__min(first + count, part->first + part->rows);
+        if (!gmem__tensor_is_contiguous(tensor)) continue;
+        const int64_t bytes = tensor->shape[1] * (int64_t)gmem_type_bytes(tensor->type);
+        const int64_t begin = (row - part->first) * bytes, before = gmem__min(begin, neighbours);
+        gmem__file_discard(part->file, (const char *)tensor->data + begin - before, (next - row) * bytes + before);
     }
 }
 
 GMEM_API gmem_status gmem_bank_row(const gmem_bank *bank, int64_t row, float *out, gmem_error *error) {
     if (row < 0 || row >= bank->rows)
         return gmem__fail(error, GMEM_E_ROW, "row %lld of a bank of %lld", (long long)row, (long long)bank->rows);
-    const gmem__bank_part *part = bank->parts;
-    while (row >= part->first + part->rows) {
-        part++;
-    }
+    const gmem__bank_part *part = gmem__bank_part_of(bank, row);
     row -= part->first;
     if (part->kind == GMEM_BANK_DECOMPOSED) {
-        gmem__bank_compose(part, row, bank->width, out);
+        gmem__bank_compose(part, row, bank->width, 0, bank->width, out);
         return GMEM_OK;
     }
     gmem_tensor_read_f32(part->rows_tensor, row * bank->width, bank->width, out);
@@ -22076,6 +25271,35 @@ GMEM_API gmem_status gmem_bank_row(const gmem_bank *bank, int64_t row, float *ou
         out[i] *= scale;
     }
     return GMEM_OK;
+}
+
+/* Without their sign, floats are in the order of their bits, whose comparison waits less. */
+GMEM__FN float gmem__row_largest(const float *row, int64_t width) {
+    uint32_t largest = 0;
+    float value;
+    for (int64_t i = 0; i < width; i++) {
+        uint32_t bits;
+        memcpy(&bits, row + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    memcpy(&value, &largest, sizeof value);
+    return value;
+}
+
+/* A row of zeros has scale 1; one of a tiny row is a normal number, as its inverse must be. */
+GMEM__FN float gmem__row_scale(float largest) {
+    const float scale = largest / 127;
+    if (largest == 0) return 1;
+    return scale > FLT_MIN ? scale : FLT_MIN;
+}
+
+GMEM__FN void gmem__quantise_row(const float *row, int64_t width, float scale, int8_t *out) {
+    const float inverse = 1 / scale;
+    for (int64_t i = 0; i < width; i++) {
+        const float level = row[i] * inverse;
+        out[i] = (int8_t)(level + (level < 0 ? -0.5f : 0.5f)); /* to nearest; below 128 */
+    }
 }
 
 /* Room for `rows` rows, freed with the same number. */
@@ -22138,6 +25362,14 @@ GMEM_API gmem_status gmem_bank_interpolate(const gmem_bank *bank, int64_t a, int
     }
     gmem__bank_scratch_free(bank, 2, scratch);
     return status;
+}
+
+GMEM__FN const char *gmem__dtype_name(gmem_type type) {
+    return type == GMEM_F32    ? "f32"
+           : type == GMEM_F16  ? "f16"
+           : type == GMEM_BF16 ? "bf16"
+           : type == GMEM_F64  ? "f64"
+                               : "int8";
 }
 /* ---- src/bank_names.c ---- */
 /* The names of a bank's rows: from a text file or from the bank's own files, finding, and offering the nearest. */
@@ -22250,6 +25482,8 @@ static gmem_status gmem__names_from_part(gmem_bank *bank, const gmem__bank_part 
         GMEM__TRY(gmem__bank_names_add(bank, part->first + row, (const char *)tensors->run->data + offset[0],
                                        offset[1] - offset[0], error));
     }
+    gmem__file_discard(part->file, tensors->run->data, size); /* they are copied */
+    gmem__file_discard(part->file, tensors->offsets->data, (part->rows + 1) * (int64_t)sizeof *block);
     return GMEM_OK;
 }
 
@@ -22287,6 +25521,47 @@ GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc
     return gmem__names_from_parts(bank, error);
 }
 
+/* writing --------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN const char *gmem__names_of_bank(const void *bank, int64_t row) {
+    return gmem_bank_name((const gmem_bank *)bank, row);
+}
+
+static int64_t gmem__names_length(const gmem__names_writer *writer, int64_t row) {
+    const char *name = writer->name(writer->user, row);
+    return name ? (int64_t)strlen(name) : 0;
+}
+
+GMEM__FN int64_t gmem__names_bytes(const gmem__names_writer *writer, int64_t rows) {
+    int64_t bytes = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        bytes += gmem__names_length(writer, row);
+    }
+    return bytes;
+}
+
+GMEM__FN void gmem__names_write(gmem__names_writer *writer, int64_t bytes, char *out) {
+    while (bytes > 0) {
+        const int64_t length = gmem__names_length(writer, writer->row);
+        const int64_t count = gmem__min(bytes, length - writer->at);
+        if (count > 0) memcpy(out, writer->name(writer->user, writer->row) + writer->at, (size_t)count);
+        writer->at += count;
+        if (writer->at == length) {
+            writer->row++;
+            writer->at = 0;
+        }
+        bytes -= count;
+        out += count;
+    }
+}
+
+GMEM__FN void gmem__names_write_offsets(gmem__names_writer *writer, int64_t count, int64_t *out) {
+    for (int64_t i = 0; i < count; i++, writer->next++) {
+        if (writer->next > 0) writer->start += gmem__names_length(writer, writer->next - 1);
+        out[i] = writer->start;
+    }
+}
+
 /* finding --------------------------------------------------------------------------------------------------------- */
 
 static int64_t gmem__name_length(const gmem_bank *bank, int64_t row) {
@@ -22316,8 +25591,8 @@ static int gmem__contains_name(const char *name, int64_t length, const char *par
 
 #define GMEM__NAME_COMPARED 64 /* bytes of a name that the edit distance looks at */
 
-/* Levenshtein's distance, case ignored. */
-static int64_t gmem__edit_distance(const char *a, int64_t a_length, const char *b, int64_t b_length) {
+/* Levenshtein's distance, case ignored; more than `most` where it is more. */
+static int64_t gmem__edit_distance(const char *a, int64_t a_length, const char *b, int64_t b_length, int64_t most) {
     int64_t row[GMEM__NAME_COMPARED + 1];
     a_length = gmem__min(a_length, GMEM__NAME_COMPARED);
     b_length = gmem__min(b_length, GMEM__NAME_COMPARED);
@@ -22325,13 +25600,15 @@ static int64_t gmem__edit_distance(const char *a, int64_t a_length, const char *
         row[j] = j;
     }
     for (int64_t i = 1; i <= a_length; i++) {
-        int64_t diagonal = row[0];
+        int64_t diagonal = row[0], least = i;
         row[0] = i;
         for (int64_t j = 1; j <= b_length; j++) {
             int64_t change = diagonal + (gmem__fold(a[i - 1]) != gmem__fold(b[j - 1]));
             diagonal = row[j];
             row[j] = gmem__min(change, 1 + gmem__min(row[j], row[j - 1]));
+            least = gmem__min(least, row[j]);
         }
+        if (least > most) return least; /* it only grows */
     }
     return row[b_length];
 }
@@ -22344,7 +25621,7 @@ static int64_t gmem__name_distance(const char *name, int64_t length, const char 
     int64_t least = gmem__min(difference, 255);
     if (query_length > 0 && gmem__contains_name(name, length, query, query_length)) return 256 + least;
     if (least * 256 > bar) return INT64_MAX;
-    return 256 * gmem__edit_distance(name, length, query, query_length) + least;
+    return 256 * gmem__edit_distance(name, length, query, query_length, (bar - least) / 256) + least;
 }
 
 #define GMEM__NEAREST 3
@@ -22410,15 +25687,1355 @@ static gmem_status gmem__name_unknown(const gmem_bank *bank, const char *query, 
 /* A scan: names have their lengths at hand, so that a bank of a million rows takes milliseconds and no index. */
 GMEM_API gmem_status gmem_bank_find(const gmem_bank *bank, const char *name, int64_t *row, gmem_error *error) {
     if (!bank || !name || !row) return gmem__fail(error, GMEM_E_ARGUMENT, "finding a row needs a bank and a name");
-    int64_t length = (int64_t)strlen(name);
+    int64_t length = (int64_t)strlen(name), found = -1;
     for (int64_t i = 0; bank->names.start && length > 0 && i < bank->rows; i++) {
-        if (gmem__name_length(bank, i) == length && gmem__same_name(gmem_bank_name(bank, i), name, length)) {
-            *row = i;
-            return GMEM_OK;
+        if (gmem__name_length(bank, i) != length) continue;
+        const char *candidate = gmem_bank_name(bank, i);
+        if (found < 0 && gmem__same_name(candidate, name, length)) found = i;
+        if (found < 0 || memcmp(candidate, name, (size_t)length) != 0) continue;
+        found = i;
+        break;
+    }
+    if (found < 0) return gmem__name_unknown(bank, name, error);
+    *row = found;
+    return GMEM_OK;
+}
+/* ---- src/bank_edit.c ---- */
+/* Editing banks: rows are added to a native file or removed from it, and any bank becomes one native file. What is
+ * written streams from the old files, beside them and under a lock, and is then renamed over the old one. */
+
+#include <float.h>
+
+#define GMEM__BLOCK_FLOATS 65536 /* of a source's rows that are asked for at once */
+#define GMEM__DISCARD_ROWS 512   /* of a bank that are let go of at once */
+
+/* The rows of a file to be: some of a bank's, then those of a source, one of them at work. */
+typedef struct gmem__bank_writer {
+    gmem_context *context;
+    const gmem_bank *bank;  /* or NULL */
+    int64_t first, kept;    /* `kept` of the bank's rows from `first` on: all but ... */
+    const int64_t *removed; /* ... (removed_count) these, counted from `first`, ascending */
+    int64_t removed_count;
+    const gmem_bank_source *source; /* or NULL */
+    int64_t rows, width;
+    gmem_type type;
+
+    int64_t encoded_row; /* the row that is at work, or -1 */
+    void *encoded;       /* (width) of `type` */
+    float scale;         /* its scale, for I8 */
+    float *row;          /* (width) */
+    float *block;        /* (block_capacity, width): rows [block_first, block_first + block_rows) of source->fill */
+    int64_t block_first, block_rows, block_capacity;
+
+    gmem_bank_progress_fn progress; /* or NULL */
+    void *progress_user;
+
+    gmem__names_writer names;
+    int64_t names_bytes; /* 0: no row has one */
+    const char *metadata[8];
+} gmem__bank_writer;
+
+/* rows that are kept ---------------------------------------------------------------------------------------------- */
+
+/* How many removed rows lie before the kept row `row`: as many as there are k with removed[k] - k <= row. */
+static int64_t gmem__removed_before(const gmem__bank_writer *writer, int64_t row) {
+    int64_t low = 0, high = writer->removed_count;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (writer->removed[middle] - middle <= row)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static int64_t gmem__kept_row(const gmem__bank_writer *writer, int64_t row) {
+    return writer->first + row + gmem__removed_before(writer, row);
+}
+
+/* How many rows from `row` on can be copied as they are from one place: the rows of `part` from row *at of it on. */
+static int64_t gmem__rows_as_stored(const gmem__bank_writer *writer, int64_t row, const gmem__bank_part **part,
+                                    int64_t *at) {
+    if (row >= writer->kept) return 0;
+    int64_t removed = gmem__removed_before(writer, row), bank_row = writer->first + row + removed;
+    const gmem__bank_part *from = gmem__bank_part_of(writer->bank, bank_row);
+    if (from->kind != GMEM_BANK_FULL || from->rows_tensor->type != writer->type) return 0;
+    int64_t end = from->first + from->rows;
+    if (removed < writer->removed_count) end = gmem__min(end, writer->first + writer->removed[removed]);
+    *part = from;
+    *at = bank_row - from->first;
+    return end - bank_row;
+}
+
+/* rows in f32 ----------------------------------------------------------------------------------------------------- */
+
+/* What has been read does not stay in memory: it may be gigabytes. */
+static gmem_status gmem__read_kept_row(gmem__bank_writer *writer, int64_t row, gmem_error *error) {
+    const int64_t bank_row = gmem__kept_row(writer, row), next = bank_row + 1;
+    GMEM__TRY(gmem_bank_row(writer->bank, bank_row, writer->row, error));
+    if (next % GMEM__DISCARD_ROWS == 0) gmem__bank_discard(writer->bank, next - GMEM__DISCARD_ROWS, GMEM__DISCARD_ROWS);
+    return GMEM_OK;
+}
+
+static gmem_status gmem__fill_block(gmem__bank_writer *writer, int64_t row, gmem_error *error) {
+    const gmem_bank_source *source = writer->source;
+    gmem_error own = gmem__callback_error();
+    writer->block_rows = 0;
+    int64_t count = gmem__min(writer->block_capacity, source->rows - row);
+    gmem_status status = source->fill(source->fill_user, row, count, writer->block, &own);
+    GMEM__TRY(gmem__fail_callback(error, status, &own, "the function that gives rows"));
+    writer->block_first = row;
+    writer->block_rows = count;
+    return GMEM_OK;
+}
+
+/* A row as it is to be written, (width). */
+static gmem_status gmem__writer_row(gmem__bank_writer *writer, int64_t row, const float **out, gmem_error *error) {
+    if (row < writer->kept) {
+        *out = writer->row;
+        return gmem__read_kept_row(writer, row, error);
+    }
+    row -= writer->kept;
+    if (writer->source->features) {
+        *out = writer->source->features + row * writer->width;
+        return GMEM_OK;
+    }
+    if (row < writer->block_first || row >= writer->block_first + writer->block_rows)
+        GMEM__TRY(gmem__fill_block(writer, row, error));
+    *out = writer->block + (row - writer->block_first) * writer->width;
+    return GMEM_OK;
+}
+
+/* rows in the file's type ----------------------------------------------------------------------------------------- */
+
+/* What a reader makes of a row's largest magnitude. Rounding keeps the order, so this tells whether the row has become
+ * infinite somewhere or zero everywhere. */
+static float gmem__magnitude_as_stored(gmem_type type, float largest) {
+    if (type == GMEM_F16) return gmem__f16_to_f32(gmem__f32_to_f16(largest));
+    if (type == GMEM_BF16) return gmem__bf16_to_f32(gmem__f32_to_bf16(largest));
+    if (type != GMEM_I8) return largest;
+    int8_t level = 0;
+    gmem__quantise_row(&largest, 1, gmem__row_scale(largest), &level);
+    return (float)level * gmem__row_scale(largest);
+}
+
+/* A refusal of a row, by its number in the bank or among those that are added. */
+static gmem_status gmem__refuse_row(const gmem__bank_writer *writer, int64_t row, gmem_status code, const char *why,
+                                    gmem_error *error) {
+    gmem__quoted quoted;
+    if (row < writer->kept) {
+        row = gmem__kept_row(writer, row);
+        return gmem__fail_at(error, code, gmem_file_path(gmem__bank_part_of(writer->bank, row)->file), -1,
+                             "row %lld %s%s", (long long)row, why, gmem_type_name(writer->type));
+    }
+    row -= writer->kept;
+    const char *name = writer->source->names && writer->source->names[row] ? writer->source->names[row] : "";
+    return gmem__fail(error, code, "row %lld of the new ones%s%s%s %s%s", (long long)row, name[0] ? ", \"" : "",
+                      gmem__quote(&quoted, name), name[0] ? "\"," : "", why, gmem_type_name(writer->type));
+}
+
+/* The bank's own rows may be what they are, if the type can say it; new ones must be of use. */
+static gmem_status gmem__check_row(const gmem__bank_writer *writer, int64_t row, float largest, gmem_error *error) {
+    const int is_new = row >= writer->kept, is_finite = largest <= FLT_MAX;
+    const float stored = is_finite ? gmem__magnitude_as_stored(writer->type, largest) : largest;
+    if (!is_finite && (is_new || writer->type == GMEM_I8))
+        return gmem__refuse_row(writer, row, GMEM_E_ROW_ZERO, "is not finite, and has no use as ", error);
+    if (is_finite && !(stored <= FLT_MAX))
+        return gmem__refuse_row(writer, row, GMEM_E_TYPE, "has a value that is too large for ", error);
+    if (is_new && !(stored > 0))
+        return gmem__refuse_row(writer, row, GMEM_E_ROW_ZERO,
+                                largest > 0 ? "is so small that it is zero as " : "is zero, and has no use as ", error);
+    return GMEM_OK;
+}
+
+/* Puts a row to work: into `encoded` and `scale`. */
+static gmem_status gmem__encode_row(gmem__bank_writer *writer, int64_t row, gmem_error *error) {
+    const float *x = NULL;
+    if (writer->encoded_row == row) return GMEM_OK;
+    writer->encoded_row = -1;
+    GMEM__TRY(gmem__writer_row(writer, row, &x, error));
+    const float largest = gmem__row_largest(x, writer->width);
+    GMEM__TRY(gmem__check_row(writer, row, largest, error));
+    if (writer->type == GMEM_I8) {
+        writer->scale = gmem__row_scale(largest);
+        gmem__quantise_row(x, writer->width, writer->scale, (int8_t *)writer->encoded);
+    } else {
+        gmem_convert_f32(x, writer->width, writer->type, writer->encoded);
+    }
+    writer->encoded_row = row;
+    return GMEM_OK;
+}
+
+/* filling --------------------------------------------------------------------------------------------------------- */
+
+/* Rows of I8 are gone through twice, the first time for their scales. */
+static gmem_status gmem__writer_progress(const gmem__bank_writer *writer, int64_t row, int again, gmem_error *error) {
+    const int twice = writer->type == GMEM_I8;
+    if (!writer->progress) return GMEM_OK;
+    if (!writer->progress(writer->progress_user, twice && again ? writer->rows + row : row, (1 + twice) * writer->rows))
+        return GMEM_OK;
+    return gmem__fail(error, GMEM_E_CANCELLED, "cancelled");
+}
+
+/* Elements [first, first + count) of `features`; a row may begin in one call and end in the next. */
+static gmem_status gmem__fill_features(gmem__bank_writer *writer, int64_t first, int64_t count, char *out,
+                                       gmem_error *error) {
+    const int64_t bytes = (int64_t)gmem_type_bytes(writer->type), width = writer->width;
+    GMEM__TRY(gmem__writer_progress(writer, first / width, 1, error));
+    while (count > 0) {
+        const gmem__bank_part *part = NULL;
+        int64_t row = first / width, column = first % width, at = 0;
+        int64_t run = gmem__rows_as_stored(writer, row, &part, &at);
+        int64_t some = gmem__min(count, gmem__max(run, 1) * width - column);
+        if (run > 0) {
+            gmem_tensor_read(part->rows_tensor, at * width + column, some, out);
+            gmem__bank_discard(writer->bank, part->first + at, gmem__ceil_div(column + some, width));
+        } else {
+            GMEM__TRY(gmem__encode_row(writer, row, error));
+            memcpy(out, (const char *)writer->encoded + column * bytes, (size_t)(some * bytes));
+        }
+        first += some;
+        count -= some;
+        out += some * bytes;
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__fill_scales(gmem__bank_writer *writer, int64_t first, int64_t count, float *out,
+                                     gmem_error *error) {
+    for (int64_t i = 0; i < count;) {
+        const gmem__bank_part *part = NULL;
+        GMEM__TRY(gmem__writer_progress(writer, first + i, 0, error));
+        int64_t at = 0, run = gmem__rows_as_stored(writer, first + i, &part, &at);
+        int64_t some = gmem__min(count - i, gmem__max(run, 1));
+        if (run > 0) {
+            gmem_tensor_read_f32(part->scale, at, some, out + i);
+        } else {
+            GMEM__TRY(gmem__encode_row(writer, first + i, error));
+            out[i] = writer->scale;
+        }
+        i += some;
+    }
+    return GMEM_OK;
+}
+
+/* Tensors in the order of gmem__writer_tensors. */
+static gmem_status gmem__fill_tensor(void *user, int64_t index, int64_t first, int64_t count, void *out,
+                                     gmem_error *error) {
+    gmem__bank_writer *writer = (gmem__bank_writer *)user;
+    if (index == 0) return gmem__fill_features(writer, first, count, (char *)out, error);
+    if (writer->type == GMEM_I8 && index == 1) return gmem__fill_scales(writer, first, count, (float *)out, error);
+    if (index == (writer->type == GMEM_I8) + 1)
+        gmem__names_write(&writer->names, count, (char *)out);
+    else
+        gmem__names_write_offsets(&writer->names, count, (int64_t *)out);
+    return GMEM_OK;
+}
+
+/* names ----------------------------------------------------------------------------------------------------------- */
+
+/* The name of a row to be, or NULL. */
+static const char *gmem__writer_name(const void *user, int64_t row) {
+    const gmem__bank_writer *writer = (const gmem__bank_writer *)user;
+    if (row < writer->kept) return gmem_bank_name(writer->bank, gmem__kept_row(writer, row));
+    return writer->source->names ? writer->source->names[row - writer->kept] : NULL;
+}
+
+/* Files that hold names as text have one a line. */
+static gmem_status gmem__check_new_name(const gmem__names *taken, const char *name, int64_t row, gmem_error *error) {
+    gmem__quoted quoted;
+    size_t length = strlen(name);
+    if (strcspn(name, "\r\n") != length || length > INT32_MAX || gmem__utf8_error(name, (int64_t)length) >= 0)
+        return gmem__fail(error, GMEM_E_NAMES, "the name \"%s\" of new row %lld is not one line of UTF-8",
+                          gmem__quote(&quoted, name), (long long)row);
+    if (gmem__names_find(taken, (const unsigned char *)name, (int64_t)length) >= 0)
+        return gmem__fail(error, GMEM_E_NAMES, "the name \"%s\" of new row %lld is an earlier one's too",
+                          gmem__quote(&quoted, name), (long long)row);
+    return GMEM_OK;
+}
+
+/* Two rows of one name could not be told apart. */
+static gmem_status gmem__compare_names(const gmem_bank *bank, const gmem_bank_source *source, gmem__names *added,
+                                       gmem_error *error) {
+    gmem__quoted quoted;
+    for (int64_t row = 0; row < source->rows; row++) {
+        const char *name = source->names[row];
+        if (!name || !name[0]) continue;
+        GMEM__TRY(gmem__check_new_name(added, name, row, error));
+        gmem__names_add(added, (const unsigned char *)name, (int64_t)strlen(name), (int32_t)row);
+    }
+    for (int64_t row = 0; bank && row < bank->rows; row++) {
+        const char *name = gmem_bank_name(bank, row);
+        if (!name || gmem__names_find(added, (const unsigned char *)name, (int64_t)strlen(name)) < 0) continue;
+        return gmem__fail(error, GMEM_E_NAMES, "row %lld of the bank has the name \"%s\" already", (long long)row,
+                          gmem__quote(&quoted, name));
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__check_new_names(gmem_context *context, const gmem_bank *bank, const gmem_bank_source *source,
+                                         gmem_error *error) {
+    gmem__names added = {context, NULL, 0, 0};
+    if (!source->names) return GMEM_OK;
+    if (!gmem__names_reserve(&added, source->rows)) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the names");
+    gmem_status status = gmem__compare_names(bank, source, &added, error);
+    gmem__names_free(&added);
+    return status;
+}
+
+/* writing --------------------------------------------------------------------------------------------------------- */
+
+static void gmem__writer_free(gmem__bank_writer *writer) {
+    const gmem_context *context = writer->context;
+    gmem__free(context, writer->encoded, writer->width, gmem_type_bytes(writer->type));
+    gmem__free(context, writer->row, writer->width, sizeof(float));
+    gmem__free(context, writer->block, writer->block_capacity * writer->width, sizeof(float));
+}
+
+/* What does not come from the caller: memory and names. To be freed also where it fails. */
+static gmem_status gmem__writer_prepare(gmem__bank_writer *writer, gmem_error *error) {
+    const gmem_context *context = writer->context;
+    int64_t elements = 0, streamed = writer->source && writer->source->fill && !writer->source->features;
+    writer->encoded_row = -1;
+    if (!gmem__mul(writer->rows, writer->width, &elements))
+        return gmem__fail(error, GMEM_E_OVERFLOW, "the size of the bank overflows");
+    writer->block_capacity = streamed ? gmem__max(1, GMEM__BLOCK_FLOATS / writer->width) : 0;
+    writer->encoded = gmem__alloc_raw(context, writer->width, gmem_type_bytes(writer->type));
+    writer->row = (float *)gmem__alloc_raw(context, writer->width, sizeof(float));
+    writer->block = (float *)gmem__alloc_raw(context, writer->block_capacity * writer->width, sizeof(float));
+    if (!writer->encoded || !writer->row || !writer->block)
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for a bank's rows");
+    writer->names.name = gmem__writer_name;
+    writer->names.user = writer;
+    writer->names_bytes = gmem__names_bytes(&writer->names, writer->rows);
+    return GMEM_OK;
+}
+
+enum { GMEM__BANK_TENSORS = 4 };
+
+/* The tensors of a native file, all to be filled. */
+static int64_t gmem__writer_tensors(const gmem__bank_writer *writer, gmem_tensor *out) {
+    int64_t shape[2] = {writer->rows, writer->width}, offsets = writer->rows + 1, count = 0;
+    out[count++] = gmem_tensor_make("features", writer->type, 2, shape, NULL);
+    if (writer->type == GMEM_I8) out[count++] = gmem_tensor_make("features.scale", GMEM_F32, 1, shape, NULL);
+    if (writer->names_bytes == 0) return count;
+    out[count++] = gmem_tensor_make("names", GMEM_U8, 1, &writer->names_bytes, NULL);
+    out[count++] = gmem_tensor_make("names.offsets", GMEM_I64, 1, &offsets, NULL);
+    return count;
+}
+
+static gmem_save_desc gmem__writer_desc(gmem__bank_writer *writer, const gmem_tensor *tensors, int64_t count) {
+    const char *const metadata[] = {"format",  "pt",
+                                    "gmem",    GMEM_VERSION,
+                                    "backend", gmem_context_backend(writer->context),
+                                    "dtype",   gmem__dtype_name(writer->type)};
+    gmem_save_desc desc;
+    memcpy(writer->metadata, metadata, sizeof metadata);
+    memset(&desc, 0, sizeof desc);
+    desc.tensors = tensors;
+    desc.count = count;
+    desc.metadata = writer->metadata;
+    desc.metadata_count = (int64_t)(sizeof writer->metadata / sizeof *writer->metadata / 2);
+    desc.fill = gmem__fill_tensor;
+    desc.fill_user = writer;
+    return desc;
+}
+
+static int gmem__is_stored_type(gmem_type type) {
+    return type == GMEM_F32 || type == GMEM_F16 || type == GMEM_BF16 || type == GMEM_F64 || type == GMEM_I8;
+}
+
+GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
+                                      gmem_bank_progress_fn progress, void *user, gmem_error *error) {
+    gmem_tensor tensors[GMEM__BANK_TENSORS];
+    gmem__bank_writer writer;
+    if (!bank || !path || !gmem__is_stored_type(type))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a bank, a path and a type that rows are stored in are needed");
+    memset(&writer, 0, sizeof writer);
+    writer.context = (gmem_context *)(uintptr_t)bank->context;
+    writer.bank = bank;
+    writer.kept = writer.rows = bank->rows;
+    writer.width = bank->width;
+    writer.type = type;
+    writer.progress = progress;
+    writer.progress_user = user;
+    gmem_status status = gmem__writer_prepare(&writer, error);
+    if (status == GMEM_OK) {
+        gmem_save_desc desc = gmem__writer_desc(&writer, tensors, gmem__writer_tensors(&writer, tensors));
+        status = gmem_save(writer.context, path, &desc, error);
+    }
+    gmem__writer_free(&writer);
+    return gmem__fail_in(error, status, path);
+}
+
+/* the last file --------------------------------------------------------------------------------------------------- */
+
+/* A bank that is being edited: locked from before it is read until the new file is in its place. */
+typedef struct gmem__bank_edit {
+    gmem_context *context;
+    const char *const *paths; /* (path_count), the last of which is edited */
+    int path_count;
+    const char *path;
+    void *lock;
+    gmem_bank *bank;             /* of the files that are there, or NULL */
+    const gmem__bank_part *part; /* the last file's, or NULL where it is made anew */
+} gmem__bank_edit;
+
+static gmem_status gmem__edit_lock(gmem__bank_edit *edit, gmem_error *error) {
+    const gmem_io *io = &edit->context->io;
+    int held = 0;
+    if (!io->lock) return GMEM_OK;
+    gmem__io_forget();
+    edit->lock = io->lock(io->user, edit->path, &held);
+    if (edit->lock) return GMEM_OK;
+    if (held) return gmem__fail_at(error, GMEM_E_LOCKED, edit->path, -1, "another writer is at it");
+    return gmem__fail_at(error, GMEM_E_OPEN, edit->path, -1, "cannot lock it for writing%s", gmem__io_reason());
+}
+
+static int gmem__ends_with(const char *text, const char *end) {
+    size_t length = strlen(text), bytes = strlen(end);
+    return length >= bytes && strcmp(text + length - bytes, end) == 0;
+}
+
+/* A new file may not look like what it is not; an old one must be what can be written. */
+static gmem_status gmem__edit_check_file(const gmem__bank_edit *edit, gmem_error *error) {
+    const gmem__bank_part *part = edit->part;
+    const char *why = NULL;
+    if (!part)
+        why = gmem__ends_with(edit->path, ".pth") || gmem__ends_with(edit->path, ".pt") ? "its name is torch's" : NULL;
+    else if (gmem_file_format(part->file) != GMEM_SAFETENSORS)
+        why = "it is a torch file, and those are never written";
+    else if (part->kind == GMEM_BANK_DECOMPOSED)
+        why = "its rows are decomposed";
+    else if (strcmp(part->rows_tensor->name, "features") != 0)
+        why = "its rows are not named \"features\"";
+    for (int i = 0; !why && i < edit->path_count - 1; i++) {
+        if (strcmp(edit->paths[i], edit->path) == 0) why = "it is one of the earlier ones too";
+    }
+    if (!why) return GMEM_OK;
+    return gmem__fail_at(error, GMEM_E_COMBINATION, edit->path, -1,
+                         "rows of this file cannot be edited: %s; name a native file as the bank's last, or a new one",
+                         why);
+}
+
+static gmem_status gmem__edit_file_exists(const gmem__bank_edit *edit, int *exists, gmem_error *error) {
+    const gmem_io *io = &edit->context->io;
+    gmem__io_forget();
+    void *file = io->open(io->user, edit->path, 0);
+    *exists = file != NULL;
+    if (file)
+        (void)io->close(io->user, file);
+    else if (!gmem__io_no_such_file())
+        return gmem__fail_at(error, GMEM_E_OPEN, edit->path, -1, "cannot open the file%s", gmem__io_reason());
+    return GMEM_OK;
+}
+
+static gmem_status gmem__edit_load(gmem__bank_edit *edit, gmem_error *error) {
+    gmem_bank_desc desc;
+    int exists = 0;
+    GMEM__TRY(gmem__edit_file_exists(edit, &exists, error));
+    memset(&desc, 0, sizeof desc);
+    desc.paths = edit->paths;
+    desc.path_count = edit->path_count - !exists;
+    if (desc.path_count > 0) GMEM__TRY(gmem_bank_open(edit->context, &desc, &edit->bank, error));
+    if (exists) edit->part = edit->bank->parts + edit->path_count - 1;
+    return gmem__edit_check_file(edit, error);
+}
+
+/* Where there is no lock to be had, that is no news of a file that could not be edited anyway. */
+static gmem_status gmem__edit_open(gmem__bank_edit *edit, gmem_error *error) {
+    gmem_error other = gmem__callback_error();
+    gmem_status status = gmem__edit_lock(edit, error);
+    if (status == GMEM_OK) return gmem__edit_load(edit, error);
+    if (status != GMEM_E_OPEN || gmem__edit_load(edit, &other) != GMEM_E_COMBINATION) return status;
+    if (error) *error = other;
+    return GMEM_E_COMBINATION;
+}
+
+static void gmem__edit_close(gmem__bank_edit *edit) {
+    gmem_bank_close(edit->bank);
+    if (edit->lock) edit->context->io.unlock(edit->context->io.user, edit->lock);
+}
+
+/* `features` and what belongs to it is written anew. */
+static int gmem__is_rewritten(const gmem__bank_part *part, const gmem_tensor *tensor) {
+    return strcmp(tensor->name, "features") == 0 || strcmp(tensor->name, "names") == 0 ||
+           strcmp(tensor->name, "names.offsets") == 0 || (part->scale && strcmp(tensor->name, "features.scale") == 0);
+}
+
+/* Appends the old file's other tensors, which stay as they are; one that goes with the rows could not. */
+static gmem_status gmem__edit_other_tensors(const gmem__bank_edit *edit, gmem_tensor *out, int64_t *count,
+                                            gmem_error *error) {
+    for (int64_t i = 0; edit->part && i < gmem_file_tensor_count(edit->part->file); i++) {
+        const gmem_tensor *tensor = gmem_file_tensor(edit->part->file, i);
+        gmem__quoted quoted;
+        if (gmem__is_rewritten(edit->part, tensor)) continue;
+        if (tensor->rank > 0 && tensor->shape[0] == edit->part->rows)
+            return gmem__fail_at(error, GMEM_E_COMBINATION, edit->path, -1,
+                                 "\"%s\" has something for every row and would not fit them any longer",
+                                 gmem__quote(&quoted, tensor->name));
+        out[(*count)++] = *tensor;
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__edit_write_tensors(const gmem__bank_edit *edit, gmem__bank_writer *writer,
+                                            gmem_tensor *tensors, gmem_error *error) {
+    int64_t count = gmem__writer_tensors(writer, tensors);
+    GMEM__TRY(gmem__edit_other_tensors(edit, tensors, &count, error));
+    gmem_save_desc desc = gmem__writer_desc(writer, tensors, count);
+    if (edit->part) {
+        desc.metadata = edit->part->file->metadata;
+        desc.metadata_count = edit->part->file->metadata_count;
+    }
+    return edit->lock ? gmem__save_locked(edit->context, edit->path, &desc, error)
+                      : gmem_save(edit->context, edit->path, &desc, error);
+}
+
+/* Writes the last file anew. */
+static gmem_status gmem__edit_write(const gmem__bank_edit *edit, gmem__bank_writer *writer, gmem_error *error) {
+    int64_t room = GMEM__BANK_TENSORS + (edit->part ? gmem_file_tensor_count(edit->part->file) : 0);
+    writer->context = edit->context;
+    gmem_tensor *tensors = (gmem_tensor *)gmem__alloc_raw(edit->context, room, sizeof *tensors);
+    gmem_status status =
+        tensors ? gmem__writer_prepare(writer, error) : gmem__fail(error, GMEM_E_MEMORY, "no memory to write the bank");
+    /* Rows in memory are looked at before gigabytes of old ones are copied. */
+    for (int64_t row = writer->kept; writer->source && writer->source->features && row < writer->rows; row++) {
+        if (status == GMEM_OK) status = gmem__encode_row(writer, row, error);
+    }
+    if (status == GMEM_OK) status = gmem__edit_write_tensors(edit, writer, tensors, error);
+    gmem__writer_free(writer);
+    gmem__free(edit->context, tensors, room, sizeof *tensors);
+    return status;
+}
+
+static int gmem__edit_begin(gmem__bank_edit *edit, gmem_context *context, const char *const *paths, int path_count) {
+    memset(edit, 0, sizeof *edit);
+    if (!context || !paths || path_count < 1) return 0;
+    for (int i = 0; i < path_count; i++) {
+        if (!paths[i]) return 0;
+    }
+    edit->context = context;
+    edit->paths = paths;
+    edit->path_count = path_count;
+    edit->path = paths[path_count - 1];
+    return 1;
+}
+
+/* adding ---------------------------------------------------------------------------------------------------------- */
+
+/* Writes the rows of `source` behind those of the last file that is there, if any. */
+static gmem_status gmem__edit_append(const gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
+                                     gmem_error *error) {
+    gmem__bank_writer writer;
+    GMEM__TRY(gmem__check_new_names(edit->context, edit->bank, source, error));
+    memset(&writer, 0, sizeof writer);
+    writer.source = source;
+    writer.width = source->width;
+    writer.type = type;
+    writer.progress = source->progress;
+    writer.progress_user = source->progress_user;
+    if (edit->part) {
+        writer.bank = edit->bank;
+        writer.first = edit->part->first;
+        writer.kept = edit->part->rows;
+        writer.type = edit->part->rows_tensor->type;
+    }
+    if (!gmem__add(writer.kept, source->rows, &writer.rows))
+        return gmem__fail(error, GMEM_E_OVERFLOW, "the number of rows overflows");
+    return gmem__edit_write(edit, &writer, error);
+}
+
+static int gmem__source_is_whole(const gmem_bank_source *source, gmem_type type) {
+    return source && source->rows > 0 && source->width > 0 && (source->features || source->fill) &&
+           gmem__is_stored_type(type);
+}
+
+static gmem_status gmem__edit_add(gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
+                                  int64_t *first_row, gmem_error *error) {
+    GMEM__TRY(gmem__edit_open(edit, error));
+    if (edit->bank && edit->bank->width != source->width)
+        return gmem__fail_at(error, GMEM_E_WIDTH, gmem_file_path(edit->bank->parts[0].file), -1,
+                             "the bank's rows have %lld elements, the new ones %lld", (long long)edit->bank->width,
+                             (long long)source->width);
+    GMEM__TRY(gmem__edit_append(edit, type, source, error));
+    if (first_row) *first_row = edit->bank ? edit->bank->rows : 0;
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_bank_add(gmem_context *context, const char *const *paths, int path_count, gmem_type type,
+                                   const gmem_bank_source *source, int64_t *first_row, gmem_error *error) {
+    gmem__bank_edit edit;
+    if (!gmem__edit_begin(&edit, context, paths, path_count) || !gmem__source_is_whole(source, type))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a bank's files, a type and at least one row are needed");
+    gmem_status status = gmem__edit_add(&edit, type, source, first_row, error);
+    gmem__edit_close(&edit);
+    return gmem__fail_in(error, status, edit.path);
+}
+
+static gmem_status gmem__edit_create(gmem__bank_edit *edit, gmem_type type, const gmem_bank_source *source,
+                                     gmem_error *error) {
+    GMEM__TRY(gmem__edit_lock(edit, error));
+    GMEM__TRY(gmem__edit_check_file(edit, error));
+    return gmem__edit_append(edit, type, source, error);
+}
+
+GMEM_API gmem_status gmem_bank_create(gmem_context *context, const char *path, gmem_type type,
+                                      const gmem_bank_source *source, gmem_error *error) {
+    gmem__bank_edit edit;
+    if (!gmem__edit_begin(&edit, context, &path, 1) || !gmem__source_is_whole(source, type))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a path, a type and at least one row are needed");
+    gmem_status status = gmem__edit_create(&edit, type, source, error);
+    gmem__edit_close(&edit);
+    return gmem__fail_in(error, status, edit.path);
+}
+
+/* removing -------------------------------------------------------------------------------------------------------- */
+
+static int gmem__compare_rows(const void *user, int32_t a, int32_t b) {
+    const int64_t *rows = (const int64_t *)user;
+    return rows[a] < rows[b] ? -1 : rows[a] > rows[b];
+}
+
+/* The rows in order and once each, counted from the last file's first one; returns how many there are. */
+static int64_t gmem__sort_rows(const gmem__bank_edit *edit, const int64_t *rows, int64_t count, int32_t *order,
+                               int64_t *out) {
+    int64_t distinct = 0;
+    gmem__sort(order, count, gmem__compare_rows, rows);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t row = rows[order[i]] - edit->part->first;
+        if (distinct == 0 || out[distinct - 1] != row) out[distinct++] = row;
+    }
+    return distinct;
+}
+
+static gmem_status gmem__edit_check_rows(const gmem__bank_edit *edit, const int64_t *rows, int64_t count,
+                                         gmem_error *error) {
+    for (int64_t i = 0; i < count; i++) {
+        if (rows[i] < 0 || rows[i] >= edit->bank->rows)
+            return gmem__fail(error, GMEM_E_ROW, "row %lld of a bank of %lld", (long long)rows[i],
+                              (long long)edit->bank->rows);
+        if (rows[i] < edit->part->first)
+            return gmem__fail(error, GMEM_E_ROW, "row %lld is an earlier file's: this one's begin at %lld",
+                              (long long)rows[i], (long long)edit->part->first);
+    }
+    return GMEM_OK;
+}
+
+/* Writes the last file without the rows `removed` (removed_count) of `writer`. */
+static gmem_status gmem__edit_keep(const gmem__bank_edit *edit, gmem__bank_writer *writer, gmem_error *error) {
+    writer->bank = edit->bank;
+    writer->first = edit->part->first;
+    writer->kept = writer->rows = edit->part->rows - writer->removed_count;
+    writer->width = edit->bank->width;
+    writer->type = edit->part->rows_tensor->type;
+    if (writer->rows < 1) return gmem__fail(error, GMEM_E_ARGUMENT, "no row of the file would be left");
+    return gmem__edit_write(edit, writer, error);
+}
+
+static gmem_status gmem__edit_remove(gmem__bank_edit *edit, gmem__bank_writer *writer, const int64_t *rows,
+                                     int64_t count, gmem_error *error) {
+    GMEM__TRY(gmem__edit_open(edit, error));
+    if (!edit->part) return gmem__fail(error, GMEM_E_OPEN, "cannot open the file: no such file or folder");
+    GMEM__TRY(gmem__edit_check_rows(edit, rows, count, error));
+    int32_t *order = (int32_t *)gmem__alloc_raw(edit->context, count, sizeof *order);
+    int64_t *sorted = (int64_t *)gmem__alloc_raw(edit->context, count, sizeof *sorted);
+    gmem_status status = GMEM_E_MEMORY;
+    if (order && sorted) {
+        writer->removed = sorted;
+        writer->removed_count = gmem__sort_rows(edit, rows, count, order, sorted);
+        status = gmem__edit_keep(edit, writer, error);
+    } else {
+        gmem__fail(error, status, "no memory for the rows' numbers");
+    }
+    gmem__free(edit->context, order, count, sizeof *order);
+    gmem__free(edit->context, sorted, count, sizeof *sorted);
+    return status;
+}
+
+GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *paths, int path_count,
+                                      const int64_t *rows, int64_t count, gmem_bank_progress_fn progress, void *user,
+                                      gmem_error *error) {
+    gmem__bank_writer writer;
+    gmem__bank_edit edit;
+    if (!gmem__edit_begin(&edit, context, paths, path_count) || !rows || count < 1 || count > INT32_MAX)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a bank's files and rows of it are needed");
+    memset(&writer, 0, sizeof writer);
+    writer.progress = progress;
+    writer.progress_user = user;
+    gmem_status status = gmem__edit_remove(&edit, &writer, rows, count, error);
+    gmem__edit_close(&edit);
+    return gmem__fail_in(error, status, edit.path);
+}
+
+#undef GMEM__BLOCK_FLOATS
+#undef GMEM__DISCARD_ROWS
+/* ---- src/bank_found.c ---- */
+/* What a search keeps: rows that may be among a query's k best, known exactly or within a slack, in bounded memory.
+ * Exact cosines are sums in double on a grid that is coarser than their rounding, so that equal ones are equal whatever
+ * summed them, and ties go to the lower row. */
+/* ---- src/bank_search.h ---- */
+/* What a search has found so far: for each query and thread the rows that may still be among the k best. */
+#ifndef GMEM__BANK_SEARCH_H
+#define GMEM__BANK_SEARCH_H
+
+
+/* A row and its cosine, which is exact, or known within the query's slack. */
+typedef struct gmem__found {
+    int64_t row2; /* 2 * row + whether it is exact */
+    double cosine;
+} gmem__found;
+
+/* The rows of one query and one thread, at most `capacity`. */
+typedef struct gmem__finder {
+    gmem__found *found;
+    int64_t count;
+} gmem__finder;
+
+/* bank_form.c: what a decomposed part's rows come down to for some queries, and the memory for it. */
+typedef struct gmem__search_form {
+    gmem__scan_form form;
+    float *quadratic, *linear; /* (rank) */
+    float *offset;             /* (count) */
+    float *projected;          /* (count, rank): the queries, as products with M's columns */
+    double *ones;              /* (count) */
+    double *skew;              /* (rank) */
+} gmem__search_form;
+
+/* Some queries and what belongs to them. */
+typedef struct gmem__search {
+    const gmem_bank *bank;
+    const gmem__kernels *kernels;
+    const float *queries; /* (count, width) */
+    int64_t count, k, capacity;
+    int threads;
+    double *norms;         /* (count) of the queries */
+    double *slack;         /* (count) how far a cosine that is not exact may be off */
+    gmem__finder *finders; /* (threads, count) */
+    float *cuts;           /* (threads, count): no row below can be among the best, wrong by the slack or not */
+    gmem__found *found;    /* (threads, count, capacity) */
+    gmem_match *out;       /* (count, k) */
+    gmem__search_form form;
+} gmem__search;
+
+/* Whether the part's rows lie in its file as kernels read them. */
+GMEM__FN int gmem__search_in_place(const gmem__bank_part *part);
+/* The cosine of a row and a query of the search, on a grid of 2^-44, or NaN where the row is zero or not finite: over
+ * the values as they are stored, in double. */
+GMEM__FN double gmem__search_cosine(const gmem__search *search, int64_t row, int64_t query);
+
+/* Takes a row whose cosine is about this, or exactly, into account. */
+GMEM__FN void gmem__search_take(const gmem__search *search, int thread, int64_t query, int64_t row, double cosine,
+                                int exact);
+/* The best of all threads to search->out, in order; row -1 where there are no more. */
+GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query);
+
+/* gmem_bank_search on an engine without scratch. */
+GMEM__FN gmem_status gmem__bank_search_on(const gmem__engine *engine, const gmem_bank *bank,
+                                          const gmem_bank_search_desc *desc, gmem_match *out, gmem_error *error);
+
+/* For the largest rank of the bank's parts and so many queries; nothing where no part is decomposed. */
+GMEM__FN void gmem__form_place(gmem__search_form *form, const gmem_bank *bank, int64_t count, gmem__arena *arena);
+/* 0 where the part's columns are not at right angles, and its rows must be composed. */
+GMEM__FN int gmem__form_prepare(gmem__search_form *form, const gmem__search *search, const gmem__bank_part *part,
+                                const gmem__engine *engine);
+
+#endif /* GMEM__BANK_SEARCH_H */
+
+#include <math.h>
+
+/* exact cosines --------------------------------------------------------------------------------------------------- */
+
+#define GMEM__CHUNK 256
+
+/* Values [first, first + count) of a row of the part that doesn't lie as kernels read it. */
+static void gmem__exact_values(const gmem__bank_part *part, int64_t width, int64_t row, int64_t first, int64_t count,
+                               float *out) {
+    if (part->kind == GMEM_BANK_DECOMPOSED)
+        gmem__bank_compose(part, row, width, first, count, out);
+    else
+        gmem_tensor_read_f32(part->rows_tensor, row * width + first, count, out);
+}
+
+/* F64 rows, as they are; `largest` as f32 holds it. */
+static void gmem__exact_f64(const gmem__bank_part *part, int64_t width, int64_t row, const float *query,
+                            gmem__exact_sums *sums) {
+    double x[GMEM__CHUNK];
+    for (int64_t k = 0; k < width; k += GMEM__CHUNK) {
+        const int64_t count = gmem__min(GMEM__CHUNK, width - k);
+        gmem_tensor_read(part->rows_tensor, row * width + k, count, x);
+        for (int64_t i = 0; i < count; i++) {
+            const float value = fabsf((float)x[i]);
+            sums->product += x[i] * (double)query[k + i];
+            sums->square += x[i] * x[i];
+            if (value > sums->largest) sums->largest = value;
         }
     }
-    return gmem__name_unknown(bank, name, error);
 }
+
+static gmem__exact_sums gmem__exact_sums_of(const gmem__search *search, const gmem__bank_part *part, int64_t row,
+                                            const float *query) {
+    const int64_t width = search->bank->width;
+    gmem__exact_sums sums = {0, 0, 0};
+    float values[GMEM__CHUNK];
+    gmem__weight rows;
+    memset(&rows, 0, sizeof rows);
+    if (gmem__search_in_place(part)) {
+        rows.data = part->rows_tensor->data;
+        rows.type = part->rows_tensor->type;
+        rows.cols = rows.row_stride = width;
+        search->kernels->exact(&rows, row, query, &sums);
+        return sums;
+    }
+    if (part->rows_tensor->type == GMEM_F64 && part->kind == GMEM_BANK_FULL) {
+        gmem__exact_f64(part, width, row, query, &sums);
+        return sums;
+    }
+    rows.data = values;
+    for (int64_t k = 0; k < width; k += GMEM__CHUNK) {
+        rows.cols = gmem__min(GMEM__CHUNK, width - k);
+        gmem__exact_values(part, width, row, k, rows.cols, values);
+        search->kernels->exact(&rows, 0, query + k, &sums);
+    }
+    return sums;
+}
+
+/* x on a grid of 2^-44: sums of products of unit vectors in double differ by less. */
+static double gmem__on_grid(double x) { return floor(x * 17592186044416.0 + 0.5) / 17592186044416.0; }
+
+GMEM__FN double gmem__search_cosine(const gmem__search *search, int64_t row, int64_t query) {
+    const gmem__bank_part *part = gmem__bank_part_of(search->bank, row);
+    const gmem__exact_sums sums =
+        gmem__exact_sums_of(search, part, row - part->first, search->queries + query * search->bank->width);
+    float scale = 1;
+    if (part->scale) gmem_tensor_read_f32(part->scale, row - part->first, 1, &scale);
+    const float largest = sums.largest * fabsf(scale);
+    if (!(largest > 0) || largest - largest != 0 || sums.square - sums.square != 0) return (double)NAN;
+    const double cosine = sums.product / (sqrt(sums.square) * search->norms[query]);
+    return gmem__on_grid(scale < 0 ? -cosine : cosine);
+}
+
+#undef GMEM__CHUNK
+
+/* what was found -------------------------------------------------------------------------------------------------- */
+
+static float *gmem__search_cut(const gmem__search *search, int thread, int64_t query) {
+    return search->cuts + thread * search->count + query;
+}
+
+static gmem__finder *gmem__finder_of(const gmem__search *search, int thread, int64_t query) {
+    return search->finders + thread * search->count + query;
+}
+
+/* The least that the row's cosine can be. */
+static double gmem__found_least(const gmem__found *found, double slack) {
+    return found->row2 & 1 ? found->cosine : found->cosine - slack;
+}
+
+/* Whether a comes before b, by the least that their cosines can be. */
+static int gmem__found_before(const gmem__found *a, const gmem__found *b, double slack) {
+    const double x = gmem__found_least(a, slack), y = gmem__found_least(b, slack);
+    return x != y ? x > y : a->row2 < b->row2;
+}
+
+static void gmem__found_swap(gmem__found *a, gmem__found *b) {
+    const gmem__found t = *a;
+    *a = *b;
+    *b = t;
+}
+
+/* Brings the k first of count to the front, in any order (Hoare's selection). */
+static void gmem__found_select(gmem__found *found, int64_t count, int64_t k, double slack) {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+        const gmem__found pivot = found[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (gmem__found_before(&found[i], &pivot, slack))
+                i++;
+            while (gmem__found_before(&pivot, &found[j], slack))
+                j--;
+            if (i <= j) gmem__found_swap(&found[i++], &found[j--]);
+        }
+        if (k <= j)
+            high = j;
+        else if (k > i)
+            low = i;
+        else
+            break;
+    }
+}
+
+/* In order (heapsort: in place, whatever comes). */
+static void gmem__found_sort(gmem__found *found, int64_t count) {
+    for (int64_t end = count, start = count / 2; end > 1;) {
+        if (start > 0) {
+            start--;
+        } else {
+            gmem__found_swap(&found[0], &found[--end]);
+        }
+        for (int64_t i = start, child; (child = 2 * i + 1) < end; i = child) {
+            if (child + 1 < end && gmem__found_before(&found[child], &found[child + 1], 0)) child++;
+            if (!gmem__found_before(&found[i], &found[child], 0)) break;
+            gmem__found_swap(&found[i], &found[child]);
+        }
+    }
+}
+
+/* Makes every cosine exact; rows without one go. */
+static void gmem__finder_settle(const gmem__search *search, int64_t query, gmem__finder *finder) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < finder->count; i++) {
+        gmem__found found = finder->found[i];
+        if (!(found.row2 & 1)) found.cosine = gmem__search_cosine(search, found.row2 / 2, query);
+        found.row2 |= 1;
+        if (found.cosine == found.cosine) finder->found[kept++] = found;
+    }
+    finder->count = kept;
+}
+
+/* Rounded down. */
+static float gmem__cut_of(double cosine) {
+    const float cut = (float)cosine;
+    return (double)cut <= cosine ? cut : cut - 1e-6f;
+}
+
+/* Leaves what may be among the k best: those whose cosine may be as large as the k-th largest is at least. */
+static void gmem__finder_shrink(const gmem__search *search, int thread, int64_t query, gmem__finder *finder) {
+    const double slack = search->slack[query];
+    const int64_t k = search->k;
+    if (finder->count < k) return;
+    gmem__found_select(finder->found, finder->count, k, slack);
+    double least = gmem__found_least(&finder->found[0], slack);
+    for (int64_t i = 1; i < k; i++) {
+        const double other = gmem__found_least(&finder->found[i], slack);
+        if (other < least) least = other;
+    }
+    int64_t kept = k;
+    for (int64_t i = k; i < finder->count; i++) {
+        const gmem__found found = finder->found[i];
+        if (found.cosine + (found.row2 & 1 ? 0 : slack) >= least) finder->found[kept++] = found;
+    }
+    finder->count = kept;
+    *gmem__search_cut(search, thread, query) = gmem__cut_of(least - slack);
+}
+
+/* The k best of all, once every cosine is exact. */
+static void gmem__finder_decide(const gmem__search *search, int thread, int64_t query, gmem__finder *finder) {
+    gmem__finder_settle(search, query, finder);
+    if (finder->count <= search->k) return;
+    gmem__found_select(finder->found, finder->count, search->k, 0);
+    finder->count = search->k;
+    gmem__finder_shrink(search, thread, query, finder);
+}
+
+/* Where the slack leaves too many, they are decided. */
+static void gmem__finder_make_room(const gmem__search *search, int thread, int64_t query, gmem__finder *finder) {
+    gmem__finder_shrink(search, thread, query, finder);
+    if (2 * finder->count > search->k + search->capacity) gmem__finder_decide(search, thread, query, finder);
+}
+
+GMEM__FN void gmem__search_take(const gmem__search *search, int thread, int64_t query, int64_t row, double cosine,
+                                int exact) {
+    gmem__finder *finder = gmem__finder_of(search, thread, query);
+    if (!(cosine >= (double)*gmem__search_cut(search, thread, query))) return; /* nor NaN */
+    if (finder->count == search->capacity) gmem__finder_make_room(search, thread, query, finder);
+    gmem__found *found = &finder->found[finder->count++];
+    found->row2 = 2 * row + (exact != 0);
+    found->cosine = cosine;
+}
+
+GMEM__FN void gmem__search_finish(const gmem__search *search, int64_t query) {
+    gmem_match *out = search->out + query * search->k;
+    gmem__finder *finder = gmem__finder_of(search, 0, query);
+    for (int t = 1; t < search->threads; t++) {
+        const gmem__finder *other = gmem__finder_of(search, t, query);
+        for (int64_t i = 0; i < other->count; i++) {
+            const gmem__found found = other->found[i];
+            gmem__search_take(search, 0, query, found.row2 / 2, found.cosine, (int)(found.row2 & 1));
+        }
+    }
+    gmem__finder_shrink(search, 0, query, finder);
+    gmem__finder_decide(search, 0, query, finder);
+    gmem__found_sort(finder->found, finder->count);
+    for (int64_t i = 0; i < search->k; i++) {
+        out[i].row = i < finder->count ? finder->found[i].row2 / 2 : -1;
+        out[i].cosine = i < finder->count ? (float)finder->found[i].cosine : 0.0f;
+    }
+}
+/* ---- src/bank_form.c ---- */
+/* Searching a decomposed bank by its coefficients: a row c M^T + mean has the product c (M^T query) + mean query with a
+ * query, and with M's columns at right angles, as a decomposition's are, the square sum(|m_k|^2 c_k^2) + 2 c (M^T mean)
+ * + |mean|^2. So that its `rank` coefficients are read instead of `width` elements being composed. */
+
+#include <math.h>
+
+/* Columns further from right angles than this, all together, are those of something else. */
+#define GMEM__FORM_SKEW 1e-3
+
+static int64_t gmem__form_rank(const gmem_bank *bank) {
+    int64_t rank = 0;
+    for (int64_t i = 0; i < bank->part_count; i++)
+        rank = gmem__max(rank, bank->parts[i].factors.rank);
+    return rank;
+}
+
+GMEM__FN void gmem__form_place(gmem__search_form *form, const gmem_bank *bank, int64_t count, gmem__arena *arena) {
+    const int64_t rank = gmem__form_rank(bank);
+    int64_t projected = 0;
+    if (!rank) return;
+    if (!gmem__mul(rank, count, &projected)) projected = INT64_MAX;
+    form->quadratic = GMEM__TAKE_F32(arena, rank);
+    form->linear = GMEM__TAKE_F32(arena, rank);
+    form->skew = (double *)gmem__take(arena, rank, sizeof *form->skew);
+    form->offset = GMEM__TAKE_F32(arena, count);
+    form->projected = GMEM__TAKE_F32(arena, projected);
+    form->ones = (double *)gmem__take(arena, count, sizeof *form->ones);
+}
+
+typedef struct gmem__form_job {
+    const gmem__search *search;
+    const gmem__bank_factors *factors;
+    const gmem__search_form *form;
+    gmem__weight columns; /* (rank, width): M's columns */
+} gmem__form_job;
+
+static gmem__exact_sums gmem__form_sums(const gmem__form_job *job, int64_t k, const float *x) {
+    gmem__exact_sums sums = {0, 0, 0};
+    job->search->kernels->exact(&job->columns, k, x, &sums);
+    return sums;
+}
+
+/* What column k is, and how far from right angles with those before it. */
+static void gmem__form_column_task(const void *job_, int64_t k, float *scratch) {
+    const gmem__form_job *job = (const gmem__form_job *)job_;
+    const float *columns = job->factors->m, *column = columns + k * job->columns.cols;
+    const gmem__exact_sums own = gmem__form_sums(job, k, job->factors->mean);
+    double skew = 0;
+    (void)scratch;
+    job->form->quadratic[k] = (float)own.square;
+    job->form->linear[k] = (float)own.product;
+    for (int64_t l = 0; l < k && own.square > 0; l++) {
+        const gmem__exact_sums other = gmem__form_sums(job, l, column);
+        if (other.square > 0) skew += 2 * other.product * other.product / own.square / other.square;
+    }
+    job->form->skew[k] = skew;
+}
+
+/* A query's products with the columns and the mean. */
+static void gmem__form_query_task(const void *job_, int64_t q, float *scratch) {
+    const gmem__form_job *job = (const gmem__form_job *)job_;
+    const int64_t rank = job->factors->rank;
+    const float *query = job->search->queries + q * job->columns.cols;
+    const double norm = job->search->norms[q];
+    gmem__weight mean = job->columns;
+    gmem__exact_sums sums = {0, 0, 0};
+    (void)scratch;
+    mean.data = job->factors->mean;
+    job->search->kernels->exact(&mean, 0, query, &sums);
+    job->form->offset[q] = (float)(sums.product / norm);
+    job->form->ones[q] = 1;
+    for (int64_t k = 0; k < rank; k++)
+        job->form->projected[q * rank + k] = (float)(gmem__form_sums(job, k, query).product / norm);
+}
+
+/* Sums of f32 in gmem__bank_compose are wrong by less than (rank + 1) 2^-24 of the sum of what is summed, which over
+ * the columns is at most sqrt(rank) |row - mean|. */
+static double gmem__form_row_slack(int64_t rank) { return (double)(rank + 2) / 16777216.0 * (sqrt((double)rank) + 1); }
+
+GMEM__FN int gmem__form_prepare(gmem__search_form *form, const gmem__search *search, const gmem__bank_part *part,
+                                const gmem__engine *engine) {
+    const gmem__bank_factors *factors = &part->factors;
+    gmem__form_job job;
+    gmem__exact_sums mean = {0, 0, 0};
+    double skew = 0;
+    memset(&job, 0, sizeof job);
+    job.search = search;
+    job.factors = factors;
+    job.form = form;
+    job.columns.data = factors->m;
+    job.columns.cols = job.columns.row_stride = search->bank->width;
+    gmem__run_tasks(engine, factors->rank, gmem__form_column_task, &job);
+    for (int64_t k = 0; k < factors->rank; k++)
+        skew += form->skew[k];
+    if (!(sqrt(skew) < GMEM__FORM_SKEW)) return 0; /* nor what is not finite */
+    gmem__run_tasks(engine, search->count, gmem__form_query_task, &job);
+    job.columns.data = factors->mean;
+    search->kernels->exact(&job.columns, 0, factors->mean, &mean);
+    form->form.quadratic = form->quadratic;
+    form->form.linear = form->linear;
+    form->form.mean = sqrt(mean.square);
+    form->form.offset = form->offset;
+    form->form.square_slack = sqrt(skew);
+    form->form.row_slack = gmem__form_row_slack(factors->rank);
+    return 1;
+}
+
+#undef GMEM__FORM_SKEW
+/* ---- src/bank_search.c ---- */
+/* Exact search: the rows of largest cosine to some queries. */
+
+#include <math.h>
+
+/* memory and queries ---------------------------------------------------------------------------------------------- */
+
+static void gmem__search_place(gmem__search *search, gmem__arena *arena) {
+    const int64_t finders = search->threads * search->count;
+    int64_t found = 0;
+    search->norms = (double *)gmem__take(arena, search->count, sizeof *search->norms);
+    search->slack = (double *)gmem__take(arena, search->count, sizeof *search->slack);
+    search->finders = (gmem__finder *)gmem__take(arena, finders, sizeof *search->finders);
+    search->cuts = GMEM__TAKE_F32(arena, finders);
+    if (!gmem__mul(finders, search->capacity, &found)) found = INT64_MAX;
+    search->found = (gmem__found *)gmem__take(arena, found, sizeof *search->found);
+    gmem__form_place(&search->form, search->bank, search->count, arena);
+}
+
+/* |query| in double, 0 where a value is not finite. */
+static double gmem__search_norm(const float *query, int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < width; i++)
+        sum += (double)query[i] * (double)query[i];
+    return sum - sum == 0 ? sqrt(sum) : 0;
+}
+
+/* Other queries, of which nothing has been found: queries (count, width), at most as many as there is memory for. */
+static void gmem__search_begin(gmem__search *search, const float *queries, int64_t count, gmem_match *out) {
+    const int64_t width = search->bank->width;
+    search->queries = queries;
+    search->count = count;
+    search->out = out;
+    for (int64_t q = 0; q < count; q++) {
+        search->norms[q] = gmem__search_norm(queries + q * width, width);
+        search->slack[q] = 0;
+    }
+    for (int64_t i = 0; i < search->threads * count; i++) {
+        search->finders[i].found = search->found + i * search->capacity;
+        search->finders[i].count = 0;
+        search->cuts[i] = -8; /* below every cosine */
+    }
+}
+
+/* the scan -------------------------------------------------------------------------------------------------------- */
+
+/* One of a bank's files being scanned. */
+typedef struct gmem__search_part {
+    const gmem__search *search;
+    const gmem__bank_part *part;
+    int by_form; /* decomposed, and searched by its coefficients */
+} gmem__search_part;
+
+static void gmem__search_near(void *user, int thread, int64_t row, int64_t query, float cosine) {
+    const gmem__search_part *at = (const gmem__search_part *)user;
+    gmem__search_take(at->search, thread, query, at->part->first + row, (double)cosine, 0);
+}
+
+static void gmem__search_odd(void *user, int thread, int64_t row) {
+    const gmem__search_part *at = (const gmem__search_part *)user;
+    for (int64_t q = 0; q < at->search->count; q++)
+        gmem__search_take(at->search, thread, q, at->part->first + row,
+                          gmem__search_cosine(at->search, at->part->first + row, q), 1);
+}
+
+/* Rows that don't lie in the file as kernels read them. */
+static void gmem__search_fill(void *user, int64_t first, int64_t count, float *out) {
+    const gmem__search_part *at = (const gmem__search_part *)user;
+    const int64_t width = at->search->bank->width, columns = at->part->rows_tensor->shape[1];
+    if (at->part->kind != GMEM_BANK_DECOMPOSED || at->by_form) {
+        gmem_tensor_read_f32(at->part->rows_tensor, first * columns, count * columns, out);
+        return;
+    }
+    for (int64_t r = 0; r < count; r++)
+        gmem__bank_compose(at->part, first + r, width, 0, width, out + r * width);
+}
+
+/* Whether kernels can read it where it is. */
+static int gmem__search_is_plain(const gmem_tensor *tensor) {
+    return gmem__tensor_is_contiguous(tensor) && tensor->type != GMEM_F64;
+}
+
+GMEM__FN int gmem__search_in_place(const gmem__bank_part *part) {
+    return part->kind == GMEM_BANK_FULL && gmem__search_is_plain(part->rows_tensor);
+}
+
+static gmem__scan gmem__search_scan_of(const gmem__search *search, gmem__search_part *at) {
+    const gmem__bank_part *part = at->part;
+    gmem__scan scan;
+    memset(&scan, 0, sizeof scan);
+    if (at->by_form ? gmem__search_is_plain(part->rows_tensor) : gmem__search_in_place(part)) {
+        scan.data = part->rows_tensor->data;
+        scan.type = part->rows_tensor->type;
+    } else {
+        scan.fill = gmem__search_fill;
+    }
+    scan.scale = part->scale;
+    scan.rows = part->rows;
+    scan.width = search->bank->width;
+    scan.queries = search->queries;
+    scan.norms = search->norms;
+    scan.count = search->count;
+    scan.slack = search->slack;
+    scan.cuts = search->cuts;
+    scan.take = gmem__search_near;
+    scan.odd = gmem__search_odd;
+    scan.user = at;
+    if (!at->by_form) return scan;
+    scan.form = &search->form.form;
+    scan.width = part->factors.rank;
+    scan.queries = search->form.projected;
+    scan.norms = search->form.ones;
+    return scan;
+}
+
+/* Every file's needs for slack come first: what one finds is compared with what others found. */
+static void gmem__search_scan(gmem__search *search, const gmem__engine *engine) {
+    const gmem_bank *bank = search->bank;
+    for (int run = bank->part_count == 1; run < 2; run++)
+        for (int64_t i = 0; i < bank->part_count; i++) {
+            gmem__search_part at = {search, bank->parts + i, 0};
+            if (at.part->kind == GMEM_BANK_DECOMPOSED)
+                at.by_form = gmem__form_prepare(&search->form, search, at.part, engine);
+            gmem__scan scan = gmem__search_scan_of(search, &at);
+            gmem__cpu_scan_prepare(engine, &scan);
+            if (run == 1) gmem__cpu_scan(engine, &scan);
+        }
+}
+
+/* the search ------------------------------------------------------------------------------------------------------ */
+
+/* With the fastest kernels for candidates: results are the same with any. */
+static gmem__engine gmem__search_engine(const gmem_context *context) {
+    gmem__engine engine = gmem__cpu_engine(context);
+    const gmem_isa tiles = context->any_isa ? GMEM_ISA_AMX : context->isa;
+    if (context->isa == GMEM_ISA_SCALAR) return engine;
+    engine.bf16 = gmem__cpu_narrow(tiles, GMEM_BF16);
+    engine.int8 = gmem__cpu_narrow(tiles, GMEM_I8);
+    if (!engine.bf16) engine.bf16 = gmem__cpu_narrow(context->isa, GMEM_BF16);
+    if (!engine.int8) engine.int8 = gmem__cpu_narrow(context->isa, GMEM_I8);
+    return engine;
+}
+
+static void gmem__search_finish_task(const void *job, int64_t i, float *scratch) {
+    (void)scratch;
+    gmem__search_finish((const gmem__search *)job, i);
+}
+
+/* A search, and another one of what it found. */
+typedef struct gmem__searches {
+    gmem__engine engine;
+    int64_t batch; /* queries that share a scan */
+    gmem__search scan, rerank;
+    gmem_match *matches; /* (scan.count, scan.k), to be reranked; or NULL */
+} gmem__searches;
+
+static void gmem__rerank_task(const void *job, int64_t q, float *scratch) {
+    const gmem__searches *searches = (const gmem__searches *)job;
+    const gmem__search *rerank = &searches->rerank;
+    const gmem_match *matches = searches->matches + q * searches->scan.k;
+    (void)scratch;
+    for (int64_t i = 0; i < searches->scan.k && matches[i].row >= 0; i++)
+        gmem__search_take(rerank, 0, q, matches[i].row, gmem__search_cosine(rerank, matches[i].row, q), 1);
+    gmem__search_finish(rerank, q);
+}
+
+/* Some queries, few enough for one scan: out (count, k). */
+static void gmem__search_some(gmem__searches *searches, const float *queries, int64_t count, gmem_match *out) {
+    const gmem__engine *engine = &searches->engine;
+    gmem__search_begin(&searches->scan, queries, count, searches->matches ? searches->matches : out);
+    gmem__search_scan(&searches->scan, engine);
+    gmem__run_tasks(engine, count, gmem__search_finish_task, &searches->scan);
+    if (!searches->matches) return;
+    gmem__search_begin(&searches->rerank, queries, count, out);
+    gmem__run_tasks(engine, count, gmem__rerank_task, searches);
+}
+
+static void gmem__searches_place(gmem__searches *searches, gmem__arena *arena) {
+    gmem__engine *engine = &searches->engine;
+    gmem__search_place(&searches->scan, arena);
+    engine->scratch = gmem__take(arena, engine->ops->scratch_bytes(engine->threads), 1);
+    if (!searches->rerank.bank) return;
+    int64_t matches = 0;
+    gmem__search_place(&searches->rerank, arena);
+    if (!gmem__mul(searches->scan.count, searches->scan.k, &matches)) matches = INT64_MAX;
+    searches->matches = (gmem_match *)gmem__take(arena, matches, sizeof *searches->matches);
+}
+
+/* Found rows at a time, at most, where that leaves a query: 256 MB. */
+#define GMEM__SEARCH_FOUND (1 << 24)
+
+static gmem__searches gmem__searches_of(const gmem__engine *engine, const gmem_bank *bank,
+                                        const gmem_bank_search_desc *desc) {
+    const int64_t rows = bank->rows, some = desc->k < (rows - 64) / 4 ? 4 * desc->k + 64 : rows;
+    gmem__searches searches;
+    memset(&searches, 0, sizeof searches);
+    searches.engine = *engine;
+    searches.scan.bank = bank;
+    searches.scan.kernels = searches.rerank.kernels = gmem__engine_kernels(engine);
+    searches.scan.threads = engine->threads;
+    searches.scan.k = desc->k;
+    if (desc->rerank) searches.scan.k = desc->candidates ? gmem__min(desc->candidates, rows) : some;
+    /* room beyond the k best, so that sorting them out is seldom */
+    searches.scan.capacity = searches.scan.k < rows / 2 - 32 ? 2 * searches.scan.k + 64 : rows;
+    searches.batch = gmem__min(gmem__min(desc->count, GMEM__SCAN_QUERIES),
+                               gmem__max(1, GMEM__SEARCH_FOUND / searches.scan.capacity / engine->threads));
+    searches.scan.count = searches.batch;
+    if (!desc->rerank) return searches;
+    searches.rerank.bank = desc->rerank;
+    searches.rerank.count = searches.batch;
+    searches.rerank.threads = 1;
+    searches.rerank.k = desc->k;
+    searches.rerank.capacity = searches.scan.k;
+    return searches;
+}
+
+static gmem_status gmem__search_check(const gmem_bank *bank, const gmem_bank_search_desc *desc, gmem_error *error) {
+    const gmem_bank *rerank = desc->rerank;
+    if (desc->k < 1 || desc->k > bank->rows)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "k is %lld, but the bank has %lld rows", (long long)desc->k,
+                          (long long)bank->rows);
+    if (desc->candidates < 0 || (desc->candidates && desc->candidates < desc->k))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "%lld candidates are too few for k %lld", (long long)desc->candidates,
+                          (long long)desc->k);
+    if (rerank && rerank->width != bank->width)
+        return gmem__fail(error, GMEM_E_WIDTH, "the bank to rerank by has rows of %lld elements, not %lld",
+                          (long long)rerank->width, (long long)bank->width);
+    if (rerank && rerank->rows != bank->rows)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "the bank to rerank by has %lld rows, not %lld",
+                          (long long)rerank->rows, (long long)bank->rows);
+    for (int64_t q = 0; q < desc->count; q++)
+        if (!(gmem__search_norm(desc->queries + q * bank->width, bank->width) > 0))
+            return gmem__fail(error, GMEM_E_ROW_ZERO, "query %lld is zero or not finite", (long long)q);
+    return GMEM_OK;
+}
+
+GMEM__FN gmem_status gmem__bank_search_on(const gmem__engine *engine, const gmem_bank *bank,
+                                          const gmem_bank_search_desc *desc, gmem_match *out, gmem_error *error) {
+    GMEM__TRY(gmem__search_check(bank, desc, error));
+    if (desc->count == 0) return GMEM_OK;
+    gmem__searches searches = gmem__searches_of(engine, bank, desc);
+    gmem__arena arena;
+    memset(&arena, 0, sizeof arena);
+    gmem__searches_place(&searches, &arena);
+    if (!gmem__arena_reserve(bank->context, &arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for a search: %lld bytes", (long long)arena.bytes);
+    gmem__searches_place(&searches, &arena);
+    for (int64_t q = 0; q < desc->count; q += searches.batch)
+        gmem__search_some(&searches, desc->queries + q * bank->width, gmem__min(searches.batch, desc->count - q),
+                          out + q * desc->k);
+    gmem__arena_release(bank->context, &arena);
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_bank_search(const gmem_bank *bank, const gmem_bank_search_desc *desc, gmem_match *out,
+                                      gmem_error *error) {
+    if (!bank || !desc || !out || desc->count < 0 || (desc->count > 0 && !desc->queries))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "gmem_bank_search needs a bank, queries and an output");
+    const gmem__engine engine = gmem__search_engine(bank->context);
+    return gmem__bank_search_on(&engine, bank, desc, out, error);
+}
+
+#undef GMEM__SEARCH_FOUND
 /* ---- src/mix.c ---- */
 /* Vectors of the bank: normalising, mixing two, and the choice of a row from the start noise.
  * The four ways to mix are those of GMem's script for images. */
@@ -22562,6 +27179,2117 @@ GMEM_API gmem_status gmem_choose_row(const int64_t *memoryfreq, int64_t rows, co
 }
 
 #undef GMEM__MIX_LEAST
+/* ---- src/preprocess.c ---- */
+/* What an image encoder sees: pictures normalised and resampled, and its positions resampled to their size. */
+
+#include <math.h>
+
+/* resampling ------------------------------------------------------------------------------------------------------ */
+
+/* Keys, Cubic convolution interpolation for digital image processing (1981), with the free parameter a. */
+static double gmem__cubic(double x, double a) {
+    x = fabs(x);
+    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+    return x < 2 ? ((a * x - 5 * a) * x + 8 * a) * x - 4 * a : 0;
+}
+
+/* The four neighbours of the place that an output comes from; beyond the ends the last value repeats. */
+static void gmem__tap_four(int64_t in, double scale, int64_t i, int64_t *index, float *weight) {
+    const double place = scale * ((double)i + 0.5) - 0.5;
+    const int64_t before = (int64_t)floor(place);
+    for (int64_t j = 0; j < 4; j++) {
+        index[j] = gmem__max(0, gmem__min(before - 1 + j, in - 1));
+        weight[j] = (float)gmem__cubic(place - (double)(before - 1 + j), -0.75);
+    }
+}
+
+/* All within the kernel's support, which grows with the scale; their weights sum to 1. */
+static void gmem__tap_support(int64_t in, double scale, int64_t i, int64_t count, int64_t *index, float *weight) {
+    const double wide = scale > 1 ? scale : 1, center = scale * ((double)i + 0.5), support = 2 * wide;
+    const int64_t first = gmem__max((int64_t)(center - support + 0.5), 0);
+    const int64_t end = gmem__min((int64_t)(center + support + 0.5), in);
+    double sum = 0;
+    for (int64_t j = first; j < end; j++)
+        sum += gmem__cubic(((double)j - center + 0.5) / wide, -0.5);
+    for (int64_t j = 0; j < count; j++) {
+        const int inside = first + j < end;
+        index[j] = inside ? first + j : first;
+        weight[j] = inside ? (float)(gmem__cubic(((double)(first + j) - center + 0.5) / wide, -0.5) / sum) : 0;
+    }
+}
+
+GMEM__FN int gmem__taps_make(const gmem_context *context, int64_t in, int64_t out, int antialias, gmem__taps *taps) {
+    const double scale = (double)in / (double)out;
+    int64_t count = 0;
+    taps->out = out;
+    taps->count = antialias && scale > 1 ? (int64_t)ceil(4 * scale) + 1 : antialias ? 5 : 4;
+    if (!gmem__mul(out, taps->count, &count)) return 0;
+    taps->index = (int64_t *)gmem__alloc(context, count, sizeof *taps->index);
+    taps->weight = (float *)gmem__alloc(context, count, sizeof *taps->weight);
+    if (!taps->index || !taps->weight) {
+        gmem__taps_free(context, taps);
+        return 0;
+    }
+    for (int64_t i = 0; i < out; i++) {
+        int64_t *index = taps->index + i * taps->count;
+        float *weight = taps->weight + i * taps->count;
+        if (antialias)
+            gmem__tap_support(in, scale, i, taps->count, index, weight);
+        else
+            gmem__tap_four(in, (double)(float)scale, i, index, weight); /* PyTorch keeps it in f32 */
+    }
+    return 1;
+}
+
+GMEM__FN void gmem__taps_free(const gmem_context *context, gmem__taps *taps) {
+    gmem__free(context, taps->index, taps->out * taps->count, sizeof *taps->index);
+    gmem__free(context, taps->weight, taps->out * taps->count, sizeof *taps->weight);
+    taps->index = NULL;
+    taps->weight = NULL;
+}
+
+/* pictures -------------------------------------------------------------------------------------------------------- */
+
+/* ImageNet's statistics of [0, 1], as torchvision's models have them. */
+static const double gmem__picture_mean[3] = {0.485, 0.456, 0.406};
+static const double gmem__picture_std[3] = {0.229, 0.224, 0.225};
+
+/* What makes [0, 1] of the caller's values: times `scale`, plus `shift`. */
+static void gmem__picture_range(const gmem__pictures *pictures, double *scale, double *shift) {
+    const int halved = pictures->image || pictures->published;
+    *scale = (halved ? 0.5 : 1) / (pictures->image ? 1 : 255);
+    *shift = halved ? 0.5 : 0;
+}
+
+/* line (width) += weight * a row of the picture's channel. */
+static void gmem__add_row(const gmem__pictures *pictures, int64_t i, int64_t channel, int64_t row, float weight,
+                          float *line) {
+    const int64_t width = pictures->width, height = pictures->height;
+    if (pictures->image) {
+        const float *values = pictures->image + ((i * 3 + channel) * height + row) * width;
+        for (int64_t x = 0; x < width; x++)
+            line[x] += weight * values[x];
+    } else {
+        const uint8_t *values = pictures->pixels + (i * height + row) * width * 3 + channel;
+        for (int64_t x = 0; x < width; x++)
+            line[x] += weight * (float)values[3 * x];
+    }
+}
+
+/* Weights sum to 1, so normalising behind the resampling is the published normalising before it. */
+static void gmem__preprocess_row(const gmem__taps *across, const float *line, float scale, float shift, float *out) {
+    for (int64_t x = 0; x < across->out; x++) {
+        float sum = 0;
+        for (int64_t j = x * across->count; j < (x + 1) * across->count; j++)
+            sum += across->weight[j] * line[across->index[j]];
+        out[x] = sum * scale + shift;
+    }
+}
+
+GMEM__FN void gmem__preprocess(const gmem__pictures *pictures, int64_t i, const gmem__taps *down,
+                               const gmem__taps *across, float *line, float *out) {
+    double scale, shift;
+    gmem__picture_range(pictures, &scale, &shift);
+    for (int64_t channel = 0; channel < 3; channel++) {
+        const double std = gmem__picture_std[channel];
+        for (int64_t y = 0; y < down->out; y++) {
+            memset(line, 0, (size_t)pictures->width * sizeof *line);
+            for (int64_t j = y * down->count; j < (y + 1) * down->count; j++)
+                gmem__add_row(pictures, i, channel, down->index[j], down->weight[j], line);
+            gmem__preprocess_row(across, line, (float)(scale / std),
+                                 (float)((shift - gmem__picture_mean[channel]) / std),
+                                 out + (channel * down->out + y) * across->out);
+        }
+    }
+}
+
+/* positions ------------------------------------------------------------------------------------------------------- */
+
+/* lines (side, grid, width) = each column of the grid resampled. row (width) is memory for that. */
+static void gmem__resample_down(const gmem_tensor *stored, int64_t leading, const gmem__taps *taps, int64_t grid,
+                                float *row, float *lines) {
+    const int64_t width = stored->shape[2];
+    for (int64_t i = 0; i < taps->out * taps->count; i++) {
+        const int64_t y = i / taps->count;
+        for (int64_t x = 0; x < grid && taps->weight[i] != 0; x++) {
+            float *line = lines + (y * grid + x) * width;
+            gmem_tensor_read_f32(stored, (leading + taps->index[i] * grid + x) * width, width, row);
+            for (int64_t c = 0; c < width; c++)
+                line[c] += taps->weight[i] * row[c];
+        }
+    }
+}
+
+static void gmem__resample_across(const float *lines, const gmem__taps *taps, int64_t grid, int64_t width, float *out,
+                                  int64_t out_stride) {
+    for (int64_t y = 0; y < taps->out; y++) {
+        for (int64_t c = 0; c < width; c++) {
+            for (int64_t x = 0; x < taps->out; x++) {
+                float sum = 0;
+                for (int64_t j = x * taps->count; j < (x + 1) * taps->count; j++)
+                    sum += taps->weight[j] * lines[(y * grid + taps->index[j]) * width + c];
+                out[c * out_stride + y * taps->out + x] = sum;
+            }
+        }
+    }
+}
+
+GMEM__FN int gmem__resample_position(const gmem_context *context, const gmem_tensor *stored, int64_t leading,
+                                     int64_t grid, int64_t side, float *out, int64_t out_stride) {
+    const int64_t width = stored->shape[2], count = side * grid + 1;
+    gmem__taps taps;
+    memset(&taps, 0, sizeof taps);
+    float *lines = (float *)gmem__alloc(context, count, (size_t)width * sizeof *lines);
+    const int made = lines && gmem__taps_make(context, grid, side, 1, &taps);
+    if (made) {
+        gmem__resample_down(stored, leading, &taps, grid, lines + side * grid * width, lines);
+        gmem__resample_across(lines, &taps, grid, width, out, out_stride);
+        gmem__taps_free(context, &taps);
+    }
+    gmem__free(context, lines, count, (size_t)width * sizeof *lines);
+    return made;
+}
+/* ---- src/encoder.c ---- */
+/* Opening an image encoder: DINOv2's vision transformers in their official names (Oquab et al., 2304.07193; registers:
+ * Darcet et al., 2309.16588). Sizes come from the tensors. */
+
+#include <stdio.h>
+
+/* the tensors of an encoder --------------------------------------------------------------------------------------- */
+
+enum { GMEM__VIT_GELU = 1, GMEM__VIT_SWIGLU = 2 };
+
+typedef enum gmem__vit_extent {
+    GMEM__VIT_WIDTH,
+    GMEM__VIT_QKV,
+    GMEM__VIT_MLP,
+    GMEM__VIT_MLP_IN,
+    GMEM__VIT_CHANNELS,
+    GMEM__VIT_PATCH,
+    GMEM__VIT_EXTENT_COUNT
+} gmem__vit_extent;
+
+/* Below "blocks.N.". */
+static const gmem__part gmem__vit_block_parts[] = {
+    GMEM__VECTOR_PART("norm1.weight", 0, GMEM__VIT_WIDTH, gmem__vit_block, norm1.weight),
+    GMEM__VECTOR_PART("norm1.bias", 0, GMEM__VIT_WIDTH, gmem__vit_block, norm1.bias),
+    GMEM__LINEAR_PARTS("attn.qkv", 0, GMEM__VIT_QKV, GMEM__VIT_WIDTH, gmem__vit_block, qkv),
+    GMEM__LINEAR_PARTS("attn.proj", 0, GMEM__VIT_WIDTH, GMEM__VIT_WIDTH, gmem__vit_block, proj),
+    GMEM__VECTOR_PART("ls1.gamma", 0, GMEM__VIT_WIDTH, gmem__vit_block, scale1),
+    GMEM__VECTOR_PART("norm2.weight", 0, GMEM__VIT_WIDTH, gmem__vit_block, norm2.weight),
+    GMEM__VECTOR_PART("norm2.bias", 0, GMEM__VIT_WIDTH, gmem__vit_block, norm2.bias),
+    GMEM__LINEAR_PARTS("mlp.fc1", GMEM__VIT_GELU, GMEM__VIT_MLP_IN, GMEM__VIT_WIDTH, gmem__vit_block, mlp_in),
+    GMEM__LINEAR_PARTS("mlp.fc2", GMEM__VIT_GELU, GMEM__VIT_WIDTH, GMEM__VIT_MLP, gmem__vit_block, mlp_out),
+    GMEM__LINEAR_PARTS("mlp.w12", GMEM__VIT_SWIGLU, GMEM__VIT_MLP_IN, GMEM__VIT_WIDTH, gmem__vit_block, mlp_in),
+    GMEM__LINEAR_PARTS("mlp.w3", GMEM__VIT_SWIGLU, GMEM__VIT_WIDTH, GMEM__VIT_MLP, gmem__vit_block, mlp_out),
+    GMEM__VECTOR_PART("ls2.gamma", 0, GMEM__VIT_WIDTH, gmem__vit_block, scale2)};
+
+/* The rest, but for the tokens. */
+static const gmem__part gmem__vit_outer_parts[] = {
+    GMEM__CONV_PARTS("patch_embed.proj", 0, GMEM__VIT_WIDTH, GMEM__VIT_CHANNELS, GMEM__VIT_PATCH, gmem_image_encoder,
+                     patch),
+    GMEM__VECTOR_PART("norm.weight", 0, GMEM__VIT_WIDTH, gmem_image_encoder, norm.weight),
+    GMEM__VECTOR_PART("norm.bias", 0, GMEM__VIT_WIDTH, gmem_image_encoder, norm.bias)};
+
+static const gmem__part_table gmem__vit_block_table = GMEM__PART_TABLE_OF(gmem__vit_block_parts);
+static const gmem__part_table gmem__vit_outer_table = GMEM__PART_TABLE_OF(gmem__vit_outer_parts);
+
+/* Tokens, which are read on their own, and what only training has. */
+static const char *const gmem__vit_others[] = {"cls_token",  "pos_embed", "register_tokens",
+                                               "mask_token", "head.",     "linear_head."};
+
+static int gmem__vit_options(const gmem_image_encoder *encoder) {
+    return encoder->swiglu ? GMEM__VIT_SWIGLU : GMEM__VIT_GELU;
+}
+
+/* A tensor that nothing reads means another architecture, whose features would come out wrong. */
+static gmem_status gmem__vit_refuse_unexpected(const gmem_image_encoder *encoder, gmem_error *error) {
+    const size_t others = sizeof gmem__vit_others / sizeof gmem__vit_others[0];
+    const int options = gmem__vit_options(encoder);
+    for (int64_t i = 0; i < gmem_file_tensor_count(encoder->file); i++) {
+        gmem__quoted quoted;
+        int64_t index;
+        const char *name = gmem_file_tensor(encoder->file, i)->name, *below = gmem__below_block(name, &index);
+        if (gmem__is_listed(gmem__vit_others, others, name)) continue;
+        if (!gmem__is_part(below ? &gmem__vit_block_table : &gmem__vit_outer_table, options, below ? below : name))
+            return gmem__fail(error, GMEM_E_ARCHITECTURE, "%s: not a tensor of an image encoder that gmem knows",
+                              gmem__quote(&quoted, name));
+    }
+    return GMEM_OK;
+}
+
+/* recognition ----------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__vit_recognise_family(const gmem_file *file, gmem_error *error) {
+    static const char *const needed[] = {"patch_embed.", "cls_token", "blocks.0.attn.", "norm."};
+    for (size_t i = 0; i < sizeof needed / sizeof needed[0]; i++) {
+        if (!gmem__file_has_prefix(file, needed[i]) && !gmem__file_foreign_at(file, needed[i]))
+            return gmem__fail(error, GMEM_E_ARCHITECTURE, "not an image encoder that gmem knows: no tensor %s*",
+                              needed[i]);
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__vit_recognise_sizes(gmem_image_encoder *encoder, gmem_error *error) {
+    const gmem_file *file = encoder->file;
+    gmem_image_encoder_info *info = &encoder->info;
+    const gmem_tensor *patch, *mlp, *registers;
+    encoder->swiglu = gmem__file_has_prefix(file, "blocks.0.mlp.w");
+    GMEM__TRY(gmem__count_blocks(file, &info->depth, error));
+    GMEM__TRY(gmem__source(file, "patch_embed.proj.weight", 4, &patch, error));
+    GMEM__TRY(
+        gmem__source(file, encoder->swiglu ? "blocks.0.mlp.w3.weight" : "blocks.0.mlp.fc2.weight", 2, &mlp, error));
+    info->width = patch->shape[0];
+    info->patch = patch->shape[2];
+    info->mlp_hidden = mlp->shape[1];
+    if (gmem__file_has_prefix(file, "register_tokens")) {
+        GMEM__TRY(gmem__source(file, "register_tokens", 3, &registers, error));
+        info->registers = registers->shape[1];
+    }
+    encoder->leading = 1 + info->registers;
+    /* every other dimension is a small multiple of these, or checked against the file's own size */
+    if (info->width > INT32_MAX / 8 || info->mlp_hidden > INT32_MAX / 8 || info->patch > 1024 ||
+        info->registers > GMEM__MAX_TOKENS)
+        return gmem__fail(error, GMEM_E_LIMIT, "patch_embed.proj.weight: the image encoder is too large");
+    return GMEM_OK;
+}
+
+/* A whole number that the file states of itself: `NAME` of its metadata, else of its configuration. Where it states
+ * something else, E_ARCHITECTURE. */
+static gmem_status gmem__vit_setting(const gmem_file *file, const char *name, int64_t highest, int64_t *out,
+                                     gmem_error *error) {
+    gmem__quoted quoted;
+    double value = 0;
+    const char *text = gmem_file_metadata(file, name);
+    if (!text) {
+        (void)gmem__config_size(file, name, highest, out);
+        return GMEM_OK;
+    }
+    if (!gmem__parse_double(text, strlen(text), &value) || !(value >= 1 && value <= (double)highest) ||
+        (double)(int64_t)value != value)
+        return gmem__fail(error, GMEM_E_ARCHITECTURE, "%s: expected a number from 1 to %lld, found \"%s\"", name,
+                          (long long)highest, gmem__quote(&quoted, text));
+    *out = (int64_t)value;
+    return GMEM_OK;
+}
+
+/* The attention's weights don't tell the heads. */
+static gmem_status gmem__vit_recognise_heads(const gmem_file *file, const gmem_image_encoder_desc *desc,
+                                             gmem_image_encoder_info *info, gmem_error *error) {
+    const int64_t published = 64; /* channels of a head */
+    info->heads = desc->heads;
+    if (info->heads == 0) GMEM__TRY(gmem__vit_setting(file, "num_heads", info->width, &info->heads, error));
+    if (info->heads == 0 && info->width % published == 0) info->heads = info->width / published;
+    if (info->heads < 1 || info->width % info->heads != 0)
+        return gmem__fail(error, GMEM_E_HEADS, "a width of %lld does not divide into %s: give the number of heads",
+                          (long long)info->width, info->heads ? "that many heads" : "heads of 64 channels");
+    info->head_dim = info->width / info->heads;
+    return GMEM_OK;
+}
+
+/* The side of the square of patches that pos_embed (1, 1 + side * side, width) was made for. */
+static gmem_status gmem__vit_grid(const gmem_tensor *position, int64_t *side, gmem_error *error) {
+    const int64_t patches = position->shape[1] - 1;
+    for (*side = 1; *side < GMEM__MAX_TOKENS && *side * *side < patches;)
+        ++*side;
+    if (*side * *side == patches) return GMEM_OK;
+    return gmem__fail(error, GMEM_E_SHAPE, "pos_embed: expected one token and a square number of others, found %lld",
+                      (long long)position->shape[1]);
+}
+
+static gmem_status gmem__vit_recognise_input(const gmem_file *file, gmem_image_encoder_info *info, gmem_error *error) {
+    const gmem_tensor *position;
+    int64_t grid;
+    GMEM__TRY(gmem__source(file, "pos_embed", 3, &position, error));
+    GMEM__TRY(gmem__vit_grid(position, &grid, error));
+    GMEM__TRY(gmem__vit_setting(file, "image_size", GMEM__MAX_TOKENS, &info->input_size, error));
+    if (info->input_size == 0) info->input_size = info->patch == 14 ? 224 : grid * info->patch;
+    if (info->input_size % info->patch != 0)
+        return gmem__fail(error, GMEM_E_ARCHITECTURE, "image_size: %lld does not divide into patches of %lld",
+                          (long long)info->input_size, (long long)info->patch);
+    info->picture_size = info->patch == 14 ? 256 : info->input_size;
+    info->tokens = info->input_size / info->patch * (info->input_size / info->patch);
+    if (info->tokens > GMEM__MAX_TOKENS)
+        return gmem__fail(error, GMEM_E_LIMIT, "pictures of %lld x %lld have more than %d patches",
+                          (long long)info->input_size, (long long)info->input_size, GMEM__MAX_TOKENS);
+    return GMEM_OK;
+}
+
+typedef struct gmem__vit_published {
+    const char *size;
+    int64_t width, depth, heads;
+} gmem__vit_published;
+
+static void gmem__vit_name(gmem_image_encoder *encoder) {
+    static const gmem__vit_published sizes[] = {
+        {"S", 384, 12, 6}, {"B", 768, 12, 12}, {"L", 1024, 24, 16}, {"g", 1536, 40, 24}};
+    const gmem_image_encoder_info *info = &encoder->info;
+    const char *registers = info->registers ? " with registers" : "", *size = NULL;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (info->width == sizes[i].width && info->depth == sizes[i].depth && info->heads == sizes[i].heads &&
+            info->patch == 14)
+            size = sizes[i].size;
+    }
+    if (size)
+        snprintf(encoder->name, sizeof encoder->name, "DINOv2 ViT-%s/14%s", size, registers);
+    else
+        snprintf(encoder->name, sizeof encoder->name, "DINOv2 ViT%s", registers);
+    encoder->info.name = encoder->name;
+}
+
+/* Two for each multiplication of a matrix or of the attention; norms and activations do not count. */
+static double gmem__vit_flop(const gmem_image_encoder *encoder) {
+    const gmem_image_encoder_info *info = &encoder->info;
+    const double width = (double)info->width, patches = (double)info->tokens, depth = (double)info->depth;
+    const double tokens = patches + (double)encoder->leading, area = (double)(info->patch * info->patch);
+    const double block = 4 * width * width + (encoder->swiglu ? 3 : 2) * width * (double)info->mlp_hidden;
+    return 2 * (depth * tokens * (block + 2 * tokens * width) + patches * width * 3 * area);
+}
+
+/* loading ---------------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__vit_load_weights(gmem_image_encoder *encoder, gmem_error *error) {
+    const gmem_image_encoder_info *info = &encoder->info;
+    gmem__store *store = &encoder->store;
+    int64_t extents[GMEM__VIT_EXTENT_COUNT];
+    const gmem__part_sizes sizes = {gmem__vit_options(encoder), extents};
+    extents[GMEM__VIT_WIDTH] = info->width;
+    extents[GMEM__VIT_QKV] = 3 * info->width;
+    extents[GMEM__VIT_MLP] = info->mlp_hidden;
+    extents[GMEM__VIT_MLP_IN] = (encoder->swiglu ? 2 : 1) * info->mlp_hidden;
+    extents[GMEM__VIT_CHANNELS] = 3;
+    extents[GMEM__VIT_PATCH] = info->patch;
+    encoder->blocks = (gmem__vit_block *)gmem__store_alloc(store, info->depth, sizeof *encoder->blocks);
+    if (!encoder->blocks) return gmem__fail(error, GMEM_E_MEMORY, "no memory for the image encoder");
+    GMEM__TRY(gmem__load_parts(store, &gmem__vit_outer_table, &sizes, "", encoder, error));
+    for (int64_t i = 0; i < info->depth; i++) {
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "blocks.%lld.", (long long)i);
+        GMEM__TRY(gmem__load_parts(store, &gmem__vit_block_table, &sizes, prefix, &encoder->blocks[i], error));
+    }
+    return GMEM_OK;
+}
+
+/* The blocks' layers; the patches', which sees the picture and is small, stays in f32. */
+static gmem_status gmem__vit_choose_compute(gmem_image_encoder *encoder, gmem_error *error) {
+    const gmem_compute compute = encoder->context->compute;
+    gmem__store *store = &encoder->store;
+    if (compute == GMEM_COMPUTE_F32) return GMEM_OK;
+    for (int64_t i = 0; i < encoder->info.depth; i++) {
+        gmem__vit_block *block = &encoder->blocks[i];
+        GMEM__TRY(gmem__store_narrow(store, &block->qkv.weight, compute, 0, error));
+        GMEM__TRY(gmem__store_narrow(store, &block->proj.weight, compute, 0, error));
+        GMEM__TRY(gmem__store_narrow(store, &block->mlp_in.weight, compute, encoder->swiglu, error));
+        GMEM__TRY(gmem__store_narrow(store, &block->mlp_out.weight, compute, 0, error));
+    }
+    return GMEM_OK;
+}
+
+/* Tokens (1, count, width), counted among the parameters. */
+static gmem_status gmem__vit_tokens(gmem_image_encoder *encoder, const char *name, int64_t count,
+                                    const gmem_tensor **out, gmem_error *error) {
+    int64_t shape[3] = {1, 0, 0};
+    shape[1] = count;
+    shape[2] = encoder->info.width;
+    GMEM__TRY(gmem__need(encoder->file, name, 3, shape, out, error));
+    if ((*out)->type == GMEM_I8) return gmem__fail(error, GMEM_E_TYPE, "%s: expected floating point, found I8", name);
+    const int64_t elements = gmem_tensor_count(*out);
+    encoder->store.parameters += elements;
+    encoder->store.bytes += elements * (int64_t)gmem_type_bytes((*out)->type);
+    return GMEM_OK;
+}
+
+/* Row `index` of tokens (1, count, width) added to column `column` of out (width, stride). */
+static void gmem__vit_add_token(const gmem_tensor *tokens, int64_t index, float *row, int64_t column, int64_t stride,
+                                float *out) {
+    const int64_t width = tokens->shape[2];
+    gmem_tensor_read_f32(tokens, index * width, width, row);
+    for (int64_t c = 0; c < width; c++)
+        out[c * stride + column] += row[c];
+}
+
+/* What a picture's tokens start from: the class token with its position, the registers, and the positions of the
+ * patches, resampled where pictures are of another size than those that the file was trained with. */
+static gmem_status gmem__vit_load_tokens(gmem_image_encoder *encoder, gmem_error *error) {
+    const gmem_image_encoder_info *info = &encoder->info;
+    gmem__store *store = &encoder->store;
+    const int64_t width = info->width, columns = encoder->leading + info->tokens;
+    const gmem_tensor *stored, *class_token, *registers = NULL;
+    int64_t grid = 0;
+    GMEM__TRY(gmem__vit_tokens(encoder, "pos_embed", -1, &stored, error));
+    GMEM__TRY(gmem__vit_tokens(encoder, "cls_token", 1, &class_token, error));
+    if (info->registers) GMEM__TRY(gmem__vit_tokens(encoder, "register_tokens", info->registers, &registers, error));
+    GMEM__TRY(gmem__vit_grid(stored, &grid, error));
+    float *row = (float *)gmem__store_alloc(store, width, sizeof *row);
+    float *position = (float *)gmem__store_alloc(store, width * columns, sizeof *position);
+    if (!row || !position ||
+        !gmem__resample_position(store->context, stored, 1, grid, info->input_size / info->patch,
+                                 position + encoder->leading, columns))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for the positions");
+    gmem__vit_add_token(stored, 0, row, 0, columns, position);
+    gmem__vit_add_token(class_token, 0, row, 0, columns, position);
+    for (int64_t i = 0; i < info->registers; i++)
+        gmem__vit_add_token(registers, i, row, 1 + i, columns, position);
+    encoder->position = position;
+    return gmem__store_place(store, &encoder->position, width * columns, error);
+}
+
+/* opening ---------------------------------------------------------------------------------------------------------- */
+
+static gmem_status gmem__vit_load(gmem_image_encoder *encoder, const gmem_image_encoder_desc *desc, gmem_error *error) {
+    gmem_image_encoder_info *info = &encoder->info;
+    encoder->store.context = encoder->context;
+    encoder->store.file = encoder->file;
+    GMEM__TRY(gmem__choose_device(encoder->context, desc->backend, &encoder->store.device, error));
+    GMEM__TRY(gmem__vit_recognise_family(encoder->file, error));
+    GMEM__TRY(gmem__vit_recognise_sizes(encoder, error));
+    GMEM__TRY(gmem__vit_refuse_unexpected(encoder, error));
+    GMEM__TRY(gmem__vit_load_weights(encoder, error));
+    GMEM__TRY(gmem__vit_recognise_heads(encoder->file, desc, info, error));
+    GMEM__TRY(gmem__vit_recognise_input(encoder->file, info, error));
+    GMEM__TRY(gmem__vit_choose_compute(encoder, error));
+    GMEM__TRY(gmem__vit_load_tokens(encoder, error));
+    GMEM__TRY(gmem__store_upload(&encoder->store, error));
+    gmem__vit_name(encoder);
+    info->parameters = encoder->store.parameters;
+    info->weight_bytes = encoder->store.bytes;
+    info->flop = gmem__vit_flop(encoder);
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_image_encoder_open(gmem_context *context, const gmem_image_encoder_desc *desc,
+                                             gmem_image_encoder **out, gmem_error *error) {
+    if (!context || !desc || !out || (!desc->path && !desc->file) || desc->heads < 0)
+        return gmem__fail(error, GMEM_E_ARGUMENT,
+                          "an image encoder needs a path or a file, and a number of heads that is not negative");
+    gmem_image_encoder *encoder = (gmem_image_encoder *)gmem__alloc(context, 1, sizeof *encoder);
+    if (!encoder) return gmem__fail(error, GMEM_E_MEMORY, "no memory for an image encoder");
+    encoder->context = context;
+    encoder->file = desc->file;
+    gmem_error why;
+    gmem_status status = GMEM_OK;
+    if (!desc->file) {
+        status = gmem_file_open(context, desc->path, desc->key, &encoder->file, &why);
+        encoder->owns_file = status == GMEM_OK;
+    }
+    if (status == GMEM_OK) {
+        status = gmem__vit_load(encoder, desc, &why);
+        gmem__fail_in(&why, status, gmem_file_path(encoder->file));
+    }
+    if (status != GMEM_OK) {
+        const int again = encoder->store.device && gmem__falls_back(context, status, &why);
+        gmem_image_encoder_desc on_cpu = *desc;
+        gmem_image_encoder_close(encoder);
+        on_cpu.backend = GMEM_BACKEND_CPU;
+        if (again) return gmem_image_encoder_open(context, &on_cpu, out, error);
+        if (error) *error = why;
+        return status;
+    }
+    gmem__quoted path;
+    gmem__log(context, "%s: %s, %lld parameters, pictures of %lld x %lld",
+              gmem__quote(&path, gmem_file_path(encoder->file)), encoder->info.name,
+              (long long)encoder->info.parameters, (long long)encoder->info.input_size,
+              (long long)encoder->info.input_size);
+    *out = encoder;
+    return GMEM_OK;
+}
+
+GMEM_API void gmem_image_encoder_close(gmem_image_encoder *encoder) {
+    if (!encoder) return;
+    if (encoder->store.context) gmem__store_free(&encoder->store);
+    if (encoder->owns_file) gmem_file_close(encoder->file);
+    gmem__free(encoder->context, encoder, 1, sizeof *encoder);
+}
+
+GMEM_API const gmem_image_encoder_info *gmem_image_encoder_get_info(const gmem_image_encoder *encoder) {
+    return &encoder->info;
+}
+/* ---- src/encoder_run.c ---- */
+/* The image encoder at work, several pictures at once. Activations are channels-first, (channels, columns), a picture's
+ * columns being the class token, the registers and the patches.
+ *
+ *     x = position + (class token, registers, patches)
+ *     for each block:  x += scale1 * proj(attention(qkv(norm1(x))))
+ *                      x += scale2 * mlp(norm2(x))
+ *     features = norm(x)
+ * (ViT, Dosovitskiy et al., 2010.11929; LayerScale, Touvron et al., 2103.17239) */
+
+
+#include <math.h>
+
+#define GMEM__VIT_EPS     1e-6f
+#define GMEM__VIT_COLUMNS 2048 /* at once, or one picture's: enough for products to be worth their name */
+
+/* the working memory ---------------------------------------------------------------------------------------------- */
+
+typedef struct gmem__vit_run {
+    const gmem_image_encoder *encoder;
+    const gmem__pictures *pictures;
+    int want_cls, want_patch;
+    int64_t most; /* pictures at once */
+    gmem__engine engine;
+
+    gmem__arena arena; /* of the host */
+    gmem__taps down, across;
+    float *lines;       /* (most, width of the pictures) */
+    float *seen;        /* (most, 3, input_size, input_size) preprocessed */
+    float *cls, *patch; /* results, which wait for the last picture: the caller's stay untouched until then */
+
+    gmem__arena memory; /* of the engine */
+    float *in;          /* like `seen`, which it is on the CPU */
+    float *x;           /* (width, columns) the residual stream */
+    float *y;           /* (width, columns) normed, or the attention's result */
+    float *wide;        /* (widest, columns) patches, q k v, the MLP's inside, or features */
+    float *last_x;      /* (width, most) where only the class tokens are wanted: what is left of x ... */
+    float *last_y;      /* (width, most) ... and of y */
+} gmem__vit_run;
+
+/* The columns that a block works on. */
+typedef struct gmem__vit_stream {
+    float *x, *y;
+    int64_t columns;
+} gmem__vit_stream;
+
+static int64_t gmem__vit_picture_tokens(const gmem_image_encoder *encoder) {
+    return encoder->leading + encoder->info.tokens;
+}
+
+static int64_t gmem__vit_widest(const gmem_image_encoder *encoder) {
+    const gmem_image_encoder_info *info = &encoder->info;
+    return gmem__max(gmem__max(3 * info->width, info->mlp_hidden), 3 * info->patch * info->patch);
+}
+
+/* Pictures at once: enough columns for good products, where a device's largest buffer can hold them, and no fewer for
+ * the last ones than for those before. */
+static int64_t gmem__vit_most(const gmem__vit_run *run) {
+    const int64_t tokens = gmem__vit_picture_tokens(run->encoder);
+    const int64_t picture = gmem__vit_widest(run->encoder) * tokens * (int64_t)sizeof(float);
+    int64_t most = gmem__min(run->pictures->count, GMEM__VIT_COLUMNS / tokens);
+    if (run->engine.stream) most = gmem__min(most, gmem__stream_largest(run->engine.stream) / picture);
+    most = gmem__max(most, 1);
+    return gmem__ceil_div(run->pictures->count, gmem__ceil_div(run->pictures->count, most));
+}
+
+static void gmem__vit_take_host(gmem__vit_run *run) {
+    const gmem_image_encoder_info *info = &run->encoder->info;
+    const int64_t count = run->pictures->count, size = 3 * info->input_size * info->input_size;
+    gmem__arena *arena = &run->arena;
+    run->lines = (float *)gmem__take(arena, run->most, (size_t)run->pictures->width * sizeof(float));
+    run->seen = GMEM__TAKE_F32(arena, run->most * size);
+    if (run->want_cls) run->cls = (float *)gmem__take(arena, count, (size_t)info->width * sizeof(float));
+    if (run->want_patch)
+        run->patch = (float *)gmem__take(arena, count, (size_t)(info->tokens * info->width) * sizeof(float));
+    run->engine.scratch = gmem__take(arena, run->engine.ops->scratch_bytes(run->engine.threads), 1);
+}
+
+static void gmem__vit_take_engine(gmem__vit_run *run) {
+    const gmem_image_encoder_info *info = &run->encoder->info;
+    const int64_t columns = run->most * gmem__vit_picture_tokens(run->encoder);
+    gmem__arena *arena = &run->memory;
+    run->x = GMEM__TAKE_F32(arena, info->width * columns);
+    run->y = GMEM__TAKE_F32(arena, info->width * columns);
+    run->wide = GMEM__TAKE_F32(arena, gmem__vit_widest(run->encoder) * columns);
+    run->last_x = GMEM__TAKE_F32(arena, info->width * run->most);
+    run->last_y = GMEM__TAKE_F32(arena, info->width * run->most);
+    run->in = run->seen;
+    if (run->engine.stream) run->in = GMEM__TAKE_F32(arena, run->most * 3 * info->input_size * info->input_size);
+}
+
+static gmem_status gmem__vit_begin(gmem__vit_run *run, gmem_error *error) {
+    const gmem_context *context = run->encoder->context;
+    const int64_t size = run->encoder->info.input_size;
+    static const char what[] = "the image encoder's activations";
+    GMEM__TRY(gmem__engine_open(&run->encoder->store, &run->engine, error));
+    run->most = gmem__vit_most(run);
+    if (!gmem__taps_make(context, run->pictures->height, size, 0, &run->down) ||
+        !gmem__taps_make(context, run->pictures->width, size, 0, &run->across))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory to resample pictures");
+    gmem__vit_take_host(run);
+    if (!gmem__arena_reserve(context, &run->arena))
+        return gmem__fail(error, GMEM_E_MEMORY, "no memory for pictures and their features: %lld bytes",
+                          (long long)run->arena.bytes);
+    gmem__vit_take_host(run);
+    gmem__vit_take_engine(run);
+    GMEM__TRY(gmem__engine_reserve(&run->engine, context, &run->memory, what, error));
+    gmem__vit_take_engine(run);
+    return GMEM_OK;
+}
+
+static void gmem__vit_end(gmem__vit_run *run) {
+    const gmem_context *context = run->encoder->context;
+    if (!run->engine.ops) return;
+    gmem__taps_free(context, &run->down);
+    gmem__taps_free(context, &run->across);
+    run->engine.ops->release(&run->engine, context, &run->memory);
+    gmem__arena_release(context, &run->arena);
+    gmem__engine_close(&run->engine);
+}
+
+/* the blocks ------------------------------------------------------------------------------------------------------ */
+
+static gmem__norm gmem__vit_norm(const gmem__vit_run *run, const gmem__vit_stream *stream, const gmem__affine *norm) {
+    gmem__norm op;
+    memset(&op, 0, sizeof op);
+    op.eps = GMEM__VIT_EPS;
+    op.weight = norm->weight;
+    op.bias = norm->bias;
+    op.x = stream->x;
+    op.y = stream->y;
+    op.channels = run->encoder->info.width;
+    op.columns = op.tokens = stream->columns;
+    return op;
+}
+
+/* wide = activation(layer(norm(x))). */
+static void gmem__vit_widen(const gmem__vit_run *run, const gmem__vit_stream *stream, const gmem__affine *affine,
+                            const gmem__layer *layer, gmem__activation activation) {
+    const gmem__norm norm = gmem__vit_norm(run, stream, affine);
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    op.weight = &layer->weight;
+    op.bias = layer->bias;
+    op.norm = &norm;
+    op.y = run->wide;
+    op.y_stride = op.columns = stream->columns;
+    op.activation = activation;
+    run->engine.ops->linear(&run->engine, &op);
+}
+
+/* x += scale * layer(from). */
+static void gmem__vit_add(const gmem__vit_run *run, const gmem__vit_stream *stream, const gmem__layer *layer,
+                          const float *from, const float *scale) {
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    op.weight = &layer->weight;
+    op.bias = layer->bias;
+    op.x = from;
+    op.y = stream->x;
+    op.x_stride = op.y_stride = op.columns = op.tokens = stream->columns;
+    op.residual = 1;
+    op.gate = scale; /* the same for every column: all are one sample's */
+    run->engine.ops->linear(&run->engine, &op);
+}
+
+/* y = attention(q, k, v in wide). */
+static void gmem__vit_attend(const gmem__vit_run *run, const gmem__vit_stream *stream, int64_t samples) {
+    const gmem_image_encoder_info *info = &run->encoder->info;
+    const int64_t part = info->width * stream->columns;
+    gmem__attention op;
+    memset(&op, 0, sizeof op);
+    op.q = run->wide;
+    op.k = run->wide + part;
+    op.v = run->wide + 2 * part;
+    op.y = stream->y;
+    op.heads = info->heads;
+    op.head_dim = info->head_dim;
+    op.tokens = stream->columns / samples;
+    op.samples = samples;
+    op.stride = op.y_stride = stream->columns;
+    op.scale = (float)(1 / sqrt((double)info->head_dim));
+    op.compute = run->encoder->context->compute;
+    run->engine.ops->attention(&run->engine, &op);
+}
+
+/* to (width, samples) = the class tokens, the first of a picture's in from (width, samples * tokens). */
+static void gmem__vit_keep_first(const gmem__vit_run *run, const float *from, int64_t samples, float *to) {
+    gmem__copy op;
+    op.to = to;
+    op.from = from;
+    op.rows = run->encoder->info.width * samples;
+    op.width = op.to_stride = 1;
+    op.from_stride = gmem__vit_picture_tokens(run->encoder);
+    run->engine.ops->copy(&run->engine, &op);
+}
+
+/* After the last attention nothing mixes tokens any more: where only the class tokens are wanted, the others end here.
+ */
+static gmem__vit_stream gmem__vit_narrow(const gmem__vit_run *run, const gmem__vit_stream *stream, int64_t samples) {
+    gmem__vit_stream kept = {run->last_x, run->last_y, samples};
+    gmem__vit_keep_first(run, stream->x, samples, kept.x);
+    gmem__vit_keep_first(run, stream->y, samples, kept.y);
+    return kept;
+}
+
+static void gmem__vit_block_run(const gmem__vit_run *run, gmem__vit_stream *stream, int64_t samples, int64_t index) {
+    const gmem_image_encoder *encoder = run->encoder;
+    const gmem__vit_block *block = &encoder->blocks[index];
+    gmem__vit_widen(run, stream, &block->norm1, &block->qkv, GMEM__ACT_NONE);
+    gmem__vit_attend(run, stream, samples);
+    if (index + 1 == encoder->info.depth && !run->want_patch) *stream = gmem__vit_narrow(run, stream, samples);
+    gmem__vit_add(run, stream, &block->proj, stream->y, block->scale1);
+    gmem__vit_widen(run, stream, &block->norm2, &block->mlp_in,
+                    encoder->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_ERF);
+    gmem__vit_add(run, stream, &block->mlp_out, run->wide, block->scale2);
+}
+
+/* the ends -------------------------------------------------------------------------------------------------------- */
+
+/* x = the leading tokens, and position + patches of `in`. */
+static void gmem__vit_embed(const gmem__vit_run *run, int64_t samples) {
+    const gmem_image_encoder *encoder = run->encoder;
+    const gmem_image_encoder_info *info = &encoder->info;
+    const int64_t tokens = gmem__vit_picture_tokens(encoder), columns = samples * tokens;
+    gmem__patches patches;
+    gmem__linear op;
+    memset(&patches, 0, sizeof patches);
+    patches.latents = run->in;
+    patches.patches = run->wide;
+    patches.samples = samples;
+    patches.channels = 3;
+    patches.height = patches.width = info->input_size;
+    patches.patch = info->patch;
+    run->engine.ops->patches(&run->engine, &patches);
+    memset(&op, 0, sizeof op);
+    op.weight = &encoder->patch.weight;
+    op.bias = encoder->patch.bias;
+    op.x_stride = samples * info->tokens;
+    op.y_stride = columns;
+    op.columns = info->tokens;
+    op.residual = 1;
+    for (int64_t i = 0; i < samples; i++) {
+        gmem__copy copy = {run->x + i * tokens, encoder->position, info->width, tokens, columns, tokens};
+        run->engine.ops->copy(&run->engine, &copy);
+        op.x = run->wide + i * info->tokens;
+        op.y = run->x + i * tokens + encoder->leading;
+        run->engine.ops->linear(&run->engine, &op);
+    }
+}
+
+/* wide (columns, width) = norm(x), a token's features side by side. */
+static void gmem__vit_finish(const gmem__vit_run *run, const gmem__vit_stream *stream) {
+    const gmem__norm norm = gmem__vit_norm(run, stream, &run->encoder->norm);
+    gmem__transpose turn;
+    run->engine.ops->norm(&run->engine, &norm);
+    turn.x = stream->y;
+    turn.y = run->wide;
+    turn.rows = turn.y_stride = run->encoder->info.width;
+    turn.columns = stream->columns;
+    run->engine.ops->transpose(&run->engine, &turn);
+}
+
+/* The features of pictures `first` to first + samples - 1 from `wide` to the results. */
+static gmem_status gmem__vit_results(const gmem__vit_run *run, int64_t first, int64_t samples, int64_t tokens,
+                                     gmem_error *error) {
+    const gmem_image_encoder *encoder = run->encoder;
+    const int64_t width = encoder->info.width, all = encoder->info.tokens * width;
+    const gmem__engine *engine = &run->engine;
+    for (int64_t i = 0; i < samples; i++) {
+        const float *features = run->wide + i * tokens * width;
+        if (run->want_cls) engine->ops->download(engine, run->cls + (first + i) * width, features, width);
+        if (run->want_patch)
+            engine->ops->download(engine, run->patch + (first + i) * all, features + encoder->leading * width, all);
+    }
+    GMEM__TRY(engine->ops->settle(engine, NULL, error));
+    for (int64_t i = first; i < first + samples; i++) {
+        if ((run->want_cls && !gmem__all_finite(run->cls + i * width, width)) ||
+            (run->want_patch && !gmem__all_finite(run->patch + i * all, all)))
+            return gmem__fail(error, GMEM_E_NONFINITE, "the image encoder's features of picture %lld are not finite",
+                              (long long)i);
+    }
+    return GMEM_OK;
+}
+
+typedef struct gmem__vit_seeing {
+    const gmem__vit_run *run;
+    int64_t first;
+} gmem__vit_seeing;
+
+static void gmem__vit_see(const void *job, int64_t i, float *scratch) {
+    const gmem__vit_seeing *seeing = (const gmem__vit_seeing *)job;
+    const gmem__vit_run *run = seeing->run;
+    const int64_t size = run->encoder->info.input_size;
+    (void)scratch;
+    gmem__preprocess(run->pictures, seeing->first + i, &run->down, &run->across, run->lines + i * run->pictures->width,
+                     run->seen + i * 3 * size * size);
+}
+
+static gmem_status gmem__vit_pictures(const gmem__vit_run *run, int64_t first, int64_t samples, gmem_error *error) {
+    const gmem_image_encoder_info *info = &run->encoder->info;
+    const int64_t size = 3 * info->input_size * info->input_size;
+    gmem__vit_stream stream = {run->x, run->y, samples * gmem__vit_picture_tokens(run->encoder)};
+    const gmem__vit_seeing seeing = {run, first};
+    gmem__run_tasks(&run->engine, samples, gmem__vit_see, &seeing);
+    if (run->in != run->seen) run->engine.ops->upload(&run->engine, run->in, run->seen, samples * size);
+    gmem__vit_embed(run, samples);
+    for (int64_t i = 0; i < info->depth; i++)
+        gmem__vit_block_run(run, &stream, samples, i);
+    gmem__vit_finish(run, &stream);
+    return gmem__vit_results(run, first, samples, stream.columns / samples, error);
+}
+
+static gmem_status gmem__vit_run_all(gmem__vit_run *run, gmem_error *error) {
+    GMEM__TRY(gmem__vit_begin(run, error));
+    for (int64_t first = 0; first < run->pictures->count; first += run->most)
+        GMEM__TRY(gmem__vit_pictures(run, first, gmem__min(run->most, run->pictures->count - first), error));
+    return GMEM_OK;
+}
+
+/* the functions --------------------------------------------------------------------------------------------------- */
+
+/* Where the encoder's weights are. */
+static gmem_status gmem__vit_features_here(const gmem_image_encoder *encoder, const gmem__pictures *pictures,
+                                           float *cls, float *patch, gmem_error *error) {
+    const int64_t width = encoder->info.width;
+    gmem__vit_run run;
+    memset(&run, 0, sizeof run);
+    run.encoder = encoder;
+    run.pictures = pictures;
+    run.want_cls = cls != NULL;
+    run.want_patch = patch != NULL;
+    const gmem_status status = gmem__vit_run_all(&run, error);
+    if (status == GMEM_OK && cls) memcpy(cls, run.cls, (size_t)(pictures->count * width) * sizeof *cls);
+    if (status == GMEM_OK && patch)
+        memcpy(patch, run.patch, (size_t)(pictures->count * encoder->info.tokens * width) * sizeof *patch);
+    gmem__vit_end(&run);
+    return status;
+}
+
+static gmem_status gmem__vit_features(const gmem_image_encoder *encoder, const gmem__pictures *pictures, float *cls,
+                                      float *patch, gmem_error *error) {
+    gmem_image_encoder *on_cpu = NULL;
+    gmem_error why;
+    int64_t area, size;
+    if (!encoder || (!pictures->image && !pictures->pixels) || (!cls && !patch) || pictures->count < 1 ||
+        pictures->height < 1 || pictures->width < 1)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "features need an image encoder, pictures and room for a result");
+    if (!gmem__mul(pictures->height, pictures->width, &area) || !gmem__mul(area, pictures->count, &size) ||
+        !gmem__mul(size, 3 * (int64_t)sizeof(float), &size))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "%lld pictures of %lld x %lld are too large",
+                          (long long)pictures->count, (long long)pictures->height, (long long)pictures->width);
+    if (!encoder->store.device) return gmem__vit_features_here(encoder, pictures, cls, patch, error);
+    const gmem_status status = gmem__vit_features_here(encoder, pictures, cls, patch, &why);
+    if (!gmem__falls_back(encoder->context, status, &why)) {
+        if (status != GMEM_OK && error) *error = why;
+        return status;
+    }
+    GMEM__TRY(gmem__encoder_on_cpu(encoder, &on_cpu, error));
+    const gmem_status again = gmem__vit_features_here(on_cpu, pictures, cls, patch, error);
+    gmem_image_encoder_close(on_cpu);
+    return again;
+}
+
+GMEM_API gmem_status gmem_image_features(const gmem_image_encoder *encoder, int64_t count, int64_t height,
+                                         int64_t width, const float *image, float *cls, float *patch,
+                                         gmem_error *error) {
+    gmem__pictures pictures;
+    memset(&pictures, 0, sizeof pictures);
+    pictures.image = image;
+    pictures.count = count;
+    pictures.height = height;
+    pictures.width = width;
+    return gmem__vit_features(encoder, &pictures, cls, patch, error);
+}
+
+GMEM_API gmem_status gmem_pixel_features(const gmem_image_encoder *encoder, int64_t count, int64_t height,
+                                         int64_t width, const uint8_t *pixels, int published, float *cls, float *patch,
+                                         gmem_error *error) {
+    gmem__pictures pictures;
+    memset(&pictures, 0, sizeof pictures);
+    pictures.pixels = pixels;
+    pictures.published = published;
+    pictures.count = count;
+    pictures.height = height;
+    pictures.width = width;
+    return gmem__vit_features(encoder, &pictures, cls, patch, error);
+}
+
+#undef GMEM__VIT_EPS
+#undef GMEM__VIT_COLUMNS
+/* ---- src/eigen.c ---- */
+/* Symmetric eigenproblems in double: Householder's reduction to a tridiagonal matrix, then the QL iteration with
+ * implicit shifts (Golub and Van Loan, Matrix Computations, 8.3; EISPACK's tred2 and tql2). The vectors are kept as
+ * rows, so that every inner loop runs along contiguous memory. */
+/* ---- src/eigen.h ---- */
+/* Eigen-decomposition of symmetric matrices. */
+#ifndef GMEM__EIGEN_H
+#define GMEM__EIGEN_H
+
+
+#define GMEM__EIGEN_MOST   16384 /* rows of a matrix */
+#define GMEM__EIGEN_SWEEPS 32    /* of which the turns are kept */
+
+/* Doubles of work for a matrix of n rows. */
+#define GMEM__EIGEN_WORK(n) ((2 * GMEM__EIGEN_SWEEPS + 1) * (n))
+
+/* a (n, n) symmetric and finite, n at most GMEM__EIGEN_MOST, of which the lower triangle is read: on return its rows
+ * are orthonormal eigenvectors, and values (n) their eigenvalues, the largest first. work (GMEM__EIGEN_WORK(n)). Errors
+ * are of the order of 1e-16 |a|. Runs on the engine's threads, on which the result does not depend. 0 where the
+ * iteration does not end, which no matrix is known to make it. */
+GMEM__FN int gmem__eigen_symmetric(const gmem__engine *engine, double *a, int64_t n, double *values, double *work);
+
+#endif /* GMEM__EIGEN_H */
+
+
+#include <float.h>
+#include <math.h>
+
+#define GMEM__EIGEN_STRIP (GMEM__SCRATCH / 2 / GMEM__EIGEN_MOST) /* columns of doubles in a thread's scratch */
+
+/* row arithmetic -------------------------------------------------------------------------------------------------- */
+
+/* Four sums side by side: they need not wait for each other. */
+static double gmem__eigen_dot(const double *x, const double *y, int64_t count) {
+    double a = 0, b = 0, c = 0, d = 0;
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        a += x[i] * y[i];
+        b += x[i + 1] * y[i + 1];
+        c += x[i + 2] * y[i + 2];
+        d += x[i + 3] * y[i + 3];
+    }
+    for (; i < count; i++)
+        a += x[i] * y[i];
+    return (a + b) + (c + d);
+}
+
+/* y += factor * x */
+static void gmem__eigen_add(double *GMEM__RESTRICT y, const double *GMEM__RESTRICT x, double factor, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        y[i] += factor * x[i];
+}
+
+/* scaling --------------------------------------------------------------------------------------------------------- */
+
+/* The power of two that brings the largest element of the lower triangle to [0.5, 1): squares cannot overflow, and
+ * nothing is rounded. */
+static int gmem__eigen_exponent(const double *a, int64_t n) {
+    double largest = 0;
+    int exponent = 0;
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t j = 0; j <= i; j++)
+            largest = fmax(largest, fabs(a[i * n + j]));
+    }
+    (void)frexp(largest, &exponent);
+    return exponent;
+}
+
+/* The lower triangle times 2^-exponent, in both triangles' place. */
+static void gmem__eigen_scale(double *a, int64_t n, int exponent) {
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t j = 0; j <= i; j++)
+            a[i * n + j] = ldexp(a[i * n + j], -exponent);
+    }
+}
+
+/* to a tridiagonal matrix ----------------------------------------------------------------------------------------- */
+
+/* u (count) becomes the vector of the reflection I - u u^T / h that leaves only the last element of what u was, *rest;
+ * returns h, or 0 where there is nothing to do. */
+static double gmem__eigen_reflector(double *u, int64_t count, double *rest) {
+    const double last = u[count - 1], others = gmem__eigen_dot(u, u, count - 1);
+    *rest = last;
+    if (others < DBL_MIN / DBL_EPSILON) return 0; /* squares that small have lost their digits */
+    const double norm = sqrt(others + last * last);
+    *rest = last > 0 ? -norm : norm;
+    u[count - 1] = last - *rest;
+    return norm * norm - last * *rest;
+}
+
+/* The lower triangle of a[0 .. count) from both sides by the reflection. p (count) is memory for a u / h. */
+static void gmem__eigen_reflect(double *a, int64_t n, int64_t count, const double *u, double h, double *p) {
+    for (int64_t i = 0; i < count; i++) { /* row i below the diagonal is column i above it */
+        const double *row = a + i * n;
+        p[i] = gmem__eigen_dot(row, u, i + 1);
+        gmem__eigen_add(p, row, u[i], i);
+    }
+    for (int64_t i = 0; i < count; i++)
+        p[i] /= h;
+    gmem__eigen_add(p, u, -gmem__eigen_dot(u, p, count) / (2 * h), count);
+    for (int64_t i = 0; i < count; i++) { /* a -= u p^T + p u^T */
+        gmem__eigen_add(a + i * n, p, -u[i], i + 1);
+        gmem__eigen_add(a + i * n, u, -p[i], i + 1);
+    }
+}
+
+/* Row i of a, left of the diagonal, keeps the vector of reflection i, and h[i] its h. e[i] is the element between i - 1
+ * and i. The diagonal stays where it is. */
+static void gmem__eigen_tridiagonalise(double *a, int64_t n, double *e, double *h) {
+    for (int64_t i = n - 1; i > 0; i--) {
+        h[i] = gmem__eigen_reflector(a + i * n, i, &e[i]);
+        if (h[i] != 0) gmem__eigen_reflect(a, n, i, a + i * n, h[i], e); /* e[0 .. i) is not needed yet */
+    }
+    e[0] = h[0] = 0;
+}
+
+/* The diagonal goes to d (n), where h was; the reflections' product to a. */
+static void gmem__eigen_accumulate(double *a, int64_t n, double *d) {
+    for (int64_t i = 0; i < n; i++) {
+        double *u = a + i * n;
+        const double h = d[i];
+        for (int64_t j = 0; h != 0 && j < i; j++)
+            gmem__eigen_add(a + j * n, u, -gmem__eigen_dot(a + j * n, u, i) / h, i);
+        d[i] = u[i];
+        for (int64_t j = 0; j < i; j++)
+            u[j] = a[j * n + i] = 0;
+        u[i] = 1;
+    }
+}
+
+/* the QL iteration ------------------------------------------------------------------------------------------------ */
+
+/* Sweeps over d and e do not ask for the vectors, whose turns are kept and made up for later, many sweeps at a time: a
+ * strip of the vectors' columns then stays in a cache, and strips go to threads. */
+typedef struct gmem__eigen_turns {
+    double *a; /* (n, n) the vectors */
+    int64_t n;
+    double *c, *s;                                               /* (GMEM__EIGEN_SWEEPS, n) of rows i and i + 1 */
+    int64_t first[GMEM__EIGEN_SWEEPS], last[GMEM__EIGEN_SWEEPS]; /* a sweep turned from last - 1 down to first */
+    int64_t count;
+} gmem__eigen_turns;
+
+/* (x, y) turned: x' = c x + s y, y' = c y - s x. */
+static void gmem__eigen_turn(double *GMEM__RESTRICT x, double *GMEM__RESTRICT y, double c, double s) {
+    for (int i = 0; i < GMEM__EIGEN_STRIP; i++) {
+        const double before = x[i];
+        x[i] = c * before + s * y[i];
+        y[i] = c * y[i] - s * before;
+    }
+}
+
+/* Between the matrix, whose rows may lie where they evict each other, and memory of its own (n, GMEM__EIGEN_STRIP). */
+static void gmem__eigen_move_strip(const gmem__eigen_turns *turns, int64_t column, double *strip, int back) {
+    const size_t bytes = (size_t)gmem__min(GMEM__EIGEN_STRIP, turns->n - column) * sizeof(double);
+    for (int64_t row = 0; row < turns->n; row++) {
+        double *stored = turns->a + row * turns->n + column, *here = strip + row * GMEM__EIGEN_STRIP;
+        memcpy(back ? stored : here, back ? here : stored, bytes);
+    }
+}
+
+static void gmem__eigen_turn_strip(const void *turns_, int64_t i, float *scratch) {
+    const gmem__eigen_turns *turns = (const gmem__eigen_turns *)turns_;
+    double *strip = (double *)(void *)scratch;
+    memset(strip, 0, (size_t)(turns->n * GMEM__EIGEN_STRIP) * sizeof *strip);
+    gmem__eigen_move_strip(turns, i * GMEM__EIGEN_STRIP, strip, 0);
+    for (int64_t sweep = 0; sweep < turns->count; sweep++) {
+        const double *c = turns->c + sweep * turns->n, *s = turns->s + sweep * turns->n;
+        for (int64_t row = turns->last[sweep] - 1; row >= turns->first[sweep]; row--)
+            gmem__eigen_turn(strip + (row + 1) * GMEM__EIGEN_STRIP, strip + row * GMEM__EIGEN_STRIP, c[row], s[row]);
+    }
+    gmem__eigen_move_strip(turns, i * GMEM__EIGEN_STRIP, strip, 1);
+}
+
+static void gmem__eigen_turn_all(const gmem__engine *engine, gmem__eigen_turns *turns) {
+    gmem__run_tasks(engine, gmem__ceil_div(turns->n, GMEM__EIGEN_STRIP), gmem__eigen_turn_strip, turns);
+    turns->count = 0;
+}
+
+/* One sweep over the block [first, last] of d and e (e[i] between i and i + 1), shifted by Wilkinson's choice. */
+static void gmem__eigen_sweep(gmem__eigen_turns *turns, double *d, double *e, int64_t first, int64_t last) {
+    const double half = (d[first + 1] - d[first]) / (2 * e[first]);
+    double *cosine = turns->c + turns->count * turns->n, *sine = turns->s + turns->count * turns->n;
+    double g = d[last] - d[first] + e[first] / (half + copysign(hypot(half, 1.0), half));
+    double s = 1, c = 1, shift = 0;
+    int64_t i = last - 1;
+    for (; i >= first; i--) {
+        const double f = s * e[i], b = c * e[i], r = hypot(f, g);
+        e[i + 1] = r;
+        if (r == 0) break; /* the block has come apart on the way */
+        s = f / r;
+        c = g / r;
+        g = d[i + 1] - shift;
+        const double q = (d[i] - g) * s + 2 * c * b;
+        shift = s * q;
+        d[i + 1] = g + shift;
+        g = c * q - b;
+        cosine[i] = c;
+        sine[i] = s;
+    }
+    d[i + 1] -= shift;
+    if (i < first) e[first] = g;
+    e[last] = 0;
+    turns->first[turns->count] = i + 1;
+    turns->last[turns->count++] = last;
+}
+
+/* The end of the block that begins at `first`: what follows it is coupled by nothing more than rounding. */
+static int64_t gmem__eigen_block_end(const double *e, int64_t n, int64_t first, double negligible) {
+    int64_t last = first;
+    while (last < n - 1 && fabs(e[last]) > negligible)
+        last++;
+    return last;
+}
+
+static int gmem__eigen_iterate(const gmem__engine *engine, gmem__eigen_turns *turns, double *d, double *e) {
+    const int64_t n = turns->n;
+    const int most = 60; /* sweeps for one value; two or three are usual */
+    double negligible = 0;
+    for (int64_t i = 0; i < n; i++) {
+        e[i] = i + 1 < n ? e[i + 1] : 0;
+        negligible = fmax(negligible, DBL_EPSILON * (fabs(d[i]) + fabs(e[i])));
+    }
+    for (int64_t first = 0; first < n; first++) {
+        for (int sweep = 0;; sweep++) {
+            const int64_t last = gmem__eigen_block_end(e, n, first, negligible);
+            if (last == first) break;
+            if (sweep == most) return 0;
+            gmem__eigen_sweep(turns, d, e, first, last);
+            if (turns->count == GMEM__EIGEN_SWEEPS) gmem__eigen_turn_all(engine, turns);
+        }
+    }
+    gmem__eigen_turn_all(engine, turns);
+    return 1;
+}
+
+/* Largest first, the vectors with them. */
+static void gmem__eigen_sort(double *a, int64_t n, double *values) {
+    for (int64_t i = 0; i < n; i++) {
+        int64_t largest = i;
+        for (int64_t j = i + 1; j < n; j++) {
+            if (values[j] > values[largest]) largest = j;
+        }
+        if (largest == i) continue;
+        const double value = values[i];
+        values[i] = values[largest];
+        values[largest] = value;
+        for (int64_t k = 0; k < n; k++) {
+            const double element = a[i * n + k];
+            a[i * n + k] = a[largest * n + k];
+            a[largest * n + k] = element;
+        }
+    }
+}
+
+GMEM__FN int gmem__eigen_symmetric(const gmem__engine *engine, double *a, int64_t n, double *values, double *work) {
+    const int exponent = gmem__eigen_exponent(a, n);
+    gmem__eigen_turns turns;
+    double *e = work;
+    memset(&turns, 0, sizeof turns);
+    turns.a = a;
+    turns.n = n;
+    turns.c = work + n;
+    turns.s = turns.c + GMEM__EIGEN_SWEEPS * n;
+    gmem__eigen_scale(a, n, exponent);
+    gmem__eigen_tridiagonalise(a, n, e, values);
+    gmem__eigen_accumulate(a, n, values);
+    if (!gmem__eigen_iterate(engine, &turns, values, e)) return 0;
+    gmem__eigen_sort(a, n, values);
+    for (int64_t i = 0; i < n; i++)
+        values[i] = ldexp(values[i], exponent);
+    return 1;
+}
+
+#undef GMEM__EIGEN_STRIP
+/* ---- src/scatter.c ---- */
+/* Mean and covariance of any number of vectors in double, in memory that the width alone bounds. Blocks are centred on
+ * their own means, so that no digits are lost where the mean is large, and merged by the formula of Chan, Golub and
+ * LeVeque (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979):
+ * S = S_a + S_b + n_a n_b / (n_a + n_b) d d^T, where d is the difference of the means. */
+/* ---- src/scatter.h ---- */
+/* The mean of vectors that come block by block, and their scatter about it: sum (x - mean)(x - mean)^T. */
+#ifndef GMEM__SCATTER_H
+#define GMEM__SCATTER_H
+
+
+#define GMEM__SCATTER_ROWS 256 /* vectors of a block at most */
+
+typedef struct gmem__scatter {
+    int64_t width, padded; /* padded: whole panels, of which a kernel takes two at a time */
+    int64_t panel, panels;
+    int64_t count; /* vectors so far */
+    double *mean;  /* (padded) */
+    double total;  /* sum |x - mean|^2: the trace */
+    double *sums;  /* (padded, padded), the panels on and below the diagonal; or NULL: the trace alone */
+    /* The work of one block. */
+    double *centred; /* (panels, GMEM__SCATTER_ROWS + 1, panel); NULL like sums */
+    double *squares; /* (panels) */
+} gmem__scatter;
+
+/* Memory comes from `blocks`. 0 where there is none. */
+GMEM__FN int gmem__scatter_open(gmem__scatter *scatter, const gmem_context *context, struct gmem__block **blocks,
+                                const gmem__engine *engine, int64_t width, int with_sums);
+/* rows (count, width), finite; at most GMEM__SCATTER_ROWS. Runs on the engine's threads; results don't depend on them.
+ */
+GMEM__FN void gmem__scatter_add(gmem__scatter *scatter, const gmem__engine *engine, const float *rows, int64_t count);
+/* The sums as (width, width), in place: the lower triangle. Nothing can be added afterwards. */
+GMEM__FN double *gmem__scatter_matrix(gmem__scatter *scatter);
+
+#endif /* GMEM__SCATTER_H */
+
+
+#include <math.h>
+
+#define GMEM__SCATTER_DEPTH (GMEM__SCATTER_ROWS + 1) /* the last row of a block stands for d */
+#define GMEM__SCATTER_PANEL 64                       /* more than the columns of any kernel's panel */
+
+GMEM__FN int gmem__scatter_open(gmem__scatter *scatter, const gmem_context *context, struct gmem__block **blocks,
+                                const gmem__engine *engine, int64_t width, int with_sums) {
+    int64_t elements = 0;
+    memset(scatter, 0, sizeof *scatter);
+    scatter->width = width;
+    scatter->panel = gmem__engine_kernels(engine)->nr / 2;
+    scatter->panels = gmem__ceil_div(width, scatter->panel);
+    scatter->padded = scatter->panels * scatter->panel;
+    scatter->mean = (double *)gmem__blocks_take(context, blocks, scatter->padded, sizeof(double), 64);
+    scatter->squares = (double *)gmem__blocks_take(context, blocks, scatter->panels, sizeof(double), 64);
+    if (!scatter->mean || !scatter->squares) return 0;
+    if (!with_sums) return 1;
+    if (!gmem__mul(scatter->padded, scatter->padded, &elements)) return 0;
+    scatter->sums = (double *)gmem__blocks_take(context, blocks, elements, sizeof(double), 64);
+    if (!gmem__mul(scatter->padded, GMEM__SCATTER_DEPTH, &elements)) return 0;
+    scatter->centred = (double *)gmem__blocks_take(context, blocks, elements, sizeof(double), 64);
+    return scatter->sums && scatter->centred;
+}
+
+typedef struct gmem__scatter_job {
+    gmem__scatter *scatter;
+    const gmem__kernels *kernels;
+    const float *rows; /* (count, width) */
+    int64_t count;
+} gmem__scatter_job;
+
+/* Columns [column, column + columns) of the block: their means. */
+static void gmem__scatter_means(const gmem__scatter_job *job, int64_t column, int64_t columns, double *means) {
+    memset(means, 0, (size_t)columns * sizeof *means);
+    for (int64_t k = 0; k < job->count; k++) {
+        const float *row = job->rows + k * job->scatter->width + column;
+        for (int64_t c = 0; c < columns; c++)
+            means[c] += (double)row[c];
+    }
+    for (int64_t c = 0; c < columns; c++)
+        means[c] /= (double)job->count;
+}
+
+/* A row of a panel into its place, if it has one; returns the sum of its squares. */
+static double gmem__scatter_put(const double *row, int64_t panel, double *out) {
+    double squares = 0;
+    for (int64_t c = 0; c < panel; c++)
+        squares += row[c] * row[c];
+    if (out) memcpy(out, row, (size_t)panel * sizeof *row);
+    return squares;
+}
+
+/* One panel of the block: its columns less their means, then a row for the difference of the means. */
+static void gmem__scatter_centre(const void *job_, int64_t i, float *scratch) {
+    const gmem__scatter_job *job = (const gmem__scatter_job *)job_;
+    gmem__scatter *scatter = job->scatter;
+    const int64_t panel = scatter->panel, column = i * panel, columns = gmem__min(panel, scatter->width - column);
+    const double before = (double)scatter->count, added = (double)job->count, all = before + added;
+    double *mean = scatter->mean + column,
+           *out = scatter->centred ? scatter->centred + column * GMEM__SCATTER_DEPTH : NULL;
+    double means[GMEM__SCATTER_PANEL], row[GMEM__SCATTER_PANEL] = {0}, squares = 0;
+    (void)scratch;
+    gmem__scatter_means(job, column, columns, means);
+    for (int64_t k = 0; k < job->count; k++) {
+        const float *x = job->rows + k * scatter->width + column;
+        for (int64_t c = 0; c < columns; c++)
+            row[c] = (double)x[c] - means[c];
+        squares += gmem__scatter_put(row, panel, out ? out + k * panel : NULL);
+    }
+    for (int64_t c = 0; c < columns; c++) {
+        const double difference = means[c] - mean[c];
+        row[c] = difference * sqrt(before * added / all);
+        mean[c] += difference * (added / all);
+    }
+    scatter->squares[i] = squares + gmem__scatter_put(row, panel, out ? out + job->count * panel : NULL);
+}
+
+/* The panels of one row of the matrix up to the diagonal; the longest rows first. */
+static void gmem__scatter_multiply(const void *job_, int64_t i, float *scratch) {
+    const gmem__scatter_job *job = (const gmem__scatter_job *)job_;
+    const gmem__scatter *scatter = job->scatter;
+    const int64_t panel = scatter->panel, row = (scatter->panels - 1 - i) * panel;
+    (void)scratch;
+    for (int64_t column = 0; column <= row; column += panel)
+        job->kernels->scatter(scatter->centred + row * GMEM__SCATTER_DEPTH,
+                              scatter->centred + column * GMEM__SCATTER_DEPTH, job->count + 1,
+                              scatter->sums + row * scatter->padded + column, scatter->padded);
+}
+
+GMEM__FN void gmem__scatter_add(gmem__scatter *scatter, const gmem__engine *engine, const float *rows, int64_t count) {
+    gmem__scatter_job job;
+    job.scatter = scatter;
+    job.kernels = gmem__engine_kernels(engine);
+    job.rows = rows;
+    job.count = count;
+    gmem__run_tasks(engine, scatter->panels, gmem__scatter_centre, &job);
+    if (scatter->sums) gmem__run_tasks(engine, scatter->panels, gmem__scatter_multiply, &job);
+    for (int64_t i = 0; i < scatter->panels; i++)
+        scatter->total += scatter->squares[i];
+    scatter->count += count;
+}
+
+GMEM__FN double *gmem__scatter_matrix(gmem__scatter *scatter) {
+    for (int64_t row = 1; row < scatter->width; row++)
+        memmove(scatter->sums + row * scatter->width, scatter->sums + row * scatter->padded,
+                (size_t)scatter->width * sizeof *scatter->sums);
+    return scatter->sums;
+}
+
+#undef GMEM__SCATTER_DEPTH
+#undef GMEM__SCATTER_PANEL
+/* ---- src/bank_compress.c ---- */
+/* Smaller banks, in memory that the width bounds: the rows' centred SVD cut to a rank, from the eigenvectors of their
+ * covariance, or the rows in another type. A block of rows at a time is read, worked on by all threads, and handed to
+ * the file that is being written. */
+
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+
+/* A row against its image, both about the mean where there is one. */
+typedef struct gmem__shrunk_row {
+    int read, stored; /* finite as it was read, and as it is stored */
+    double row_row;   /* row . row */
+    double row_mean;  /* row . mean */
+    double spread;    /* |row - mean|^2 */
+    double image_image, row_image;
+    double rest; /* |row - image|^2 */
+} gmem__shrunk_row;
+
+/* What becomes of all rows so far. */
+typedef struct gmem__shrunk_sums {
+    double rest, spread, cosines, least;
+    int64_t compared; /* rows that are not zero */
+} gmem__shrunk_sums;
+
+typedef struct gmem__shrinker {
+    const gmem_bank *bank;
+    const gmem_bank_compress_desc *desc;
+    struct gmem__block *blocks; /* all memory but the engine's scratch */
+    gmem__engine engine;
+    int64_t scratch_bytes;
+    int64_t columns;     /* stored for a row: its coefficients, or all of it */
+    int64_t done, total; /* rows read in all passes */
+    gmem__scatter scatter;
+    gmem__shrunk_sums sums;
+    gmem__names_writer names;
+
+    /* The decomposition, as stored; rank 0: NULL. */
+    float *m, *s, *mean; /* (width, rank), (rank), (width) */
+    float *basis;        /* (width, rank): V / sqrt(S), which takes a centred row to its coefficients */
+    double *root;        /* (rank) sqrt(S), which takes a coefficient to its length */
+    double *mean_on;     /* (rank) V^T mean */
+    double mean_mean;    /* mean . mean */
+
+    /* The block at work: rows [first, first + count). */
+    int64_t first, count;
+    float *rows;               /* (count, width); centred by projecting */
+    float *kept;               /* (count, columns) in f32: coefficients, or the rows themselves */
+    float *stored;             /* (count, columns): what a reader will make of them */
+    char *encoded;             /* (count, columns) of desc->type */
+    float *scales;             /* (count) for I8 */
+    gmem__shrunk_row *results; /* (count) */
+    int64_t given, ready;      /* elements of the block that the file has got, and can get */
+} gmem__shrinker;
+
+/* opening --------------------------------------------------------------------------------------------------------- */
+
+static void *gmem__shrinker_take(gmem__shrinker *shrinker, int64_t count, int64_t each, size_t bytes) {
+    int64_t elements = 0;
+    if (!gmem__mul(count, each, &elements)) return NULL;
+    return gmem__blocks_take(shrinker->bank->context, &shrinker->blocks, elements, bytes, 64);
+}
+
+static int gmem__shrinker_take_factors(gmem__shrinker *shrinker) {
+    const int64_t width = shrinker->bank->width, rank = shrinker->desc->rank;
+    shrinker->m = (float *)gmem__shrinker_take(shrinker, width, rank, sizeof(float));
+    shrinker->basis = (float *)gmem__shrinker_take(shrinker, width, rank, sizeof(float));
+    shrinker->mean = (float *)gmem__shrinker_take(shrinker, width, 1, sizeof(float));
+    shrinker->s = (float *)gmem__shrinker_take(shrinker, rank, 1, sizeof(float));
+    shrinker->root = (double *)gmem__shrinker_take(shrinker, rank, 1, sizeof(double));
+    shrinker->mean_on = (double *)gmem__shrinker_take(shrinker, rank, 1, sizeof(double));
+    shrinker->kept = (float *)gmem__shrinker_take(shrinker, GMEM__SCATTER_ROWS, rank, sizeof(float));
+    return shrinker->m && shrinker->basis && shrinker->mean && shrinker->s && shrinker->root && shrinker->mean_on &&
+           shrinker->kept;
+}
+
+static int gmem__shrinker_take_all(gmem__shrinker *shrinker) {
+    const gmem_context *context = shrinker->bank->context;
+    const int64_t width = shrinker->bank->width, columns = shrinker->columns, most = GMEM__SCATTER_ROWS;
+    shrinker->scratch_bytes = shrinker->engine.ops->scratch_bytes(shrinker->engine.threads);
+    shrinker->engine.scratch = gmem__alloc_raw(context, shrinker->scratch_bytes, 1);
+    shrinker->rows = (float *)gmem__shrinker_take(shrinker, most, width, sizeof(float));
+    shrinker->stored = (float *)gmem__shrinker_take(shrinker, most, columns, sizeof(float));
+    shrinker->encoded = (char *)gmem__shrinker_take(shrinker, most, columns, gmem_type_bytes(shrinker->desc->type));
+    shrinker->scales = (float *)gmem__shrinker_take(shrinker, most, 1, sizeof(float));
+    shrinker->results = (gmem__shrunk_row *)gmem__shrinker_take(shrinker, most, 1, sizeof(gmem__shrunk_row));
+    if (!shrinker->engine.scratch || !shrinker->rows || !shrinker->stored || !shrinker->encoded || !shrinker->scales ||
+        !shrinker->results)
+        return 0;
+    if (shrinker->desc->rank > 0 && !gmem__shrinker_take_factors(shrinker)) return 0;
+    if (shrinker->desc->rank == 0) shrinker->kept = shrinker->rows;
+    return gmem__scatter_open(&shrinker->scatter, context, &shrinker->blocks, &shrinker->engine, width,
+                              shrinker->desc->rank > 0);
+}
+
+/* The file gets an I8 bank's scales before its rows. */
+static int gmem__shrinker_passes(const gmem_bank_compress_desc *desc) {
+    return desc->rank > 0 || desc->type == GMEM_I8 ? 2 : 1;
+}
+
+static gmem_status gmem__shrinker_open(gmem__shrinker *shrinker, const gmem_bank *bank,
+                                       const gmem_bank_compress_desc *desc, gmem_error *error) {
+    memset(shrinker, 0, sizeof *shrinker);
+    shrinker->bank = bank;
+    shrinker->desc = desc;
+    shrinker->engine = gmem__cpu_engine(bank->context);
+    shrinker->columns = desc->rank > 0 ? desc->rank : bank->width;
+    shrinker->sums.least = 1;
+    shrinker->names.name = gmem__names_of_bank;
+    shrinker->names.user = bank;
+    if (!gmem__mul(bank->rows, gmem__shrinker_passes(desc), &shrinker->total)) shrinker->total = INT64_MAX;
+    if (gmem__shrinker_take_all(shrinker)) return GMEM_OK;
+    return gmem__fail(error, GMEM_E_MEMORY, "no memory to compress rows of %lld elements", (long long)bank->width);
+}
+
+static void gmem__shrinker_close(gmem__shrinker *shrinker) {
+    gmem__free(shrinker->bank->context, shrinker->engine.scratch, shrinker->scratch_bytes, 1);
+    gmem__blocks_free(shrinker->bank->context, &shrinker->blocks);
+}
+
+/* reading --------------------------------------------------------------------------------------------------------- */
+
+static void gmem__shrinker_read_row(const void *shrinker_, int64_t i, float *scratch) {
+    const gmem__shrinker *shrinker = (const gmem__shrinker *)shrinker_;
+    const int64_t width = shrinker->bank->width;
+    float *row = shrinker->rows + i * width;
+    (void)scratch;
+    shrinker->results[i].read =
+        gmem_bank_row(shrinker->bank, shrinker->first + i, row, NULL) == GMEM_OK && gmem__all_finite(row, width);
+}
+
+static gmem_status gmem__shrinker_refuse(const gmem__shrinker *shrinker, int64_t row, gmem_status code, const char *why,
+                                         gmem_error *error) {
+    const gmem_file *file = gmem__bank_part_of(shrinker->bank, row)->file;
+    return gmem__fail_at(error, code, gmem_file_path(file), -1, "row %lld %s", (long long)row, why);
+}
+
+static gmem_status gmem__shrinker_tell(gmem__shrinker *shrinker, gmem_error *error) {
+    const gmem_bank_compress_desc *desc = shrinker->desc;
+    shrinker->done += shrinker->count;
+    if (!desc->progress || !desc->progress(desc->user, shrinker->done, shrinker->total)) return GMEM_OK;
+    return gmem__fail(error, GMEM_E_CANCELLED, "cancelled after row %lld",
+                      (long long)(shrinker->first + shrinker->count));
+}
+
+/* Reads the block from row `first` on. */
+static gmem_status gmem__shrinker_read(gmem__shrinker *shrinker, int64_t first, gmem_error *error) {
+    shrinker->first = first;
+    shrinker->count = gmem__min(GMEM__SCATTER_ROWS, shrinker->bank->rows - first);
+    gmem__run_tasks(&shrinker->engine, shrinker->count, gmem__shrinker_read_row, shrinker);
+    gmem__bank_discard(shrinker->bank, first, shrinker->count);
+    for (int64_t i = 0; i < shrinker->count; i++) {
+        if (!shrinker->results[i].read)
+            return gmem__shrinker_refuse(shrinker, first + i, GMEM_E_ROW_ZERO, "is not finite", error);
+    }
+    return gmem__shrinker_tell(shrinker, error);
+}
+
+/* the decomposition ----------------------------------------------------------------------------------------------- */
+
+/* Direction k: an eigenvector v (width) of the scatter and its singular value. Vectors have no sign; here their largest
+ * element is positive. A direction that the rows lack (S = 0) has no coefficients. */
+static void gmem__shrinker_set_direction(gmem__shrinker *shrinker, int64_t k, const double *v, double s) {
+    const int64_t width = shrinker->bank->width, rank = shrinker->desc->rank;
+    int64_t largest = 0;
+    for (int64_t i = 1; i < width; i++) {
+        if (fabs(v[i]) > fabs(v[largest])) largest = i;
+    }
+    const double sign = v[largest] < 0 ? -1 : 1, root = sqrt((double)(float)s);
+    double on = 0;
+    for (int64_t i = 0; i < width; i++) {
+        shrinker->m[i * rank + k] = (float)(sign * root * v[i]);
+        shrinker->basis[i * rank + k] = root > 0 ? (float)(sign * v[i] / root) : 0;
+        on += sign * v[i] * (double)shrinker->mean[i];
+    }
+    shrinker->s[k] = (float)s;
+    shrinker->root[k] = root;
+    shrinker->mean_on[k] = on;
+}
+
+/* Singular values are the roots of the scatter's eigenvalues; those that its rounding alone may have made count as 0.
+ */
+static gmem_status gmem__shrinker_set_factors(gmem__shrinker *shrinker, const double *vectors, const double *values,
+                                              gmem_error *error) {
+    const int64_t width = shrinker->bank->width;
+    const double negligible = (double)width * DBL_EPSILON * values[0];
+    if (!(sqrt(fabs(values[0])) <= FLT_MAX))
+        return gmem__fail(error, GMEM_E_TYPE, "the rows are so large that their singular values exceed F32");
+    for (int64_t i = 0; i < width; i++) {
+        shrinker->mean[i] = (float)shrinker->scatter.mean[i];
+        shrinker->mean_mean += (double)shrinker->mean[i] * (double)shrinker->mean[i];
+    }
+    for (int64_t k = 0; k < shrinker->desc->rank; k++)
+        gmem__shrinker_set_direction(shrinker, k, vectors + k * width, values[k] > negligible ? sqrt(values[k]) : 0);
+    return GMEM_OK;
+}
+
+/* The first pass. */
+static gmem_status gmem__shrinker_decompose(gmem__shrinker *shrinker, gmem_error *error) {
+    const int64_t width = shrinker->bank->width;
+    for (int64_t row = 0; row < shrinker->bank->rows; row += shrinker->count) {
+        GMEM__TRY(gmem__shrinker_read(shrinker, row, error));
+        gmem__scatter_add(&shrinker->scatter, &shrinker->engine, shrinker->rows, shrinker->count);
+    }
+    double *values = (double *)gmem__shrinker_take(shrinker, width, 1, sizeof(double));
+    double *work = (double *)gmem__shrinker_take(shrinker, GMEM__EIGEN_WORK(width), 1, sizeof(double));
+    if (!values || !work) return gmem__fail(error, GMEM_E_MEMORY, "no memory for eigenvalues");
+    double *matrix = gmem__scatter_matrix(&shrinker->scatter);
+    if (!gmem__eigen_symmetric(&shrinker->engine, matrix, width, values, work))
+        return gmem__fail(error, GMEM_E_UNSUPPORTED, "the covariance's eigenvectors cannot be found");
+    return gmem__shrinker_set_factors(shrinker, matrix, values, error);
+}
+
+/* Row i less the mean, and what both say before it is projected. */
+static void gmem__shrinker_centre_row(const void *shrinker_, int64_t i, float *scratch) {
+    const gmem__shrinker *shrinker = (const gmem__shrinker *)shrinker_;
+    const int64_t width = shrinker->bank->width;
+    gmem__shrunk_row *result = shrinker->results + i;
+    float *row = shrinker->rows + i * width;
+    double row_row = 0, row_mean = 0, spread = 0;
+    (void)scratch;
+    for (int64_t c = 0; c < width; c++) {
+        const double x = (double)row[c], mean = (double)shrinker->mean[c];
+        row[c] = (float)(x - mean);
+        row_row += x * x;
+        row_mean += x * mean;
+        spread += (x - mean) * (x - mean);
+    }
+    result->row_row = row_row;
+    result->row_mean = row_mean;
+    result->spread = spread;
+}
+
+/* kept = (rows - mean) V / sqrt(S): a product whose weight is the block. */
+static void gmem__shrinker_project(gmem__shrinker *shrinker) {
+    gmem__weight weight;
+    gmem__linear op;
+    gmem__run_tasks(&shrinker->engine, shrinker->count, gmem__shrinker_centre_row, shrinker);
+    memset(&weight, 0, sizeof weight);
+    weight.data = shrinker->rows;
+    weight.type = GMEM_F32;
+    weight.rows = shrinker->count;
+    weight.cols = weight.row_stride = shrinker->bank->width;
+    memset(&op, 0, sizeof op);
+    op.weight = &weight;
+    op.x = shrinker->basis;
+    op.y = shrinker->kept;
+    op.x_stride = op.y_stride = op.columns = shrinker->columns;
+    shrinker->engine.ops->linear(&shrinker->engine, &op);
+}
+
+/* In the coordinates of V, p = sqrt(S) c is the row's part in the subspace and q the same of what is stored. V being
+ * orthonormal, |row - image|^2 = |row - mean|^2 - |p|^2 + |p - q|^2, and so with the other products. */
+static void gmem__shrinker_compare_coefficients(const gmem__shrinker *shrinker, int64_t i) {
+    const float *kept = shrinker->kept + i * shrinker->columns, *stored = shrinker->stored + i * shrinker->columns;
+    gmem__shrunk_row *result = shrinker->results + i;
+    double p_p = 0, p_q = 0, q_q = 0, lost = 0, mean_q = 0;
+    for (int64_t k = 0; k < shrinker->columns; k++) {
+        const double p = shrinker->root[k] * (double)kept[k], q = shrinker->root[k] * (double)stored[k];
+        p_p += p * p;
+        p_q += p * q;
+        q_q += q * q;
+        lost += (p - q) * (p - q);
+        mean_q += shrinker->mean_on[k] * q;
+    }
+    result->image_image = shrinker->mean_mean + 2 * mean_q + q_q;
+    result->row_image = result->row_mean + mean_q + p_q;
+    result->rest = fmax(result->spread - p_p, 0) + lost;
+}
+
+/* storing --------------------------------------------------------------------------------------------------------- */
+
+static void gmem__shrinker_compare_rows(const gmem__shrinker *shrinker, int64_t i) {
+    const float *row = shrinker->kept + i * shrinker->columns, *image = shrinker->stored + i * shrinker->columns;
+    gmem__shrunk_row *result = shrinker->results + i;
+    double row_row = 0, row_image = 0, image_image = 0, rest = 0;
+    for (int64_t c = 0; c < shrinker->columns; c++) {
+        const double x = (double)row[c], y = (double)image[c];
+        row_row += x * x;
+        row_image += x * y;
+        image_image += y * y;
+        rest += (x - y) * (x - y);
+    }
+    result->row_row = row_row;
+    result->row_image = row_image;
+    result->image_image = image_image;
+    result->rest = rest;
+}
+
+static void gmem__shrinker_measure_row(const void *shrinker_, int64_t i, float *scratch) {
+    const gmem__shrinker *shrinker = (const gmem__shrinker *)shrinker_;
+    (void)scratch;
+    shrinker->scales[i] = gmem__row_scale(gmem__row_largest(shrinker->rows + i * shrinker->columns, shrinker->columns));
+}
+
+/* Row i, or its coefficients, in the file's type, and what that makes of them. */
+static void gmem__shrinker_encode_row(const void *shrinker_, int64_t i, float *scratch) {
+    const gmem__shrinker *shrinker = (const gmem__shrinker *)shrinker_;
+    const gmem_type type = shrinker->desc->type;
+    const int64_t columns = shrinker->columns;
+    const float *kept = shrinker->kept + i * columns;
+    float *stored = shrinker->stored + i * columns;
+    char *encoded = shrinker->encoded + i * columns * (int64_t)gmem_type_bytes(type);
+    if (type == GMEM_I8) {
+        gmem__shrinker_measure_row(shrinker, i, scratch);
+        gmem__quantise_row(kept, columns, shrinker->scales[i], (int8_t *)encoded);
+        for (int64_t c = 0; c < columns; c++)
+            stored[c] = (float)((int8_t *)encoded)[c] * shrinker->scales[i];
+    } else {
+        const gmem_tensor tensor = gmem_tensor_make("", type, 1, &columns, encoded);
+        gmem_convert_f32(kept, columns, type, encoded);
+        gmem_tensor_read_f32(&tensor, 0, columns, stored);
+    }
+    shrinker->results[i].stored = gmem__all_finite(stored, columns);
+    if (shrinker->desc->rank > 0)
+        gmem__shrinker_compare_coefficients(shrinker, i);
+    else
+        gmem__shrinker_compare_rows(shrinker, i);
+}
+
+/* Adds up the block's rows, in their order. */
+static gmem_status gmem__shrinker_add_up(gmem__shrinker *shrinker, gmem_error *error) {
+    gmem__shrunk_sums *sums = &shrinker->sums;
+    for (int64_t i = 0; i < shrinker->count; i++) {
+        const gmem__shrunk_row *result = shrinker->results + i;
+        if (!result->stored)
+            return gmem__shrinker_refuse(shrinker, shrinker->first + i, GMEM_E_TYPE,
+                                         "has a value that is too large for the type to store", error);
+        sums->rest += result->rest;
+        sums->spread += result->spread;
+        if (!(result->row_row > 0)) continue;
+        const double lengths = sqrt(result->row_row) * sqrt(fmax(result->image_image, 0));
+        const double cosine = lengths > 0 ? fmin(result->row_image / lengths, 1) : 0;
+        sums->cosines += cosine;
+        sums->least = fmin(sums->least, cosine);
+        sums->compared++;
+    }
+    return GMEM_OK;
+}
+
+/* The next block of rows as the file wants them. */
+static gmem_status gmem__shrinker_store_block(gmem__shrinker *shrinker, int64_t first, gmem_error *error) {
+    GMEM__TRY(gmem__shrinker_read(shrinker, first, error));
+    if (shrinker->desc->rank > 0)
+        gmem__shrinker_project(shrinker);
+    else
+        gmem__scatter_add(&shrinker->scatter, &shrinker->engine, shrinker->rows, shrinker->count);
+    gmem__run_tasks(&shrinker->engine, shrinker->count, gmem__shrinker_encode_row, shrinker);
+    GMEM__TRY(gmem__shrinker_add_up(shrinker, error));
+    shrinker->ready = shrinker->count * shrinker->columns;
+    return GMEM_OK;
+}
+
+static gmem_status gmem__shrinker_scale_block(gmem__shrinker *shrinker, int64_t first, gmem_error *error) {
+    GMEM__TRY(gmem__shrinker_read(shrinker, first, error));
+    gmem__run_tasks(&shrinker->engine, shrinker->count, gmem__shrinker_measure_row, shrinker);
+    shrinker->ready = shrinker->count;
+    return GMEM_OK;
+}
+
+/* the file -------------------------------------------------------------------------------------------------------- */
+
+/* The tensors that are filled in; the others have data. */
+typedef enum gmem__shrunk_part {
+    GMEM__SHRUNK_ROWS, /* C or features */
+    GMEM__SHRUNK_SCALES,
+    GMEM__SHRUNK_NAMES,
+    GMEM__SHRUNK_OFFSETS,
+    GMEM__SHRUNK_FACTOR
+} gmem__shrunk_part;
+
+typedef struct gmem__shrunk_file {
+    gmem__shrinker *shrinker;
+    gmem_tensor tensors[6];
+    gmem__shrunk_part parts[6];
+    int64_t count, bytes; /* of the tensors */
+    const char *metadata[12];
+    int64_t metadata_count;
+    char rank_text[24], width_text[24];
+} gmem__shrunk_file;
+
+/* The next elements of what the blocks make, for whoever asks from the first to the last. */
+static gmem_status gmem__shrunk_stream(gmem__shrinker *shrinker, gmem__shrunk_part part, int64_t first, int64_t count,
+                                       char *out, gmem_error *error) {
+    const int scales = part == GMEM__SHRUNK_SCALES;
+    const int64_t bytes = (int64_t)(scales ? sizeof(float) : gmem_type_bytes(shrinker->desc->type));
+    if (first == 0) shrinker->first = shrinker->count = shrinker->given = shrinker->ready = 0;
+    while (count > 0) {
+        if (shrinker->given == shrinker->ready) {
+            const int64_t next = shrinker->first + shrinker->count;
+            shrinker->given = shrinker->ready = 0;
+            GMEM__TRY((scales ? gmem__shrinker_scale_block : gmem__shrinker_store_block)(shrinker, next, error));
+        }
+        const char *from = scales ? (const char *)shrinker->scales : shrinker->encoded;
+        const int64_t some = gmem__min(count, shrinker->ready - shrinker->given);
+        memcpy(out, from + shrinker->given * bytes, (size_t)(some * bytes));
+        shrinker->given += some;
+        out += some * bytes;
+        count -= some;
+    }
+    return GMEM_OK;
+}
+
+static gmem_status gmem__shrunk_fill(void *user, int64_t index, int64_t first, int64_t count, void *out,
+                                     gmem_error *error) {
+    gmem__shrunk_file *file = (gmem__shrunk_file *)user;
+    gmem__shrinker *shrinker = file->shrinker;
+    switch (file->parts[index]) {
+    case GMEM__SHRUNK_NAMES:
+        gmem__names_write(&shrinker->names, count, (char *)out);
+        return GMEM_OK;
+    case GMEM__SHRUNK_OFFSETS:
+        gmem__names_write_offsets(&shrinker->names, count, (int64_t *)out);
+        return GMEM_OK;
+    default:
+        return gmem__shrunk_stream(shrinker, file->parts[index], first, count, (char *)out, error);
+    }
+}
+
+static void gmem__shrunk_add(gmem__shrunk_file *file, gmem__shrunk_part part, const char *name, gmem_type type,
+                             int rank, int64_t rows, int64_t columns, const void *data) {
+    const int64_t shape[2] = {rows, columns};
+    file->tensors[file->count] = gmem_tensor_make(name, type, rank, shape, data);
+    file->bytes += gmem_tensor_count(&file->tensors[file->count]) * (int64_t)gmem_type_bytes(type);
+    file->parts[file->count++] = part;
+}
+
+static void gmem__shrunk_say(gmem__shrunk_file *file, const char *key, const char *value) {
+    file->metadata[2 * file->metadata_count] = key;
+    file->metadata[2 * file->metadata_count++ + 1] = value;
+}
+
+static void gmem__shrunk_describe(gmem__shrunk_file *file, gmem__shrinker *shrinker) {
+    const int64_t rows = shrinker->bank->rows, width = shrinker->bank->width, rank = shrinker->desc->rank;
+    const int64_t names_bytes = shrinker->bank->names.start ? gmem__names_bytes(&shrinker->names, rows) : 0;
+    const gmem_type type = shrinker->desc->type;
+    memset(file, 0, sizeof *file);
+    file->shrinker = shrinker;
+    gmem__shrunk_say(file, "format", "pt"); /* as other tools' files say it */
+    gmem__shrunk_say(file, "gmem", GMEM_VERSION);
+    gmem__shrunk_say(file, "backend", shrinker->engine.ops->name);
+    gmem__shrunk_say(file, "dtype", gmem__dtype_name(type));
+    if (rank > 0) {
+        snprintf(file->rank_text, sizeof file->rank_text, "%lld", (long long)rank);
+        snprintf(file->width_text, sizeof file->width_text, "%lld", (long long)width);
+        gmem__shrunk_say(file, "latent_dim", file->rank_text);
+        gmem__shrunk_say(file, "feature_dim", file->width_text);
+        gmem__shrunk_add(file, GMEM__SHRUNK_ROWS, "C", type, 2, rows, rank, NULL);
+        gmem__shrunk_add(file, GMEM__SHRUNK_FACTOR, "M", GMEM_F32, 2, width, rank, shrinker->m);
+        gmem__shrunk_add(file, GMEM__SHRUNK_FACTOR, "S", GMEM_F32, 1, rank, 0, shrinker->s);
+        gmem__shrunk_add(file, GMEM__SHRUNK_FACTOR, "mean", GMEM_F32, 1, width, 0, shrinker->mean);
+    } else {
+        gmem__shrunk_add(file, GMEM__SHRUNK_ROWS, "features", type, 2, rows, width, NULL);
+        if (type == GMEM_I8) gmem__shrunk_add(file, GMEM__SHRUNK_SCALES, "features.scale", GMEM_F32, 1, rows, 0, NULL);
+    }
+    if (names_bytes == 0) return;
+    gmem__shrunk_add(file, GMEM__SHRUNK_NAMES, "names", GMEM_U8, 1, names_bytes, 0, NULL);
+    gmem__shrunk_add(file, GMEM__SHRUNK_OFFSETS, "names.offsets", GMEM_I64, 1, rows + 1, 0, NULL);
+}
+
+static gmem_status gmem__shrunk_save(gmem__shrunk_file *file, const char *path, gmem_error *error) {
+    gmem_save_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.tensors = file->tensors;
+    desc.count = file->count;
+    desc.metadata = file->metadata;
+    desc.metadata_count = file->metadata_count;
+    desc.fill = gmem__shrunk_fill;
+    desc.fill_user = file;
+    return gmem_save((gmem_context *)(uintptr_t)file->shrinker->bank->context, path, &desc, error);
+}
+
+/* the report ------------------------------------------------------------------------------------------------------ */
+
+/* The file's size, or where that cannot be told any more what it holds. */
+static int64_t gmem__shrunk_bytes(const gmem__shrunk_file *file, const char *path) {
+    const gmem_io *io = &file->shrinker->bank->context->io;
+    void *opened = io->open(io->user, path, 0);
+    if (!opened) return file->bytes;
+    const int64_t bytes = io->size(io->user, opened);
+    (void)io->close(io->user, opened);
+    return bytes > 0 ? bytes : file->bytes;
+}
+
+static void gmem__shrunk_report(const gmem__shrunk_file *file, const char *path, gmem_bank_compress_report *out) {
+    const gmem__shrinker *shrinker = file->shrinker;
+    const gmem__shrunk_sums *sums = &shrinker->sums;
+    const double spread = shrinker->desc->rank > 0 ? sums->spread : shrinker->scatter.total;
+    memset(out, 0, sizeof *out);
+    out->energy = spread > 0 ? 1 - sums->rest / spread : 1;
+    out->mean_cosine = sums->compared > 0 ? sums->cosines / (double)sums->compared : 1;
+    out->least_cosine = sums->least;
+    for (int64_t i = 0; i < shrinker->bank->part_count; i++)
+        out->bytes_before += gmem_file_bytes(shrinker->bank->parts[i].file);
+    out->bytes_after = gmem__shrunk_bytes(file, path);
+}
+
+static gmem_status gmem__compress_check(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
+                                        gmem_error *error) {
+    if (!bank || !path || !desc)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a bank, a path and how to compress are needed");
+    if (desc->type != GMEM_F32 && desc->type != GMEM_F16 && desc->type != GMEM_BF16 && desc->type != GMEM_I8)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a bank is compressed to F32, F16, BF16 or I8");
+    if (desc->rank < 0 || desc->rank > gmem__min(bank->width, bank->rows))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "rank %lld of a bank of %lld rows of width %lld",
+                          (long long)desc->rank, (long long)bank->rows, (long long)bank->width);
+    if (desc->rank > 0 && bank->width > GMEM__EIGEN_MOST)
+        return gmem__fail(error, GMEM_E_UNSUPPORTED,
+                          "rows of %lld elements are too wide to be decomposed: more than %d", (long long)bank->width,
+                          GMEM__EIGEN_MOST);
+    if (desc->rank > 0 && desc->type == GMEM_I8)
+        return gmem__fail(error, GMEM_E_COMBINATION, "coefficients are F32, F16 or BF16: int8 is for whole rows");
+    return GMEM_OK;
+}
+
+GMEM_API gmem_status gmem_bank_compress(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
+                                        gmem_bank_compress_report *report, gmem_error *error) {
+    gmem__shrinker shrinker;
+    gmem__shrunk_file file;
+    GMEM__TRY(gmem__compress_check(bank, path, desc, error));
+    gmem_status status = gmem__shrinker_open(&shrinker, bank, desc, error);
+    if (status == GMEM_OK && desc->rank > 0) status = gmem__shrinker_decompose(&shrinker, error);
+    if (status == GMEM_OK) {
+        gmem__shrunk_describe(&file, &shrinker);
+        status = gmem__shrunk_save(&file, path, error);
+    }
+    if (status == GMEM_OK && report) gmem__shrunk_report(&file, path, report);
+    gmem__shrinker_close(&shrinker);
+    return status;
+}
+/* ---- src/resample.c ---- */
+/* Pictures to other sizes, in Pillow's 8-bit arithmetic: first along the rows, then along the columns, each time with
+ * weights of 22 fractional bits and a result that is rounded and clamped to a byte. And the crop of the published bank
+ * builder. */
+
+#include <math.h>
+
+#define GMEM__RESIZE_BITS  22
+#define GMEM__RESIZE_HALF  (1 << (GMEM__RESIZE_BITS - 1))
+#define GMEM__RESIZE_MOST  ((int64_t)1 << GMEM__RESIZE_BITS) /* pixels on a side, or a mean's weights become zero */
+#define GMEM__RESIZE_BLOCK 768                               /* bytes of a row that are summed at a time */
+
+/* weights --------------------------------------------------------------------------------------------------------- */
+
+static double gmem__resize_box(double x) { return x > -0.5 && x <= 0.5; }
+
+/* Keys' cubic convolution (IEEE ASSP 29, 1981) with a = -1/2. */
+static double gmem__resize_bicubic(double x) {
+    const double a = -0.5;
+    x = fabs(x);
+    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+    if (x < 2) return (((x - 5) * x + 8) * x - 4) * a;
+    return 0;
+}
+
+/* Indexed by gmem_filter. */
+static const struct {
+    double support; /* the weight is zero beyond */
+    double (*weight)(double x);
+} gmem__resize_filters[] = {{0.5, gmem__resize_box}, {2, gmem__resize_bicubic}};
+
+/* One direction: outputs [first, first + count) of `out`, made from `in` inputs. */
+typedef struct gmem__resize_axis {
+    int64_t in, out, first, count;
+    int64_t taps;    /* most inputs that an output is made from */
+    int64_t *begin;  /* (count) the first of them */
+    int64_t *number; /* (count) how many there are */
+    int32_t *weight; /* (count, taps) */
+} gmem__resize_axis;
+
+/* The weights of output i: the filter around the output's centre among the inputs, widened where it shrinks, cut off
+ * at the picture's edges and made to sum to 1. `exact` (taps) is for intermediate values. */
+static void gmem__resize_weigh(gmem__resize_axis *axis, gmem_filter filter, int64_t i, double *exact) {
+    const double scale = (double)axis->in / (double)axis->out, wide = scale < 1 ? 1 : scale, narrow = 1.0 / wide;
+    const double support = gmem__resize_filters[filter].support * wide;
+    const double centre = ((double)(axis->first + i) + 0.5) * scale;
+    const int64_t begin = gmem__max(0, (int64_t)(centre - support + 0.5));
+    const int64_t number = gmem__min(axis->in, (int64_t)(centre + support + 0.5)) - begin;
+    int32_t *weight = axis->weight + i * axis->taps;
+    double sum = 0;
+    for (int64_t k = 0; k < number; k++) {
+        exact[k] = gmem__resize_filters[filter].weight(((double)(begin + k) - centre + 0.5) * narrow);
+        sum += exact[k];
+    }
+    for (int64_t k = 0; sum != 0 && k < number; k++) {
+        const double fixed = exact[k] / sum * (double)(1 << GMEM__RESIZE_BITS);
+        weight[k] = (int32_t)(fixed < 0 ? fixed - 0.5 : fixed + 0.5);
+    }
+    axis->begin[i] = begin;
+    axis->number[i] = number;
+}
+
+static void gmem__resize_axis_free(const gmem_context *context, gmem__resize_axis *axis) {
+    gmem__free(context, axis->begin, axis->count, sizeof *axis->begin);
+    gmem__free(context, axis->number, axis->count, sizeof *axis->number);
+    gmem__free(context, axis->weight, axis->count * axis->taps, sizeof *axis->weight);
+}
+
+/* Sizes are those of pictures that fit into memory, or were checked against GMEM__RESIZE_MOST. */
+static gmem_status gmem__resize_axis_make(const gmem_context *context, gmem__resize_axis *axis, gmem_filter filter,
+                                          gmem_error *error) {
+    const double scale = (double)axis->in / (double)axis->out;
+    axis->taps = 2 * (int64_t)ceil(gmem__resize_filters[filter].support * (scale < 1 ? 1 : scale)) + 1;
+    axis->begin = (int64_t *)gmem__alloc(context, axis->count, sizeof *axis->begin);
+    axis->number = (int64_t *)gmem__alloc(context, axis->count, sizeof *axis->number);
+    axis->weight = (int32_t *)gmem__alloc(context, axis->count * axis->taps, sizeof *axis->weight);
+    double *exact = (double *)gmem__alloc(context, axis->taps, sizeof *exact);
+    const int complete = axis->begin && axis->number && axis->weight && exact;
+    for (int64_t i = 0; complete && i < axis->count; i++)
+        gmem__resize_weigh(axis, filter, i, exact);
+    gmem__free(context, exact, axis->taps, sizeof *exact);
+    if (complete) return GMEM_OK;
+    gmem__resize_axis_free(context, axis);
+    return gmem__fail(error, GMEM_E_MEMORY, "no memory to resize a picture");
+}
+
+/* passes ---------------------------------------------------------------------------------------------------------- */
+
+static uint8_t gmem__resize_byte(int32_t sum) {
+    if (sum < 0) return 0;
+    sum >>= GMEM__RESIZE_BITS;
+    return (uint8_t)(sum > 255 ? 255 : sum);
+}
+
+/* from (rows, axis->in, 3) -> to (rows, axis->count, 3) */
+static void gmem__resize_rows(const gmem__resize_axis *axis, int64_t rows, const uint8_t *from, uint8_t *to) {
+    for (int64_t y = 0; y < rows; y++, from += 3 * axis->in) {
+        for (int64_t i = 0; i < axis->count; i++, to += 3) {
+            const uint8_t *pixel = from + 3 * axis->begin[i];
+            const int32_t *weight = axis->weight + i * axis->taps;
+            int32_t r = GMEM__RESIZE_HALF, g = GMEM__RESIZE_HALF, b = GMEM__RESIZE_HALF;
+            for (int64_t k = 0; k < axis->number[i]; k++, pixel += 3) {
+                r += weight[k] * pixel[0];
+                g += weight[k] * pixel[1];
+                b += weight[k] * pixel[2];
+            }
+            to[0] = gmem__resize_byte(r);
+            to[1] = gmem__resize_byte(g);
+            to[2] = gmem__resize_byte(b);
+        }
+    }
+}
+
+/* from (rows, bytes), whose first row is input `first` -> to (axis->count, bytes) */
+static void gmem__resize_columns(const gmem__resize_axis *axis, int64_t first, int64_t bytes, const uint8_t *from,
+                                 uint8_t *to) {
+    int32_t sum[GMEM__RESIZE_BLOCK];
+    for (int64_t i = 0; i < axis->count; i++, to += bytes) {
+        const int32_t *weight = axis->weight + i * axis->taps;
+        for (int64_t x = 0; x < bytes; x += GMEM__RESIZE_BLOCK) {
+            const int64_t block = gmem__min(bytes - x, GMEM__RESIZE_BLOCK);
+            for (int64_t j = 0; j < block; j++)
+                sum[j] = GMEM__RESIZE_HALF;
+            for (int64_t k = 0; k < axis->number[i]; k++) {
+                const uint8_t *row = from + (axis->begin[i] - first + k) * bytes + x;
+                for (int64_t j = 0; j < block; j++)
+                    sum[j] += weight[k] * row[j];
+            }
+            for (int64_t j = 0; j < block; j++)
+                to[x + j] = gmem__resize_byte(sum[j]);
+        }
+    }
+}
+
+/* Both passes; the first only over the rows that the second takes. */
+static gmem_status gmem__resize_apply(const gmem_context *context, const gmem__resize_axis *down,
+                                      const gmem__resize_axis *across, const uint8_t *pixels, uint8_t *out,
+                                      gmem_error *error) {
+    const int64_t last = down->count - 1, first = down->begin[0];
+    const int64_t rows = down->begin[last] + down->number[last] - first, bytes = 3 * across->count;
+    uint8_t *between = (uint8_t *)gmem__alloc_raw(context, rows, (size_t)bytes);
+    if (!between) return gmem__fail(error, GMEM_E_MEMORY, "no memory to resize a picture");
+    gmem__resize_rows(across, rows, pixels + first * 3 * across->in, between);
+    gmem__resize_columns(down, first, bytes, between, out);
+    gmem__free(context, between, rows, (size_t)bytes);
+    return GMEM_OK;
+}
+
+/* pixels (down->in, across->in, 3) -> out (down->count, across->count, 3) */
+static gmem_status gmem__resize(const gmem_context *context, gmem_filter filter, gmem__resize_axis *down,
+                                gmem__resize_axis *across, const uint8_t *pixels, uint8_t *out, gmem_error *error) {
+    GMEM__TRY(gmem__resize_axis_make(context, down, filter, error));
+    gmem_status status = gmem__resize_axis_make(context, across, filter, error);
+    if (status == GMEM_OK) {
+        status = gmem__resize_apply(context, down, across, pixels, out, error);
+        gmem__resize_axis_free(context, across);
+    }
+    gmem__resize_axis_free(context, down);
+    return status;
+}
+
+static gmem__resize_axis gmem__resize_whole(int64_t in, int64_t out) {
+    gmem__resize_axis axis;
+    memset(&axis, 0, sizeof axis);
+    axis.in = in;
+    axis.out = axis.count = out;
+    return axis;
+}
+
+static int gmem__resize_side(int64_t side) { return side >= 1 && side <= GMEM__RESIZE_MOST; }
+
+GMEM_API gmem_status gmem_resize(gmem_context *context, gmem_filter filter, int64_t height, int64_t width,
+                                 const uint8_t *pixels, int64_t out_height, int64_t out_width, uint8_t *out,
+                                 gmem_error *error) {
+    if (!context || !pixels || !out || (filter != GMEM_FILTER_BOX && filter != GMEM_FILTER_BICUBIC))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a context, a filter, pixels and room for the result are needed");
+    if (!gmem__resize_side(height) || !gmem__resize_side(width) || !gmem__resize_side(out_height) ||
+        !gmem__resize_side(out_width))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a side of a picture has 1 to %lld pixels",
+                          (long long)GMEM__RESIZE_MOST);
+    gmem__resize_axis down = gmem__resize_whole(height, out_height), across = gmem__resize_whole(width, out_width);
+    return gmem__resize(context, filter, &down, &across, pixels, out, error);
+}
+
+/* cropping -------------------------------------------------------------------------------------------------------- */
+
+/* A picture that is halved again and again; `owned` is NULL while it is still the caller's. */
+typedef struct gmem__halving {
+    int64_t height, width;
+    const uint8_t *pixels; /* (height, width, 3) */
+    uint8_t *owned;
+} gmem__halving;
+
+static void gmem__halving_free(const gmem_context *context, gmem__halving *picture) {
+    gmem__free(context, picture->owned, picture->height, (size_t)(3 * picture->width));
+}
+
+static gmem_status gmem__halve(gmem_context *context, gmem__halving *picture, gmem_error *error) {
+    gmem__halving half = {picture->height / 2, picture->width / 2, NULL, NULL};
+    half.owned = (uint8_t *)gmem__alloc_raw(context, half.height, (size_t)(3 * half.width));
+    if (!half.owned) return gmem__fail(error, GMEM_E_MEMORY, "no memory to halve a picture");
+    half.pixels = half.owned;
+    gmem_status status = gmem_resize(context, GMEM_FILTER_BOX, picture->height, picture->width, picture->pixels,
+                                     half.height, half.width, half.owned, error);
+    gmem__halving_free(context, status == GMEM_OK ? picture : &half);
+    if (status == GMEM_OK) *picture = half;
+    return status;
+}
+
+/* The middle `size` outputs of a side that is scaled, its length rounded to the even of two equally near ones. */
+static gmem__resize_axis gmem__crop_axis(int64_t side, double scale, int64_t size) {
+    gmem__resize_axis axis = gmem__resize_whole(side, (int64_t)rint((double)side * scale));
+    axis.first = (axis.out - size) / 2;
+    axis.count = size;
+    return axis;
+}
+
+GMEM_API gmem_status gmem_center_crop(gmem_context *context, int64_t height, int64_t width, const uint8_t *pixels,
+                                      int64_t size, uint8_t *out, gmem_error *error) {
+    gmem__halving picture = {height, width, pixels, NULL};
+    gmem_status status = GMEM_OK;
+    if (!context || !pixels || !out)
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a context, pixels and room for the result are needed");
+    if (!gmem__resize_side(height) || !gmem__resize_side(width) || !gmem__resize_side(size))
+        return gmem__fail(error, GMEM_E_ARGUMENT, "a side of a picture has 1 to %lld pixels",
+                          (long long)GMEM__RESIZE_MOST);
+    while (status == GMEM_OK && gmem__min(picture.height, picture.width) >= 2 * size)
+        status = gmem__halve(context, &picture, error);
+    if (status == GMEM_OK) {
+        const double scale = (double)size / (double)gmem__min(picture.height, picture.width);
+        gmem__resize_axis down = gmem__crop_axis(picture.height, scale, size);
+        gmem__resize_axis across = gmem__crop_axis(picture.width, scale, size);
+        status = gmem__resize(context, GMEM_FILTER_BICUBIC, &down, &across, picture.pixels, out, error);
+    }
+    gmem__halving_free(context, &picture);
+    return status;
+}
+
+#undef GMEM__RESIZE_BITS
+#undef GMEM__RESIZE_HALF
+#undef GMEM__RESIZE_MOST
+#undef GMEM__RESIZE_BLOCK
 
 /* ... and the samplers, to the picture. */
 /* ---- src/random.c ---- */
@@ -24298,6 +31026,13 @@ static void gmem__sampling_layout_engine(gmem__sampling *sampling) {
     sampling->v = GMEM__TAKE_F32(&sampling->memory, 2 * sampling->batch * sampling->per_picture);
 }
 
+/* The decoder comes after the last pass, and finds the room of its activations. */
+static gmem_status gmem__sampling_take(void *user, const gmem__engine *engine, const float *x, gmem_error *error) {
+    const gmem__sampling *sampling = (const gmem__sampling *)user;
+    gmem__pass_end(sampling->pass);
+    return sampling->ends->take(sampling->ends->user, engine, x, error);
+}
+
 static gmem_status gmem__sample_integrate(gmem__sampling *sampling, const gmem__plan *plan, float *x,
                                           gmem_error *error) {
     const gmem_sample_desc *desc = sampling->desc;
@@ -24322,8 +31057,8 @@ static gmem_status gmem__sample_integrate(gmem__sampling *sampling, const gmem__
     how.picture = desc->picture;
     if (sampling->ends) {
         how.draw_start = sampling->ends->draw_start;
-        how.take = sampling->ends->take;
-        how.take_user = sampling->ends->user;
+        how.take = gmem__sampling_take;
+        how.take_user = sampling;
     }
     return gmem__integrate(sampling->context, &how, &integrate, x, error);
 }
