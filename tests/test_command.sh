@@ -192,7 +192,7 @@ test_refusals() {
     refuses 1 'bank.safetensors: no name .*cat face' sample --memory 'cat fase'
     mkfifo "$work/pipe"
     refuses 1 'no name' sample --memory "$work/pipe"
-    refuses 1 'a picture needs an image encoder' sample --memory "$golden/manifest.json"
+    refuses 1 'not a picture of a known kind' sample --memory "$golden/manifest.json"
     refuses 1 '/nowhere/x.png: cannot write' sample -o /nowhere/x.png
     refuses 1 "run: cannot write: it is a folder" sample -o "$work/run"
     refuses 1 '/dev/full: cannot write: it is a device' sample -o /dev/full
@@ -653,13 +653,13 @@ test_sample() {
     good sample $quick --like "$like/drawn-tree.png" "$like/rainbow-flag.png" -n 3 -s 5 -o like.png --json
     check "--like draws so many of each picture" json '(.like | length) == 6 and (.like[5] | endswith("flag.png")) and
         (.made_with.settings | contains("cfg-scale 7.75, cfg-interval 0.89")) and (has("names") | not)'
-    check "a sheet of originals and variations" equal "$(png_size "$work/run/like.png")" 296x184
+    check "a sheet of originals and variations" equal "$(png_size "$work/run/like.png")" 296x180
     good sample $quick --like "$like/drawn-tree.png" -n 2 -s 5 --strength 0.5 --cfg-scale 1 -o 'l%d.png' --json
     check "--strength mixes rows in" json '(.rows | length) == 2 and .made_with.strength == "0.5" and
         (.made_with.settings | contains("cfg") | not)'
     good sample $quick --mix "$like/drawn-tree.png" pizza --frames 3 -s 5 -o mixed.png --json
     check "--mix takes pictures" json '.alpha == [0, 0.5, 1] and (.made_with.mix | endswith("drawn-tree.png,493 linear") | not)'
-    check "and shows them beside the frames" equal "$(png_size "$work/run/mixed.png")" 296x96
+    check "and shows them beside the frames" equal "$(png_size "$work/run/mixed.png")" 296x94
     good sample $quick --memory "$like/pizza-on-blue.png" 3 -s 5 -o both.png --json
     check "--memory takes pictures among rows" json '(.rows[0] | endswith("blue.png")) and .rows[1] == 3 and
         (.made_with.settings | contains("cfg") | not)'
