@@ -384,6 +384,10 @@ test_search() {
     good bank search pizza -k 2
     check "bank search: a line for each" equal "$(lines "$work/out")" 2
     check "bank search: best first" matches '1\.000000  slice of pizza$' <(head -n 1 "$work/out")
+    # emoji that the image encoder's training never saw, each named after its row (tools/image-encoder)
+    run bank search "$golden"/held_out/*.png -k 2 --json
+    check "bank search: pictures find their rows" json '[.results[][0].row] == [1005, 105, 255, 345, 495, 5, 665, 785] and
+        all(.results[]; .[0].cosine > 0.93 and .[1].cosine < .[0].cosine)'
     good convert "$full" --dtype int8 -o small
     run bank search --bank small --rerank "$full" --input "$io" -k 7 --json
     check "bank search --rerank: the recorded rows" json '[.results[] | .[0].row] == [18, 102, 200, 44, 68]'
