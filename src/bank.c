@@ -225,6 +225,29 @@ static void gmem__bank_accumulate(float *out, const float *x, float scale, int64
     }
 }
 
+#define GMEM__BANK_COLUMNS 32
+
+/* out (count) += c (run) m (run, columns `stride` apart), in the order of m's rows. Columns go in runs that stay in
+ * registers. */
+static void gmem__bank_add_products(float *out, const float *c, int64_t run, const float *m, int64_t stride,
+                                    int64_t count) {
+    int64_t i = 0;
+    for (; i + GMEM__BANK_COLUMNS <= count; i += GMEM__BANK_COLUMNS) {
+        float sums[GMEM__BANK_COLUMNS];
+        memcpy(sums, out + i, sizeof sums);
+        for (int64_t k = 0; k < run; k++) {
+            const float *x = m + k * stride + i;
+            for (int j = 0; j < GMEM__BANK_COLUMNS; j++)
+                sums[j] += c[k] * x[j];
+        }
+        memcpy(out + i, sums, sizeof sums);
+    }
+    for (int64_t k = 0; k < run; k++)
+        gmem__bank_accumulate(out + i, m + k * stride + i, c[k], count - i);
+}
+
+#undef GMEM__BANK_COLUMNS
+
 GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, int64_t first, int64_t count,
                                  float *out) {
     const gmem__bank_factors *factors = &part->factors;
@@ -233,9 +256,7 @@ GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64
     for (int64_t done = 0; done < factors->rank; done += 64) {
         int64_t run = gmem__min(64, factors->rank - done);
         gmem_tensor_read_f32(part->rows_tensor, row * factors->rank + done, run, c);
-        for (int64_t k = 0; k < run; k++) {
-            gmem__bank_accumulate(out, factors->m + (done + k) * width + first, c[k], count);
-        }
+        gmem__bank_add_products(out, c, run, factors->m + done * width + first, width, count);
     }
 }
 

@@ -110,8 +110,10 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
     }
 }
 
-/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. */
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. Rows that
+ * stand for others are short, and to decide one takes long: f32 leaves fewer. */
 static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
+    if (scan->form) return NULL;
     return !scan->fill && scan->type == GMEM_I8 && engine->int8 ? engine->int8 : engine->bf16;
 }
 
@@ -195,9 +197,8 @@ static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narro
                              gmem__scan_packed(narrow, shared.panels, shared.scales, words, q, i);
             change += d * d;
         }
-        /* where rows weigh the queries' elements differently, as much as each can change */
-        const double rounding = scan->form ? 1.01 / 512 : 1.01 * sqrt(change);
-        gmem__scan_raise(scan, q, rounding + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width));
+        gmem__scan_raise(scan, q,
+                         1.01 * sqrt(change) + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width));
     }
 }
 
