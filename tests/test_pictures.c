@@ -251,11 +251,13 @@ static void test_sizes(void) {
     add_chunk(&b, "IDAT", "", 0);
     check_refused(&b, "too large: 31623 x 31623");
     make_header(&b, 31623, 31623, 8, 2);
-    check_refused(&b, "too large");
+    check_refused(&b, "too large: at most 65535 a side and 268435456 pixels");
     make_header(&b, 1, 65536, 8, 2);
-    check_refused(&b, "too large");
+    check_refused(&b, "too large: at most 65535 a side and 268435456 pixels");
+    make_header(&b, 1000000000, 1, 8, 2);
+    check_refused(&b, "too large: at most 65535 a side and 268435456 pixels");
     make_header(&b, 0, 5, 8, 2);
-    check_refused(&b, "0-pixel");
+    check_refused(&b, "the picture has no pixels");
     make_pnm(&b, "P6 0 7 255\n", 3, 255);
     check_refused(&b, "no pixels: it is 0 x 7");
     make_pnm(&b, "P6 999999999 999999999 255\n", 3, 255);

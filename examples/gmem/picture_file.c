@@ -166,6 +166,10 @@ static outcome unreadable(const reader *r, const char *path, const char *reason,
     if (!begins_like_picture(r->head) && !ends_with(path, ".tga"))
         return failed(error, path, "not a picture of a known kind: PNG, JPEG, GIF, BMP, TGA, PSD, PPM or PGM");
     if (r->beyond) return failed(error, path, "the file ends too early");
+    if (reason && strcmp(reason, "0-pixel image") == 0) return failed(error, path, "the picture has no pixels");
+    if (reason && strcmp(reason, "too large") == 0)
+        return failed(error, path, "the picture is too large: at most %d a side and %lld pixels are read", MOST_SIDE,
+                      (long long)MOST_PIXELS);
     return failed(error, path, "cannot read the picture: %s", reason ? reason : "unknown reason");
 }
 
