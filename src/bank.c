@@ -27,6 +27,9 @@ static gmem_status gmem__bank_need(const gmem_file *file, const char *name, int 
     for (int i = 0; fits && i < rank; i++) {
         fits = shape[i] < 0 ? tensor->shape[i] > 0 : tensor->shape[i] == shape[i];
     }
+    if (!fits && gmem_tensor_count(tensor) == 0)
+        return gmem__fail(error, GMEM_E_SHAPE, "\"%s\" is %s: it is empty", name,
+                          gmem__shape_text(&found, tensor->shape, tensor->rank));
     if (!fits)
         return gmem__fail(error, GMEM_E_SHAPE, "\"%s\" is %s, expected %s", name,
                           gmem__shape_text(&found, tensor->shape, tensor->rank),

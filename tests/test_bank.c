@@ -312,6 +312,7 @@ static void test_malformed(gmem_context *context) {
         edit_replace(list, cases[i].tensor, cases[i].type, cases[i].rank, cases[i].shape);
         if (!CHECK_STATUS(cases[i].expected, status_of(context, list, &error))) printf("case %d\n", (int)i);
         CHECK_CONTAINS(error.message, cases[i].tensor);
+        if (cases[i].shape[0] == 0) CHECK_CONTAINS(error.message, "it is empty");
     }
     static const char *const dropped[3] = {"features.scale", "names", "names.offsets"};
     for (int i = 0; i < 3; i++) {
