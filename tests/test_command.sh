@@ -398,6 +398,8 @@ test_search() {
     refuses 2 '\-k' bank search 3 -k 0
     refuses 1 'no row 257' bank search --bank "$full" 257
     refuses 1 'nearest: .cat face' bank search 'cat fce'
+    refuses 1 '^gmem: error: none/cat.png: no such picture file, and no name "none/cat.png" in the bank; nearest: ' \
+        bank search none/cat.png
     refuses 1 'no bank' bank search --bank "$full" 3 --rerank "$io"
     refuses 1 'rows of 48 elements, not 192' bank search 3 --rerank "$full"
     refuses 1 'query: expected any x 192, found 5 x 48' bank search --input "$io"
@@ -433,6 +435,10 @@ test_edits() {
     keeps mine refuses 1 'no such file' bank add --bank mine --input missing
     refuses 1 'bank_full.pth: rows of this file cannot be edited: it is a torch file' bank add --bank "$full" --input unnamed
     refuses 1 'new.pth: rows of this file cannot be edited: its name is torch' bank add --bank new.pth --input unnamed
+    keeps mine refuses 1 '^gmem: error: ./mine: it is one of the bank.s earlier files' \
+        bank add --bank mine --bank ./mine --input rows
+    keeps mine refuses 1 '^gmem: error: ./mine: it is one of the bank.s earlier files' \
+        bank remove --bank mine --bank ./mine 7
     refuses 1 'mine/x: cannot lock it for writing: a part of the path is no folder' bank add --bank mine/x --input rows
     refuses 1 'none/x: cannot lock it for writing: no such file or folder' bank add --bank none/x --input rows
     refuses 1 'cannot lock it for writing' bank add --bank /proc/x --input rows
@@ -555,6 +561,7 @@ test_compress() {
     refuses 1 'bank_full.pth: rank 49 of a bank of 257 rows of width 48' bank compress --bank "$full" --rank 49 -o x
     refuses 1 'missing: ' bank compress --bank missing -o x
     refuses 1 'none/x: ' bank compress -o none/x
+    refuses 1 '^gmem: error: x.pth: banks are written as safetensors' bank compress -o x.pth
     printf '\000\000\300\177' | dd of="$work/run/full.rows" bs=1 conv=notrunc status=none seek=$(($(wc -c <"$work/run/full.rows") - 4))
     refuses 1 '^gmem: error: full.rows: row 513 is not finite' bank compress --bank "$full" --bank full.rows --rank 4 -o x
     environment="prlimit --fsize=100000"

@@ -100,9 +100,9 @@ typedef enum command_id {
       "pictures as the published script for novel ones feeds them")                                                    \
     X(TEXT, "input", 0, input, "", "FILE", "", INPUTS, "a file with the input tensors")                                \
     X(TEXT, "output", 'o', output, "", "FILE", "", OUTPUTS, "what to write; %03d in a picture's name: one file each")  \
-    X(LIST, "memory", 0, memory, "", "WHAT...", "random rows", IN(SAMPLE), "rows by number or name")                   \
+    X(LIST, "memory", 0, memory, "", "WHAT...", "random rows", IN(SAMPLE), "rows by number or name, or pictures")      \
     X(TEXT, "rows", 0, rows, "", "A-B,C", "", IN(SAMPLE) | IN(BANK_GET) | IN(BANK_REMOVE), "rows by number")           \
-    X(LIST, "mix", 0, mix, "", "A B", "", IN(SAMPLE), "the frames between two rows")                                   \
+    X(LIST, "mix", 0, mix, "", "A B", "", IN(SAMPLE), "the frames between two rows or pictures")                       \
     X(CHOICE, "mix-method", 0, mix_method, "linear|spherical|concat|mask", "METHOD", "linear",                         \
       IN(SAMPLE) | IN(BANK_MIX), "how to mix")                                                                         \
     X(INTEGER, "frames", 0, frames, "1..100000", "N", "8", IN(SAMPLE), "pictures from A to B of --mix")                \

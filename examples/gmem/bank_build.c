@@ -177,22 +177,14 @@ static outcome read_batch(building *b, int64_t *next, int64_t *count, gmem_error
     return OUTCOME_DONE;
 }
 
-/* Banks hold no zero rows. */
-static int is_zero(const float *row, int64_t width) {
-    for (int64_t i = 0; i < width; i++) {
-        if (row[i] != 0) return 0;
-    }
-    return 1;
-}
-
 static outcome finish_batch(building *b, int64_t count, gmem_error *error) {
     const int64_t width = b->s.encoder_info->width;
     if (count == 0) return OUTCOME_DONE;
     TRY(crop_features(&b->s, count, b->crops, b->cls, NULL, error));
     for (int64_t i = 0; i < count; i++) {
         const float *row = b->cls + i * width;
-        if (is_zero(row, width)) {
-            if (!complaint_add(&b->complaints, b->pictures.items[b->chosen[i]], "its features are zero"))
+        if (!has_direction(row, width)) {
+            if (!complaint_add(&b->complaints, b->pictures.items[b->chosen[i]], "its features are zero or not finite"))
                 return out_of_memory(error);
             continue;
         }
@@ -312,11 +304,8 @@ static void report(const building *b, const bank_rows *rows, gmem_type type) {
 /* the command ----------------------------------------------------------------------------------------------------- */
 
 static outcome check_arguments(const arguments *args, gmem_error *error) {
-    const char *ending = args->output ? strrchr(args->output, '.') : NULL;
     if (!args->output) return misused(error, "gmem bank build needs -o FILE");
-    if (ending && (same_ignoring_case(ending, ".pth") || same_ignoring_case(ending, ".pt")))
-        return failed(error, args->output, "banks are written as safetensors: choose a name that says so");
-    return OUTCOME_DONE;
+    return check_bank_output(args->output, error);
 }
 
 static outcome build(building *b, const arguments *args, gmem_error *error) {

@@ -56,6 +56,7 @@ static outcome compress(session *s, gmem_error *error) {
     desc.type = type_of(args);
     desc.progress = show_progress;
     desc.user = &bar;
+    TRY(check_bank_output(args->output, error));
     TRY(open_bank(s, error));
     progress_begin(&bar);
     gmem_status status = gmem_bank_compress(s->bank, args->output, &desc, &report, error);

@@ -5,7 +5,6 @@
 #include "interrupt.h"
 
 #include <limits.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -27,6 +26,17 @@ static outcome follow_link(session *s, const char **path, gmem_error *error) {
     return kept ? OUTCOME_DONE : out_of_memory(error);
 }
 
+/* One file by two names would grow or shrink twice. */
+static outcome check_aliases(const char *const *paths, int count, gmem_error *error) {
+    struct stat last, earlier;
+    if (stat(paths[count - 1], &last) != 0) return OUTCOME_DONE;
+    for (int i = 0; i < count - 1; i++) {
+        if (stat(paths[i], &earlier) == 0 && earlier.st_dev == last.st_dev && earlier.st_ino == last.st_ino)
+            return failed(error, paths[count - 1], "it is one of the bank's earlier files too: name it once");
+    }
+    return OUTCOME_DONE;
+}
+
 /* The files of --bank, of which the last is to be written. */
 static outcome edited_paths(session *s, const char ***out, int *count, gmem_error *error) {
     const text_list *bank = &s->args->bank;
@@ -37,6 +47,7 @@ static outcome edited_paths(session *s, const char ***out, int *count, gmem_erro
     if (!*out) return out_of_memory(error);
     memcpy(*out, bank->items, (size_t)bank->count * sizeof **out);
     *count = bank->count;
+    TRY(check_aliases(*out, *count, error));
     return follow_link(s, &(*out)[bank->count - 1], error);
 }
 
@@ -112,23 +123,14 @@ static outcome name_of_picture(session *s, const char *path, const char **name, 
     return *name ? OUTCOME_DONE : out_of_memory(error);
 }
 
-/* Features are of use where they have a direction. */
-static outcome check_feature(const char *path, const float *row, int64_t width, gmem_error *error) {
-    double sum = 0;
-    for (int64_t i = 0; i < width; i++) {
-        sum += (double)row[i] * (double)row[i];
-    }
-    if (sum > 0 && isfinite(sum)) return OUTCOME_DONE;
-    return failed(error, path, "the image encoder makes a row of it that is zero or not finite");
-}
-
 static outcome encode_batch(session *s, int64_t count, const char *const *paths, uint8_t *crops, float *out,
                             gmem_error *error) {
     const int64_t width = s->encoder_info->width;
     TRY(interrupt_check(error));
     TRY(picture_features(s, count, paths, crops, out, NULL, error));
     for (int64_t i = 0; i < count; i++) {
-        TRY(check_feature(paths[i], out + i * width, width, error));
+        if (!has_direction(out + i * width, width))
+            return failed(error, paths[i], "its features are zero or not finite");
     }
     return OUTCOME_DONE;
 }
@@ -331,10 +333,8 @@ static void report_export(const session *s, gmem_type type) {
 }
 
 static outcome export_bank(session *s, gmem_error *error) {
-    const char *ending = strrchr(s->args->output, '.');
     progress_bar bar;
-    if (ending && (same_ignoring_case(ending, ".pth") || same_ignoring_case(ending, ".pt")))
-        return failed(error, s->args->output, "banks are written as safetensors: choose a name that says so");
+    TRY(check_bank_output(s->args->output, error));
     TRY(open_bank(s, error));
     const gmem_type stored = gmem_bank_get_kind(s->bank) == GMEM_BANK_FULL ? gmem_bank_type(s->bank) : GMEM_F32;
     const gmem_type type = written_type(s->args, stored);

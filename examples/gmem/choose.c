@@ -74,6 +74,13 @@ static int find_by_words(const gmem_bank *bank, const char *words, int64_t *row)
     return 1;
 }
 
+/* Of what could be a row's name as well: `error` says why that it is not. */
+static outcome no_picture(const char *what, gmem_error *error) {
+    char why[sizeof error->message];
+    memcpy(why, error->message, sizeof why);
+    return failed(error, what, "no such picture file, and %s", why);
+}
+
 /* A row by its number, name, or words of its name; *picture where `what` is a picture file instead. Whoever has no bank
  * open can only mean a picture. */
 static outcome find(session *s, const char *what, int64_t *row, int *photo, gmem_error *error) {
@@ -87,6 +94,7 @@ static outcome find(session *s, const char *what, int64_t *row, int *photo, gmem
     if (s->bank && find_by_words(s->bank, what, row)) return OUTCOME_DONE;
     *photo = !s->bank || is_file(what); /* one that cannot be read says why */
     if (*photo) return OUTCOME_DONE;
+    if (has_picture_name(what)) return no_picture(what, error);
     if (!error->path[0]) snprintf(error->path, sizeof error->path, "%s", gmem_bank_file_path(s->bank, 0));
     return OUTCOME_FAILED;
 }

@@ -1,6 +1,7 @@
 /* Pictures as a session uses them: cropped as the published bank builder crops, and as the image encoder's features. */
 #include "picture.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,6 +78,14 @@ outcome picture_features(session *s, int64_t count, const char *const *paths, ui
     free(results);
     free(errors);
     return result == OUTCOME_DONE ? crop_features(s, count, crops, cls, patch, error) : result;
+}
+
+int has_direction(const float *features, int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < width; i++) {
+        sum += (double)features[i] * (double)features[i];
+    }
+    return sum > 0 && isfinite(sum);
 }
 
 outcome picture_feature(session *s, const char *path, float *out, gmem_error *error) {

@@ -34,6 +34,8 @@ outcome crop_features(session *s, int64_t count, const uint8_t *pixels, float *c
 /* Picture files to features; one that cannot be read is an error. crops (count, picture_size, picture_size, 3). */
 outcome picture_features(session *s, int64_t count, const char *const *paths, uint8_t *crops, float *cls, float *patch,
                          gmem_error *error);
+/* Whether features are of use in a bank: neither zero nor infinite nor no number. */
+int has_direction(const float *features, int64_t width);
 /* The class token of a picture file, as it comes: out (s->encoder_info->width). Opens the encoder. */
 outcome picture_feature(session *s, const char *path, float *out, gmem_error *error);
 /* The same, L2-normalised, for a network or bank of that width. */

@@ -64,6 +64,12 @@ outcome session_begin(session *s, const arguments *args, gmem_error *error) {
     return from_status(gmem_context_create(&desc, &s->context, error));
 }
 
+outcome check_bank_output(const char *path, gmem_error *error) {
+    const char *ending = strrchr(path, '.');
+    if (!ending || !(same_ignoring_case(ending, ".pth") || same_ignoring_case(ending, ".pt"))) return OUTCOME_DONE;
+    return failed(error, path, "banks are written as safetensors: choose a name that says so");
+}
+
 /* Creating a file beside the output is the only sure way to know that it can be done. */
 outcome check_output(const char *path, gmem_error *error) {
     struct stat status;
