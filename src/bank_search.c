@@ -223,11 +223,13 @@ static gmem_status gmem__search_check(const gmem_bank *bank, const gmem_bank_sea
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld candidates are too few for k %lld", (long long)desc->candidates,
                           (long long)desc->k);
     if (rerank && rerank->width != bank->width)
-        return gmem__fail(error, GMEM_E_WIDTH, "the bank to rerank by has rows of %lld elements, not %lld",
-                          (long long)rerank->width, (long long)bank->width);
+        return gmem__fail_at(error, GMEM_E_WIDTH, gmem_bank_file_path(rerank, 0), -1,
+                             "the bank to rerank by has rows of %lld elements, not %lld", (long long)rerank->width,
+                             (long long)bank->width);
     if (rerank && rerank->rows != bank->rows)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "the bank to rerank by has %lld rows, not %lld",
-                          (long long)rerank->rows, (long long)bank->rows);
+        return gmem__fail_at(error, GMEM_E_ARGUMENT, gmem_bank_file_path(rerank, 0), -1,
+                             "the bank to rerank by has %lld rows, not %lld", (long long)rerank->rows,
+                             (long long)bank->rows);
     for (int64_t q = 0; q < desc->count; q++)
         if (!(gmem__search_norm(desc->queries + q * bank->width, bank->width) > 0))
             return gmem__fail(error, GMEM_E_ROW_ZERO, "query %lld is zero or not finite", (long long)q);
