@@ -37,6 +37,9 @@ test_features() {
     refuses 2 'cannot be combined' features --image-encoder "$encoder" photos/b0.png --input "$tiny" -o x
     refuses 1 '^gmem: error: photos/none.png: cannot open the picture: No such file' features --image-encoder "$encoder" photos/none.png -o x
     refuses 1 '^gmem: error: photos/readme.txt: not a picture of a known kind' features --image-encoder "$encoder" photos/readme.txt -o x
+    refuses 1 '^gmem: error: ./photos/b0.png: it is one of the pictures to read' \
+        features --image-encoder "$encoder" photos/b0.png -o ./photos/b0.png
+    check "what is read is not written over" is_png "$work/run/photos/b0.png"
     refuses 1 '^gmem: error: photos: it is a folder' features --image-encoder "$encoder" photos -o x
     head -c 400 "$golden/picture_baseline.jpg" >"$work/run/cut.jpg"
     refuses 1 '^gmem: error: cut.jpg: the file ends too early' features --image-encoder "$encoder" photos/b0.png cut.jpg -o x

@@ -401,7 +401,7 @@ test_search() {
     refuses 1 '^gmem: error: none/cat.png: no such picture file, and no name "none/cat.png" in the bank; nearest: ' \
         bank search none/cat.png
     refuses 1 'no bank' bank search --bank "$full" 3 --rerank "$io"
-    refuses 1 'rows of 48 elements, not 192' bank search 3 --rerank "$full"
+    refuses 1 'bank_full.pth: the bank to rerank by has rows of 48 elements, not 192' bank search 3 --rerank "$full"
     refuses 1 'query: expected any x 192, found 5 x 48' bank search --input "$io"
 }
 
@@ -465,6 +465,9 @@ test_edits() {
     keeps beside refuses 1 'row 3 of a bank of 3' bank remove --bank beside 3
     keeps beside refuses 1 'no row of the file would be left' bank remove --bank beside --rows 0-2
     keeps beside refuses 1 'row 5 is an earlier file.s: this one.s begin at 257' bank remove --bank "$full" --bank beside 5
+    good bank export --bank mine --bank mine -o doubled
+    keeps doubled refuses 1 '^gmem: error: doubled: rows 0 and 7 both have the name "copyright sign"' \
+        bank remove --bank doubled 'copyright sign'
     # what is exported is the bank
     run bank export --bank "$full" --bank beside -o all --json
     check "bank export --json" json '.rows == 260 and .width == 48 and .type == "F32"'
@@ -665,6 +668,9 @@ test_sample() {
     check "--like draws so many of each picture" json '(.like | length) == 6 and (.like[5] | endswith("flag.png")) and
         (.made_with.settings | contains("cfg-scale 7.75, cfg-interval 0.89")) and (has("names") | not)'
     check "a sheet of originals and variations" equal "$(png_size "$work/run/like.png")" 296x180
+    cp "$like/drawn-tree.png" "$work/run/tree.png"
+    refuses 1 '^gmem: error: ./tree.png: it is one of the pictures to read' sample $quick --like tree.png -o ./tree.png
+    check "--like leaves its picture as it was" cmp "$like/drawn-tree.png" "$work/run/tree.png"
     good sample $quick --like "$like/drawn-tree.png" -n 2 -s 5 --strength 0.5 --cfg-scale 1 -o 'l%d.png' --json
     check "--strength mixes rows in" json '(.rows | length) == 2 and .made_with.strength == "0.5" and
         (.made_with.settings | contains("cfg") | not)'

@@ -28,10 +28,8 @@ static outcome follow_link(session *s, const char **path, gmem_error *error) {
 
 /* One file by two names would grow or shrink twice. */
 static outcome check_aliases(const char *const *paths, int count, gmem_error *error) {
-    struct stat last, earlier;
-    if (stat(paths[count - 1], &last) != 0) return OUTCOME_DONE;
     for (int i = 0; i < count - 1; i++) {
-        if (stat(paths[i], &earlier) == 0 && earlier.st_dev == last.st_dev && earlier.st_ino == last.st_ino)
+        if (same_file(paths[i], paths[count - 1]))
             return failed(error, paths[count - 1], "it is one of the bank's earlier files too: name it once");
     }
     return OUTCOME_DONE;
@@ -227,11 +225,27 @@ outcome command_bank_add(const arguments *args, gmem_error *error) {
 
 /* remove ---------------------------------------------------------------------------------------------------------- */
 
-/* A row by its number or its whole name: what is removed is not guessed at. */
+/* A row behind `row` that `what` names just as well, or -1. */
+static int64_t namesake(const gmem_bank *bank, const char *what, int64_t row) {
+    const int64_t rows = gmem_bank_rows(bank);
+    const int exact = strcmp(gmem_bank_name(bank, row), what) == 0;
+    for (int64_t i = row + 1; i < rows; i++) {
+        const char *name = gmem_bank_name(bank, i);
+        if (name && (exact ? strcmp(name, what) == 0 : same_ignoring_case(name, what))) return i;
+    }
+    return -1;
+}
+
+/* A row by its number or its whole name, which no other may have: what is removed is not guessed at. */
 static outcome named_row(session *s, const char *what, int64_t *row, gmem_error *error) {
+    const char *path = gmem_bank_file_path(s->bank, gmem_bank_file_count(s->bank) - 1);
+    char plain[256];
     if (parse_integer(what, 0, INT64_MAX, row)) return OUTCOME_DONE; /* whether there is one is found out later */
-    return in_file(gmem_bank_file_path(s->bank, gmem_bank_file_count(s->bank) - 1),
-                   gmem_bank_find(s->bank, what, row, error), error);
+    TRY(in_file(path, gmem_bank_find(s->bank, what, row, error), error));
+    const int64_t other = namesake(s->bank, what, *row);
+    if (other < 0) return OUTCOME_DONE;
+    return failed(error, path, "rows %lld and %lld both have the name \"%s\": give the number of one", (long long)*row,
+                  (long long)other, gmem_escape(what, plain, sizeof plain));
 }
 
 static outcome rows_to_remove(session *s, int64_t **rows, int64_t *count, gmem_error *error) {

@@ -61,6 +61,8 @@ outcome save_filled(session *s, const gmem_tensor *tensors, int64_t count, fill_
 
 /* Refuses an output that is missing or cannot be written, before there is work to lose. */
 outcome check_output(const char *path, gmem_error *error);
+/* Whether both are there and the same. */
+int same_file(const char *a, const char *b);
 /* Refuses a bank's file whose name would be torch's. */
 outcome check_bank_output(const char *path, gmem_error *error);
 /* {"name", "type", "shape"} as an element of a list. */
