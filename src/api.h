@@ -785,7 +785,8 @@ GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *
                                       const int64_t *rows, int64_t count, gmem_bank_progress_fn progress, void *user,
                                       gmem_error *error);
 /* Writes a bank as one native file, whatever it is made of, names included. What is of `type` already is copied bit by
- * bit. Errors: E_ARGUMENT, E_TYPE (as gmem_bank_add), E_ROW_ZERO (I8: a row that is not finite), those of gmem_save. */
+ * bit. Errors: E_ARGUMENT, E_LOCKED, E_TYPE (as gmem_bank_add), E_ROW_ZERO (I8: a row that is not finite), those of
+ * gmem_save. */
 GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
                                       gmem_bank_progress_fn progress, void *user, gmem_error *error);
 
@@ -811,8 +812,8 @@ typedef struct gmem_bank_compress_report {
  * of. The covariance is summed in double, so that singular values are right to f32 down to 1e-4 of the largest, and its
  * eigenvectors are the directions; those that all rows lack have S = 0. C is projected in f32: the report's cosines are
  * right to 1e-6 |row - mean| / |row|. Errors: E_ARGUMENT, E_COMBINATION (I8 with a rank), E_UNSUPPORTED (a
- * rank of rows wider than 16384), E_ROW_ZERO (a row is not finite), E_TYPE (a row exceeds `type`), E_CANCELLED, those
- * of gmem_save. */
+ * rank of rows wider than 16384), E_ROW_ZERO (a row is not finite), E_TYPE (a row exceeds `type`), E_CANCELLED,
+ * E_LOCKED, those of gmem_save. */
 GMEM_API gmem_status gmem_bank_compress(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
                                         gmem_bank_compress_report *report, gmem_error *error);
 

@@ -57,6 +57,10 @@ GMEM__FN void gmem__quantise_row(const float *row, int64_t width, float scale, i
 /* "f32", "int8", ...: as the metadata `dtype` of files says it. */
 GMEM__FN const char *gmem__dtype_name(gmem_type type);
 
+/* Writes a bank's file under its lock; see gmem_save. bank_edit.c */
+GMEM__FN gmem_status gmem__bank_save(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                     gmem_error *error);
+
 /* bank_names.c */
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);

@@ -471,7 +471,7 @@ static gmem_status gmem__shrunk_save(gmem__shrunk_file *file, const char *path, 
     desc.metadata_count = file->metadata_count;
     desc.fill = gmem__shrunk_fill;
     desc.fill_user = file;
-    return gmem_save((gmem_context *)(uintptr_t)file->shrinker->bank->context, path, &desc, error);
+    return gmem__bank_save((gmem_context *)(uintptr_t)file->shrinker->bank->context, path, &desc, error);
 }
 
 /* the report ------------------------------------------------------------------------------------------------------ */

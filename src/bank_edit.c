@@ -346,6 +346,32 @@ static int gmem__is_stored_type(gmem_type type) {
     return type == GMEM_F32 || type == GMEM_F16 || type == GMEM_BF16 || type == GMEM_F64 || type == GMEM_I8;
 }
 
+/* `lock` stays NULL where the io has no locks. */
+static gmem_status gmem__bank_lock(gmem_context *context, const char *path, void **lock, gmem_error *error) {
+    const gmem_io *io = &context->io;
+    int held = 0;
+    if (!io->lock) return GMEM_OK;
+    gmem__io_forget();
+    *lock = io->lock(io->user, path, &held);
+    if (*lock) return GMEM_OK;
+    if (held) return gmem__fail_at(error, GMEM_E_LOCKED, path, -1, "another writer is at it");
+    return gmem__fail_at(error, GMEM_E_OPEN, path, -1, "cannot lock it for writing%s", gmem__io_reason());
+}
+
+static gmem_status gmem__bank_save_under(gmem_context *context, const char *path, const void *lock,
+                                         const gmem_save_desc *desc, gmem_error *error) {
+    return (lock ? gmem__save_locked : gmem_save)(context, path, desc, error);
+}
+
+GMEM__FN gmem_status gmem__bank_save(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                     gmem_error *error) {
+    void *lock = NULL;
+    GMEM__TRY(gmem__bank_lock(context, path, &lock, error));
+    gmem_status status = gmem__bank_save_under(context, path, lock, desc, error);
+    if (lock) context->io.unlock(context->io.user, lock);
+    return status;
+}
+
 GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
                                       gmem_bank_progress_fn progress, void *user, gmem_error *error) {
     gmem_tensor tensors[GMEM__BANK_TENSORS];
@@ -363,7 +389,7 @@ GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, g
     gmem_status status = gmem__writer_prepare(&writer, error);
     if (status == GMEM_OK) {
         gmem_save_desc desc = gmem__writer_desc(&writer, tensors, gmem__writer_tensors(&writer, tensors));
-        status = gmem_save(writer.context, path, &desc, error);
+        status = gmem__bank_save(writer.context, path, &desc, error);
     }
     gmem__writer_free(&writer);
     return gmem__fail_in(error, status, path);
@@ -383,14 +409,7 @@ typedef struct gmem__bank_edit {
 } gmem__bank_edit;
 
 static gmem_status gmem__edit_lock(gmem__bank_edit *edit, gmem_error *error) {
-    const gmem_io *io = &edit->context->io;
-    int held = 0;
-    if (!io->lock) return GMEM_OK;
-    gmem__io_forget();
-    edit->lock = io->lock(io->user, edit->path, &held);
-    if (edit->lock) return GMEM_OK;
-    if (held) return gmem__fail_at(error, GMEM_E_LOCKED, edit->path, -1, "another writer is at it");
-    return gmem__fail_at(error, GMEM_E_OPEN, edit->path, -1, "cannot lock it for writing%s", gmem__io_reason());
+    return gmem__bank_lock(edit->context, edit->path, &edit->lock, error);
 }
 
 static int gmem__ends_with(const char *text, const char *end) {
@@ -489,8 +508,7 @@ static gmem_status gmem__edit_write_tensors(const gmem__bank_edit *edit, gmem__b
         desc.metadata = edit->part->file->metadata;
         desc.metadata_count = edit->part->file->metadata_count;
     }
-    return edit->lock ? gmem__save_locked(edit->context, edit->path, &desc, error)
-                      : gmem_save(edit->context, edit->path, &desc, error);
+    return gmem__bank_save_under(edit->context, edit->path, edit->lock, &desc, error);
 }
 
 /* Writes the last file anew. */

@@ -502,6 +502,8 @@ test_edits() {
     flock 9
     refuses 1 '^gmem: error: mine: another writer is at it' bank remove --bank mine 0
     refuses 1 '^gmem: error: mine: another writer is at it' bank add --bank mine --input rows
+    refuses 1 '^gmem: error: mine: another writer is at it' bank export --bank rows -o mine
+    refuses 1 '^gmem: error: mine: another writer is at it' bank compress --bank rows -o mine
     exec 9>&-
     good bank remove --bank mine 0
     check "a lock that nobody holds hinders nobody" test ! -e "$work/run/mine.lock"
