@@ -329,15 +329,16 @@ static void test_no_time(void) {
     CHECK(failing_cl_is_clean(&cl));
 }
 
-/* A compiler that takes its time, by the clock of the search: it is known after the first program. */
+/* A compiler that takes its time, by the clock of the search, and then fails: it is known after the first program. */
 static searcher slow_compiler;
 static double slow_seconds;
 
 static int32_t GMEM__CL_CALL build_slowly(gmem__cl_program program, uint32_t count, const gmem__cl_device_id *devices,
                                           const char *options, void(GMEM__CL_CALL *notify)(gmem__cl_program, void *),
                                           void *user) {
+    (void)program, (void)count, (void)devices, (void)options, (void)notify, (void)user;
     slow_compiler.now += slow_seconds;
-    return failing_clBuildProgram(program, count, devices, options, notify, user);
+    return FAILING_CL_BUILD_PROGRAM_FAILURE;
 }
 
 /* The time that is given is kept, and what fits into it is tried. */
@@ -356,6 +357,7 @@ static void test_in_time(double compile, double limit, int tried) {
     CHECK_OK(gmem_device_tune(context, &desc, &report, NULL));
     CHECK(report.seconds <= limit);
     CHECK_INT(report.tried, tried);
+    CHECK_INT(report.failed, tried);
     for (int i = 0; i < report.shape_count; i++)
         CHECK(report.shapes[i].own > 0 && report.shapes[i].choice);
     gmem_context_destroy(context);
