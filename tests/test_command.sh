@@ -672,6 +672,8 @@ test_sample() {
     check "a sheet of originals and variations" equal "$(png_size "$work/run/like.png")" 296x180
     cp "$like/drawn-tree.png" "$work/run/tree.png"
     refuses 1 '^gmem: error: ./tree.png: it is one of the pictures to read' sample $quick --like tree.png -o ./tree.png
+    cp "$like/drawn-tree.png" "$work/run/gmem.png"
+    refuses 1 '^gmem: error: gmem.png: it is one of the pictures to read' sample $quick --like gmem.png
     check "--like leaves its picture as it was" cmp "$like/drawn-tree.png" "$work/run/tree.png"
     good sample $quick --like "$like/drawn-tree.png" -n 2 -s 5 --strength 0.5 --cfg-scale 1 -o 'l%d.png' --json
     check "--strength mixes rows in" json '(.rows | length) == 2 and .made_with.strength == "0.5" and

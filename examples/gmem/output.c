@@ -39,6 +39,7 @@ outcome output_check(output *out, const arguments *args, gmem_error *error) {
     out->path = args->output ? args->output : "gmem.png";
     if (strlen(out->path) > sizeof first - 32) return misused(error, "--output: the name is too long");
     out->separate = strchr(out->path, '%') != NULL;
+    TRY(check_pictures_kept(&args->like, out->path, error));
     if (!out->separate) return check_output(out->path, error);
     if (!find_number(out->path, &begin, &width, &end))
         return misused(error, "--output: expected one number like %%03d in the name, found '%s'", out->path);

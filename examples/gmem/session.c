@@ -58,12 +58,10 @@ int same_file(const char *a, const char *b) {
     return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
 }
 
-/* Photos are not written over by what is made of them. */
-static outcome check_pictures_kept(const arguments *args, gmem_error *error) {
-    const text_list *pictures = args->command == COMMAND_FEATURES ? &args->operands : &args->like;
-    for (int i = 0; args->output && i < pictures->count; i++) {
-        if (same_file(pictures->items[i], args->output))
-            return failed(error, args->output, "it is one of the pictures to read: choose another name to write");
+outcome check_pictures_kept(const text_list *pictures, const char *path, gmem_error *error) {
+    for (int i = 0; i < pictures->count; i++) {
+        if (same_file(pictures->items[i], path))
+            return failed(error, path, "it is one of the pictures to read: choose another name to write");
     }
     return OUTCOME_DONE;
 }
@@ -74,7 +72,8 @@ outcome session_begin(session *s, const arguments *args, gmem_error *error) {
     memset(&desc, 0, sizeof desc);
     s->args = args;
     TRY(backend_from_flags(args, &desc, &device, error));
-    TRY(check_pictures_kept(args, error));
+    if (args->output && args->command == COMMAND_FEATURES)
+        TRY(check_pictures_kept(&args->operands, args->output, error));
     /* sample's output may be a pattern for many files */
     if (args->output && args->command != COMMAND_SAMPLE) TRY(check_output(args->output, error));
     return from_status(gmem_context_create(&desc, &s->context, error));

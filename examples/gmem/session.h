@@ -63,6 +63,8 @@ outcome save_filled(session *s, const gmem_tensor *tensors, int64_t count, fill_
 outcome check_output(const char *path, gmem_error *error);
 /* Whether both are there and the same. */
 int same_file(const char *a, const char *b);
+/* Refuses to write over photos what is made of them. */
+outcome check_pictures_kept(const text_list *pictures, const char *path, gmem_error *error);
 /* Refuses a bank's file whose name would be torch's. */
 outcome check_bank_output(const char *path, gmem_error *error);
 /* {"name", "type", "shape"} as an element of a list. */
