@@ -132,13 +132,17 @@ def blended(one, two):
 
 
 def originals(pictures, n):
-    """Emoji, and what can be made of them: mirrored, recoloured, laid over one another, cut and joined, blended."""
+    """Emoji, and what can be made of them: turned, mirrored, recoloured, laid over one another, joined, blended.
+
+    Mostly the latter: from the emoji alone the network learns them by heart instead of the map."""
     def draw(n):
-        many = torch.where(torch.rand(n) < 0.6, len(pictures.trained), len(pictures.parts))
-        return pictures.parts[(torch.rand(n) * many).long()]
-    one = sometimes(0.2, lambda x: x.flip(3), draw(n))
-    one = sometimes(0.2, recoloured, one)
-    for combine, share in (overlaid, 0.15), (joined, 0.15), (blended, 0.1):
+        many = torch.where(torch.rand(n) < 0.5, len(pictures.trained), len(pictures.parts))
+        x = pictures.parts[(torch.rand(n) * many).long()]
+        for change in (lambda x: x.flip(2)), (lambda x: x.flip(3)), (lambda x: x.mT):
+            x = sometimes(0.3, change, x)
+        return sometimes(0.4, recoloured, x)
+    one = draw(n)
+    for combine, share in (overlaid, 0.2), (joined, 0.2), (blended, 0.2):
         one = sometimes(share, lambda x: combine(x, draw(len(x))), one)
     return one
 
@@ -350,6 +354,7 @@ def main():
     parser.add_argument("--emoji", required=True, help="folder of emoji_pca.safetensors, emoji_bank.pth, emoji_names.txt")
     parser.add_argument("--font", required=True, help="NotoColorEmoji.ttf")
     parser.add_argument("--out", default="image_encoder.safetensors")
+    parser.add_argument("--start", help="an encoder to go on from")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -362,6 +367,8 @@ def main():
 
     net = Encoder()
     begin_linear(net, pictures)
+    if args.start:
+        net.load_state_dict({name: value.float() for name, value in load_file(args.start).items()})
     print(sum(p.numel() for p in net.parameters()), "parameters\n" + report(net, pictures), flush=True)
     mean = copy.deepcopy(net)
     matrices = [p for p in net.parameters() if p.dim() > 1]
