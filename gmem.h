@@ -788,7 +788,8 @@ GMEM_API gmem_status gmem_bank_remove(gmem_context *context, const char *const *
                                       const int64_t *rows, int64_t count, gmem_bank_progress_fn progress, void *user,
                                       gmem_error *error);
 /* Writes a bank as one native file, whatever it is made of, names included. What is of `type` already is copied bit by
- * bit. Errors: E_ARGUMENT, E_TYPE (as gmem_bank_add), E_ROW_ZERO (I8: a row that is not finite), those of gmem_save. */
+ * bit. Errors: E_ARGUMENT, E_LOCKED, E_TYPE (as gmem_bank_add), E_ROW_ZERO (I8: a row that is not finite), those of
+ * gmem_save. */
 GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
                                       gmem_bank_progress_fn progress, void *user, gmem_error *error);
 
@@ -814,8 +815,8 @@ typedef struct gmem_bank_compress_report {
  * of. The covariance is summed in double, so that singular values are right to f32 down to 1e-4 of the largest, and its
  * eigenvectors are the directions; those that all rows lack have S = 0. C is projected in f32: the report's cosines are
  * right to 1e-6 |row - mean| / |row|. Errors: E_ARGUMENT, E_COMBINATION (I8 with a rank), E_UNSUPPORTED (a
- * rank of rows wider than 16384), E_ROW_ZERO (a row is not finite), E_TYPE (a row exceeds `type`), E_CANCELLED, those
- * of gmem_save. */
+ * rank of rows wider than 16384), E_ROW_ZERO (a row is not finite), E_TYPE (a row exceeds `type`), E_CANCELLED,
+ * E_LOCKED, those of gmem_save. */
 GMEM_API gmem_status gmem_bank_compress(const gmem_bank *bank, const char *path, const gmem_bank_compress_desc *desc,
                                         gmem_bank_compress_report *report, gmem_error *error);
 
@@ -14351,8 +14352,10 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
     }
 }
 
-/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. */
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. Rows that
+ * stand for others are short, and to decide one takes long: f32 leaves fewer. */
 static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
+    if (scan->form) return NULL;
     return !scan->fill && scan->type == GMEM_I8 && engine->int8 ? engine->int8 : engine->bf16;
 }
 
@@ -14436,9 +14439,8 @@ static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narro
                              gmem__scan_packed(narrow, shared.panels, shared.scales, words, q, i);
             change += d * d;
         }
-        /* where rows weigh the queries' elements differently, as much as each can change */
-        const double rounding = scan->form ? 1.01 / 512 : 1.01 * sqrt(change);
-        gmem__scan_raise(scan, q, rounding + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width));
+        gmem__scan_raise(scan, q,
+                         1.01 * sqrt(change) + (exact ? 0 : 1.01 / 512) + 2 * gmem__scan_rounding(scan->width));
     }
 }
 
@@ -24972,6 +24974,10 @@ GMEM__FN void gmem__quantise_row(const float *row, int64_t width, float scale, i
 /* "f32", "int8", ...: as the metadata `dtype` of files says it. */
 GMEM__FN const char *gmem__dtype_name(gmem_type type);
 
+/* Writes a bank's file under its lock; see gmem_save. bank_edit.c */
+GMEM__FN gmem_status gmem__bank_save(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                     gmem_error *error);
+
 /* bank_names.c */
 GMEM__FN gmem_status gmem__bank_read_names(gmem_bank *bank, const gmem_bank_desc *desc, gmem_error *error);
 GMEM__FN void gmem__bank_free_names(gmem_bank *bank);
@@ -25019,6 +25025,9 @@ static gmem_status gmem__bank_need(const gmem_file *file, const char *name, int 
     for (int i = 0; fits && i < rank; i++) {
         fits = shape[i] < 0 ? tensor->shape[i] > 0 : tensor->shape[i] == shape[i];
     }
+    if (!fits && gmem_tensor_count(tensor) == 0)
+        return gmem__fail(error, GMEM_E_SHAPE, "\"%s\" is %s: it is empty", name,
+                          gmem__shape_text(&found, tensor->shape, tensor->rank));
     if (!fits)
         return gmem__fail(error, GMEM_E_SHAPE, "\"%s\" is %s, expected %s", name,
                           gmem__shape_text(&found, tensor->shape, tensor->rank),
@@ -25217,6 +25226,29 @@ static void gmem__bank_accumulate(float *out, const float *x, float scale, int64
     }
 }
 
+#define GMEM__BANK_COLUMNS 32
+
+/* out (count) += c (run) m (run, columns `stride` apart), in the order of m's rows. Columns go in runs that stay in
+ * registers. */
+static void gmem__bank_add_products(float *out, const float *c, int64_t run, const float *m, int64_t stride,
+                                    int64_t count) {
+    int64_t i = 0;
+    for (; i + GMEM__BANK_COLUMNS <= count; i += GMEM__BANK_COLUMNS) {
+        float sums[GMEM__BANK_COLUMNS];
+        memcpy(sums, out + i, sizeof sums);
+        for (int64_t k = 0; k < run; k++) {
+            const float *x = m + k * stride + i;
+            for (int j = 0; j < GMEM__BANK_COLUMNS; j++)
+                sums[j] += c[k] * x[j];
+        }
+        memcpy(out + i, sums, sizeof sums);
+    }
+    for (int64_t k = 0; k < run; k++)
+        gmem__bank_accumulate(out + i, m + k * stride + i, c[k], count - i);
+}
+
+#undef GMEM__BANK_COLUMNS
+
 GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64_t width, int64_t first, int64_t count,
                                  float *out) {
     const gmem__bank_factors *factors = &part->factors;
@@ -25225,9 +25257,7 @@ GMEM__FN void gmem__bank_compose(const gmem__bank_part *part, int64_t row, int64
     for (int64_t done = 0; done < factors->rank; done += 64) {
         int64_t run = gmem__min(64, factors->rank - done);
         gmem_tensor_read_f32(part->rows_tensor, row * factors->rank + done, run, c);
-        for (int64_t k = 0; k < run; k++) {
-            gmem__bank_accumulate(out, factors->m + (done + k) * width + first, c[k], count);
-        }
+        gmem__bank_add_products(out, c, run, factors->m + done * width + first, width, count);
     }
 }
 
@@ -26046,6 +26076,32 @@ static int gmem__is_stored_type(gmem_type type) {
     return type == GMEM_F32 || type == GMEM_F16 || type == GMEM_BF16 || type == GMEM_F64 || type == GMEM_I8;
 }
 
+/* `lock` stays NULL where the io has no locks. */
+static gmem_status gmem__bank_lock(gmem_context *context, const char *path, void **lock, gmem_error *error) {
+    const gmem_io *io = &context->io;
+    int held = 0;
+    if (!io->lock) return GMEM_OK;
+    gmem__io_forget();
+    *lock = io->lock(io->user, path, &held);
+    if (*lock) return GMEM_OK;
+    if (held) return gmem__fail_at(error, GMEM_E_LOCKED, path, -1, "another writer is at it");
+    return gmem__fail_at(error, GMEM_E_OPEN, path, -1, "cannot lock it for writing%s", gmem__io_reason());
+}
+
+static gmem_status gmem__bank_save_under(gmem_context *context, const char *path, const void *lock,
+                                         const gmem_save_desc *desc, gmem_error *error) {
+    return (lock ? gmem__save_locked : gmem_save)(context, path, desc, error);
+}
+
+GMEM__FN gmem_status gmem__bank_save(gmem_context *context, const char *path, const gmem_save_desc *desc,
+                                     gmem_error *error) {
+    void *lock = NULL;
+    GMEM__TRY(gmem__bank_lock(context, path, &lock, error));
+    gmem_status status = gmem__bank_save_under(context, path, lock, desc, error);
+    if (lock) context->io.unlock(context->io.user, lock);
+    return status;
+}
+
 GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, gmem_type type,
                                       gmem_bank_progress_fn progress, void *user, gmem_error *error) {
     gmem_tensor tensors[GMEM__BANK_TENSORS];
@@ -26063,7 +26119,7 @@ GMEM_API gmem_status gmem_bank_export(const gmem_bank *bank, const char *path, g
     gmem_status status = gmem__writer_prepare(&writer, error);
     if (status == GMEM_OK) {
         gmem_save_desc desc = gmem__writer_desc(&writer, tensors, gmem__writer_tensors(&writer, tensors));
-        status = gmem_save(writer.context, path, &desc, error);
+        status = gmem__bank_save(writer.context, path, &desc, error);
     }
     gmem__writer_free(&writer);
     return gmem__fail_in(error, status, path);
@@ -26083,14 +26139,7 @@ typedef struct gmem__bank_edit {
 } gmem__bank_edit;
 
 static gmem_status gmem__edit_lock(gmem__bank_edit *edit, gmem_error *error) {
-    const gmem_io *io = &edit->context->io;
-    int held = 0;
-    if (!io->lock) return GMEM_OK;
-    gmem__io_forget();
-    edit->lock = io->lock(io->user, edit->path, &held);
-    if (edit->lock) return GMEM_OK;
-    if (held) return gmem__fail_at(error, GMEM_E_LOCKED, edit->path, -1, "another writer is at it");
-    return gmem__fail_at(error, GMEM_E_OPEN, edit->path, -1, "cannot lock it for writing%s", gmem__io_reason());
+    return gmem__bank_lock(edit->context, edit->path, &edit->lock, error);
 }
 
 static int gmem__ends_with(const char *text, const char *end) {
@@ -26189,8 +26238,7 @@ static gmem_status gmem__edit_write_tensors(const gmem__bank_edit *edit, gmem__b
         desc.metadata = edit->part->file->metadata;
         desc.metadata_count = edit->part->file->metadata_count;
     }
-    return edit->lock ? gmem__save_locked(edit->context, edit->path, &desc, error)
-                      : gmem_save(edit->context, edit->path, &desc, error);
+    return gmem__bank_save_under(edit->context, edit->path, edit->lock, &desc, error);
 }
 
 /* Writes the last file anew. */
@@ -26998,11 +27046,13 @@ static gmem_status gmem__search_check(const gmem_bank *bank, const gmem_bank_sea
         return gmem__fail(error, GMEM_E_ARGUMENT, "%lld candidates are too few for k %lld", (long long)desc->candidates,
                           (long long)desc->k);
     if (rerank && rerank->width != bank->width)
-        return gmem__fail(error, GMEM_E_WIDTH, "the bank to rerank by has rows of %lld elements, not %lld",
-                          (long long)rerank->width, (long long)bank->width);
+        return gmem__fail_at(error, GMEM_E_WIDTH, gmem_bank_file_path(rerank, 0), -1,
+                             "the bank to rerank by has rows of %lld elements, not %lld", (long long)rerank->width,
+                             (long long)bank->width);
     if (rerank && rerank->rows != bank->rows)
-        return gmem__fail(error, GMEM_E_ARGUMENT, "the bank to rerank by has %lld rows, not %lld",
-                          (long long)rerank->rows, (long long)bank->rows);
+        return gmem__fail_at(error, GMEM_E_ARGUMENT, gmem_bank_file_path(rerank, 0), -1,
+                             "the bank to rerank by has %lld rows, not %lld", (long long)rerank->rows,
+                             (long long)bank->rows);
     for (int64_t q = 0; q < desc->count; q++)
         if (!(gmem__search_norm(desc->queries + q * bank->width, bank->width) > 0))
             return gmem__fail(error, GMEM_E_ROW_ZERO, "query %lld is zero or not finite", (long long)q);
@@ -28987,7 +29037,7 @@ static gmem_status gmem__shrunk_save(gmem__shrunk_file *file, const char *path, 
     desc.metadata_count = file->metadata_count;
     desc.fill = gmem__shrunk_fill;
     desc.fill_user = file;
-    return gmem_save((gmem_context *)(uintptr_t)file->shrinker->bank->context, path, &desc, error);
+    return gmem__bank_save((gmem_context *)(uintptr_t)file->shrinker->bank->context, path, &desc, error);
 }
 
 /* the report ------------------------------------------------------------------------------------------------------ */
