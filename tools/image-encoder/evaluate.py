@@ -1,4 +1,4 @@
-"""Measures an image encoder on the emoji that train.py holds out, and records features for tests/test_default_encoder.c.
+"""Measures an image encoder on the emoji that train.py holds out; records features for tests/test_default_encoder.c.
 
     venv/bin/python evaluate.py --emoji ../shared/emoji --font NotoColorEmoji.ttf --encoder image_encoder.safetensors
 """
@@ -67,7 +67,8 @@ def nearest_colour(query, pictures):
 
 
 def show(name, m):
-    print(f"| {name} | {m['mean']:.3f} | {m['median']:.3f} | {m['min']:.2f} | {100 * m['top1']:.0f} % | {100 * m['top5']:.0f} % |")
+    shares = f"{100 * m['top1']:.0f} % | {100 * m['top5']:.0f} %"
+    print(f"| {name} | {m['mean']:.3f} | {m['median']:.3f} | {m['min']:.2f} | {shares} |")
 
 
 @torch.no_grad()

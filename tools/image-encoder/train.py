@@ -9,7 +9,11 @@ only of those in the bank. The network starts as that linear map, as near as its
 from there to give the row of the clean picture for one that is shifted, scaled, blurred, noisy or on a background.
 Every tenth emoji is held out, with every sequence that contains it.
 """
-import argparse, copy, math, struct, json, time, unicodedata
+import argparse
+import copy
+import math
+import time
+import unicodedata
 
 import numpy as np
 import torch
@@ -153,7 +157,8 @@ def grounds(n):
     ramp = F.interpolate(torch.rand(n, 3, 2, 2), SIDE, mode="bilinear", align_corners=True)
     soft = F.interpolate(torch.rand(n, 3, 6, 6), SIDE, mode="bicubic").clamp(0, 1)
     kind = torch.rand(n, 1, 1, 1)
-    return torch.where(kind < 0.5, plain, torch.where(kind < 0.75, ramp, torch.lerp(plain, soft, torch.rand(n, 1, 1, 1))))
+    mixed = torch.lerp(plain, soft, torch.rand(n, 1, 1, 1))
+    return torch.where(kind < 0.5, plain, torch.where(kind < 0.75, ramp, mixed))
 
 
 DCT = torch.cos(torch.arange(8.0)[:, None] * (torch.arange(8.0) + 0.5) * math.pi / 8) / 2
@@ -260,6 +265,11 @@ class Encoder(nn.Module):
         return self.norm(x[:, 0])
 
 
+def patches(x):
+    """(n, 3, 64, 64) -> (n, 16, 768), each in the order of the convolution's weights"""
+    return x.reshape(-1, 3, GRID, PATCH, GRID, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(len(x), GRID * GRID, -1)
+
+
 @torch.no_grad()
 def begin_linear(net, pictures, free=2, content=6.0, mark=12.0):
     """Starts the network as the bank's linear map, as near as attention comes to it.
@@ -268,11 +278,12 @@ def begin_linear(net, pictures, free=2, content=6.0, mark=12.0):
     class token has a mark of its own. After `free` blocks, each head of the class token looks at one position and adds
     the 32 strongest directions that its patch contributes to the row; the heads left over add the next 32.
     """
-    parts, marks, own = WIDTH - GRID * GRID - 1, WIDTH - GRID * GRID - 1, WIDTH - 1
+    own = WIDTH - 1
+    marks = parts = own - GRID * GRID  # content comes first, then the marks of positions, then the class token's
     x = on_white(pictures.parts) * 2 - 1
-    x = x.view(-1, 3, GRID, PATCH, GRID, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(len(x), GRID * GRID, -1)
-    middle = pictures.mean.view(GRID, PATCH, GRID, PATCH, 3).permute(0, 2, 4, 1, 3).reshape(GRID * GRID, -1)
-    maps = pictures.projection.view(WIDTH, GRID, PATCH, GRID, PATCH, 3).permute(1, 3, 0, 5, 2, 4).reshape(GRID * GRID, WIDTH, -1)
+    x = patches(x)
+    middle = patches(pictures.mean.view(1, SIDE, SIDE, 3).permute(0, 3, 1, 2))[0]
+    maps = patches(pictures.projection.view(WIDTH, SIDE, SIDE, 3).permute(0, 3, 1, 2)).transpose(0, 1)
     x = x - middle
     basis = torch.linalg.eigh((x.flatten(0, 1).T @ x.flatten(0, 1)).double())[1][:, -parts:].T.float()
     scale = content / (x @ basis.T).norm(dim=2).mean()
@@ -333,7 +344,7 @@ def measure(features, truth, bank):
 
 
 def line(name, m):
-    return f"{name:34} mean {m['mean']:.4f} median {m['median']:.4f} min {m['min']:.4f} top-1 {m['top1']:.3f} top-5 {m['top5']:.3f}"
+    return f"{name:20}" + "".join(f" {key} {value:.4f}" for key, value in m.items())
 
 
 @torch.no_grad()
@@ -351,7 +362,7 @@ def report(net, pictures, repeats=1):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--emoji", required=True, help="folder of emoji_pca.safetensors, emoji_bank.pth, emoji_names.txt")
+    parser.add_argument("--emoji", required=True, help="folder of emoji_{pca.safetensors,bank.pth,names.txt}")
     parser.add_argument("--font", required=True, help="NotoColorEmoji.ttf")
     parser.add_argument("--out", default="image_encoder.safetensors")
     parser.add_argument("--start", help="an encoder to go on from")
@@ -363,7 +374,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     pictures = Pictures(args.emoji, args.font)
-    print(len(pictures.trained), "emoji and", len(pictures.extra), "sequences for training,", len(pictures.held), "held out", flush=True)
+    print(f"{len(pictures.trained)} emoji, {len(pictures.extra)} sequences; {len(pictures.held)} emoji held out", flush=True)
 
     net = Encoder()
     begin_linear(net, pictures)
