@@ -374,7 +374,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     pictures = Pictures(args.emoji, args.font)
-    print(f"{len(pictures.trained)} emoji, {len(pictures.extra)} sequences; {len(pictures.held)} emoji held out", flush=True)
+    print(f"{len(pictures.trained)} emoji, {len(pictures.extra)} sequences; {len(pictures.held)} held out", flush=True)
 
     net = Encoder()
     begin_linear(net, pictures)
