@@ -614,6 +614,7 @@ test_convert() {
     good convert "$golden/bank_full.pth" --dtype int8 -o bank8
     run info bank8 --json
     check "an int8 bank" json '[.tensors[].name] == ["tensor", "tensor.scale"]'
+    good bank get --bank "$golden/bank_full.pth" --rows 0 -o row
     good bank get --bank bank8 --rows 0 -o row8
     check "rows of an int8 bank" close_to row8 features row features 1e-2
 }
