@@ -391,6 +391,32 @@ static void test_ties(gmem_context *context) {
     free(queries);
 }
 
+/* Rows whose values all lie halfway between two bf16: the best one's all round down, those of rows a little worse all
+ * round up, by as much as rounding ever changes a row. */
+static void test_worst_rounding(gmem_context *context) {
+    enum { ROWS = 60, WIDTH = 768, BEST = 41 };
+    const float half = 1.0f / 256, little = 1.0f / 65536;
+    float *values = (float *)malloc(ROWS * WIDTH * sizeof *values), *queries = made_vectors(40, WIDTH, 40, 0);
+    gmem_match matches[40];
+    if (!values) exit(1);
+    for (int64_t i = 0; i < ROWS * WIDTH; i++)
+        values[i] = (i % WIDTH == i / WIDTH ? 2 : 1) * (1 + half + little);
+    for (int64_t i = 0; i < WIDTH; i++)
+        values[BEST * WIDTH + i] = 1 + half - little;
+    for (int64_t i = 0; i < 40 * WIDTH; i++)
+        queries[i] = 1;
+    made m = open_made(context, list_of(GMEM_F32, ROWS, WIDTH, values));
+    for (int64_t count = 1; count <= 40; count += 3) {
+        gmem_bank_search_desc desc = desc_of(queries, count, 1);
+        CHECK_OK(gmem_bank_search(m.bank, &desc, matches, NULL));
+        for (int64_t q = 0; q < count; q++)
+            CHECK_INT(matches[q].row, BEST);
+    }
+    close_made(&m);
+    free(values);
+    free(queries);
+}
+
 /* Rows that are zero or not finite are never found; the largest and smallest numbers are no reason not to be. */
 static void test_bad_rows(gmem_context *context) {
     enum { ROWS = 40, WIDTH = 12 };
@@ -580,6 +606,7 @@ int main(void) {
         test_files(context);
         test_decomposed(context);
         test_ties(context);
+        test_worst_rounding(context);
         test_bad_rows(context);
         test_scales(context);
         test_rerank(context);
