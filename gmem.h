@@ -6906,8 +6906,10 @@ typedef struct gmem__narrow_rows {
      * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
                    int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
-    /* int8: sums (count, whole vectors) in place to floats: (sum - offset) * row_scale * scale (count). */
-    void (*dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale);
+    /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it
+     * is NULL, and scale (count). weight_sums (rows), where columns were stored as x + 128, else NULL. */
+    void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
+                       const float *row_scale, const float *scale);
 } gmem__narrow_rows;
 
 /* Rows of a bank against a few queries: products and squares, summed in f32; with int8 exactly, for widths up to
@@ -6921,6 +6923,7 @@ typedef struct gmem__scan_block {
     int64_t rows, row_stride, width; /* at most GMEM__SCAN_ROWS rows */
     const void *query; /* (queries, width) f32, with I8 int16; query_step apart, zeros up to a multiple of 32 */
     const void *end;   /* of what may be read and comes later */
+    int64_t ahead;     /* bytes from what is read to what is fetched meanwhile; 0: nothing */
     int64_t queries, query_step; /* 0, 1 or a multiple of 4 */
     float *products;             /* (queries, GMEM__SCAN_ROWS) */
     float *squares;              /* (rows), rounded up to even */
@@ -6959,13 +6962,19 @@ typedef struct gmem__kernels {
     void (*scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step);
 
     void (*scan)(const gmem__scan_block *block);
+    /* The block's rows, at most mr, as a strip of the narrow kernel, all of the depth, in one reading; squares as of
+     * `scan`, and int8's sums where products are. Rounding to bf16 breaks ties upwards. The queries are not looked at.
+     */
+    void (*scan_strip)(const struct gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip);
     /* Adds a row's product with `query` (rows->cols), and so on; int8 without its scale. */
     void (*exact)(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
     /* sum(quadratic c^2) and sum(linear c) over a row c; quadratic, linear (rows->cols). */
     void (*form)(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear, float *square,
                  float *sum);
-    /* Those of count whose score is at least factor * bar, in order: how many. */
-    int64_t (*above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which);
+    /* Those scores (rows, count), `step` apart, that are at least factor (rows) * bar (count), as row * step + column,
+     * in order: how many. */
+    int64_t (*above)(const float *scores, int64_t step, int64_t rows, int64_t count, const float *factors,
+                     const float *bars, int32_t *which);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */
@@ -6980,11 +6989,13 @@ GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int6
 GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
 /* scalar_scan.c */
 GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block);
+GMEM__FN void gmem__scalar_scan_strip(const struct gmem__narrow *narrow, const gmem__scan_block *block,
+                                      uint32_t *strip);
 GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
 GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
                                 float *square, float *sum);
-GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
-                                    int32_t *which);
+GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t rows, int64_t count,
+                                    const float *factors, const float *bars, int32_t *which);
 
 /* scalar_rows.c: the references of the row operations. */
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);
@@ -7275,6 +7286,7 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           NULL,
                                           gmem__scalar_scatter,
                                           gmem__scalar_scan,
+                                          gmem__scalar_scan_strip,
                                           gmem__scalar_exact,
                                           gmem__scalar_form,
                                           gmem__scalar_above};
@@ -7447,7 +7459,7 @@ typedef struct gmem__narrow_block {
 typedef struct gmem__narrow {
     const char *name; /* "avx512-bf16" */
     gmem_type type;   /* GMEM_BF16 or GMEM_I8 */
-    int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC, at least 16) */
+    int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC) */
     int64_t strips;   /* how many strips multiply takes at a time, at most */
     int64_t block;    /* words of a block of the depth, at most; a multiple of GMEM__TILE_WORDS */
     int unsigned_x;   /* int8: bytes of x are stored as x + 128; the epilogue subtracts 128 * sum of the weight row */
@@ -7455,6 +7467,8 @@ typedef struct gmem__narrow {
     void (*begin)(void); /* around the products of one task on one thread (AMX's configuration), or NULL */
     void (*end)(void);
     void (*multiply)(const gmem__narrow_block *block);
+    /* The same with a smaller nr, maybe below 16 as only scans take; or NULL. */
+    const struct gmem__narrow *thinner;
 } gmem__narrow;
 
 /* narrow_portable.c: plain C, the reference, and what runs where there is no vector instruction. */
@@ -7679,12 +7693,16 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
     }
 }
 
-static void GMEM__K(dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale) {
-    const V_F32 factor = V_SET1(row_scale);
-    float *out = (float *)sums;
-    for (int64_t i = 0; i < count; i += V_WIDTH) {
-        const V_F32 sum = V_FROM_I32((const int32_t *)sums + i, offset);
-        V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
+                                const float *row_scale, const float *scale) {
+    for (int64_t r = 0; r < rows; r++) {
+        const V_F32 factor = V_SET1(row_scale ? row_scale[r] : 1);
+        const int32_t offset = weight_sums ? 128 * weight_sums[r] : 0;
+        float *out = (float *)sums + r * step;
+        for (int64_t i = 0; i < count; i += V_WIDTH) {
+            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), offset);
+            V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+        }
     }
 }
 
@@ -7738,6 +7756,8 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_MULTIPLY_I16
 #undef V_ADD_I32
 #undef V_FLOATS
+#undef V_ADD_I16
+#undef V_ONES_I16
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
@@ -7750,6 +7770,7 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_FLIP_SIGNS
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
+#undef V_STORE_HALVES
 #undef V_STORE_I8
 #undef V_FROM_I32
 #undef V_F64
@@ -7823,6 +7844,30 @@ GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
     }
 }
 
+GMEM__FN void gmem__scalar_scan_strip(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    gmem__scan_block measured = *block;
+    gmem__weight rows;
+    gmem__strip_part part;
+    measured.queries = 0;
+    gmem__scalar_scan(&measured);
+    for (int64_t r = 0; r < block->rows && block->products; r++) {
+        const signed char *row = (const signed char *)block->data + r * block->row_stride;
+        block->products[r] = 0;
+        for (int64_t i = 0; i < block->width; i++)
+            block->products[r] += (float)row[i];
+    }
+    memset(&rows, 0, sizeof rows);
+    memset(&part, 0, sizeof part);
+    rows.data = block->data;
+    rows.type = block->type;
+    rows.rows = part.rows = block->rows;
+    rows.row_stride = block->row_stride;
+    rows.cols = block->width;
+    part.words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
+    gmem__scalar_narrow()->strip(narrow, &rows, &part, strip);
+}
+
 /* Four sums at a time, which processors add side by side. */
 GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums) {
     double product[4] = {0, 0, 0, 0}, square[4] = {0, 0, 0, 0};
@@ -7859,11 +7904,12 @@ GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const flo
     *sum = gmem__lanes_total(&sums);
 }
 
-GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
-                                    int32_t *which) {
+GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t rows, int64_t count,
+                                    const float *factors, const float *bars, int32_t *which) {
     int64_t found = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i++)
+            if (scores[r * step + i] >= factors[r] * bars[i]) which[found++] = (int32_t)(r * step + i);
     return found;
 }
 
@@ -7921,6 +7967,8 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, floa
 #define V_MULTIPLY_I16(a, b) _mm256_madd_epi16((a), (b))
 #define V_ADD_I32(a, b)      _mm256_add_epi32((a), (b))
 #define V_FLOATS(a)          _mm256_cvtepi32_ps(a)
+#define V_ADD_I16(a, b)      _mm256_add_epi16((a), (b))
+#define V_ONES_I16()         _mm256_set1_epi16(1)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)           _mm256_maskload_ps((p), gmem__avx2_lanes(n))
 #define V_STORE_PART(p, a, n)       _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
@@ -7938,7 +7986,9 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, floa
 #define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
 #define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
-#define V_STORE_I8(p, a)       _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))
+/* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
+#define V_STORE_HALVES(p, a, b) _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx2_two_halves((a), (b)))
+#define V_STORE_I8(p, a)        _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))
 #define V_FROM_I32(p, minus) \
     _mm256_cvtepi32_ps(      \
         _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32(minus)))
@@ -7999,6 +8049,12 @@ GMEM__INLINE __m128i gmem__avx2_bytes(__m256 a) {
     const __m256i whole = _mm256_cvtps_epi32(a);
     const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     return _mm_packs_epi16(halves, halves);
+}
+GMEM__INLINE __m256i gmem__avx2_two_halves(__m256 a, __m256 b) {
+    const __m256i half = _mm256_set1_epi32(0x8000);
+    const __m256i low = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(a), half), 16);
+    const __m256i high = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(b), half), 16);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
 }
 GMEM__INLINE __m256i gmem__avx2_word_i8(__m256 a, __m256 b, __m256 c, __m256 d) {
     const __m256i byte = _mm256_set1_epi32(0xff);
@@ -8785,12 +8841,16 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
     }
 }
 
-static void GMEM__K(dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale) {
-    const V_F32 factor = V_SET1(row_scale);
-    float *out = (float *)sums;
-    for (int64_t i = 0; i < count; i += V_WIDTH) {
-        const V_F32 sum = V_FROM_I32((const int32_t *)sums + i, offset);
-        V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
+                                const float *row_scale, const float *scale) {
+    for (int64_t r = 0; r < rows; r++) {
+        const V_F32 factor = V_SET1(row_scale ? row_scale[r] : 1);
+        const int32_t offset = weight_sums ? 128 * weight_sums[r] : 0;
+        float *out = (float *)sums + r * step;
+        for (int64_t i = 0; i < count; i += V_WIDTH) {
+            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), offset);
+            V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+        }
     }
 }
 
@@ -8972,6 +9032,10 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
 #define S_MULTIPLY(a, b, sum) V_FMA((a), (b), (sum))
 #define S_ADD(a, b)           V_ADD((a), (b))
 #define S_FLOATS(sum)         (sum)
+#define S_NARROW_BYTES        2
+/* Only int8 needs sums. */
+#define S_SUM_UP(v, w, sum)
+#define S_STORE_NARROW(out, p, v, w) V_STORE_HALVES((out), (v), (w))
 
 #define S_K(name) GMEM__K(f32_##name)
 #define S_BYTES   4
@@ -8981,7 +9045,8 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -9130,6 +9195,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -9143,7 +9256,8 @@ static void S_K(scan)(const gmem__scan_block *block) {
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -9292,6 +9406,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -9305,7 +9467,8 @@ static void S_K(scan)(const gmem__scan_block *block) {
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -9454,6 +9617,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -9468,17 +9679,23 @@ static void S_K(scan)(const gmem__scan_block *block) {
 #undef S_ADD
 #undef S_FLOATS
 #undef S_ZERO
+#undef S_NARROW_BYTES
+#undef S_SUM_UP
+#undef S_STORE_NARROW
 
 /* int8 by queries of int16: half of the instructions that floats would take. */
-#define S_WIDTH               (2 * V_WIDTH)
-#define S_QUERY_TYPE          int16_t
-#define S_VECTOR              V_I32
-#define S_SUM                 V_I32
-#define S_LOAD_QUERY(p)       V_LOAD_I16(p)
-#define S_ZERO()              V_ZERO_I32()
-#define S_MULTIPLY(a, b, sum) V_ADD_I32((sum), V_MULTIPLY_I16((a), (b)))
-#define S_ADD(a, b)           V_ADD_I32((a), (b))
-#define S_FLOATS(sum)         V_FLOATS(sum)
+#define S_WIDTH                      (2 * V_WIDTH)
+#define S_QUERY_TYPE                 int16_t
+#define S_VECTOR                     V_I32
+#define S_SUM                        V_I32
+#define S_LOAD_QUERY(p)              V_LOAD_I16(p)
+#define S_ZERO()                     V_ZERO_I32()
+#define S_MULTIPLY(a, b, sum)        V_ADD_I32((sum), V_MULTIPLY_I16((a), (b)))
+#define S_ADD(a, b)                  V_ADD_I32((a), (b))
+#define S_FLOATS(sum)                V_FLOATS(sum)
+#define S_NARROW_BYTES               1
+#define S_SUM_UP(v, w, sum)          sum = S_MULTIPLY(V_ADD_I16((v), (w)), V_ONES_I16(), sum);
+#define S_STORE_NARROW(out, p, v, w) memcpy((out), (p), 2 * S_WIDTH)
 
 #define S_K(name) GMEM__K(i8_##name)
 #define S_BYTES   1
@@ -9488,7 +9705,8 @@ static void S_K(scan)(const gmem__scan_block *block) {
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -9637,6 +9855,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -9651,6 +9917,9 @@ static void S_K(scan)(const gmem__scan_block *block) {
 #undef S_ADD
 #undef S_FLOATS
 #undef S_ZERO
+#undef S_NARROW_BYTES
+#undef S_SUM_UP
+#undef S_STORE_NARROW
 
 static void GMEM__K(scan)(const gmem__scan_block *block) {
     switch (block->type) {
@@ -9665,6 +9934,24 @@ static void GMEM__K(scan)(const gmem__scan_block *block) {
         break;
     default:
         GMEM__K(f32_scan)(block);
+    }
+}
+
+static void GMEM__K(scan_strip)(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    const int64_t words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
+    switch (block->type) {
+    case GMEM_F16:
+        GMEM__K(f16_scan_strip)(block, narrow->mr, words, strip);
+        break;
+    case GMEM_BF16:
+        GMEM__K(bf16_scan_strip)(block, narrow->mr, words, strip);
+        break;
+    case GMEM_I8:
+        GMEM__K(i8_scan_strip)(block, narrow->mr, words, strip);
+        break;
+    default:
+        GMEM__K(f32_scan_strip)(block, narrow->mr, words, strip);
     }
 }
 
@@ -9718,17 +10005,21 @@ static void GMEM__K(form)(const gmem__weight *rows, int64_t row, const float *qu
     *sum = V_SUM(sums);
 }
 
-/* Almost always nobody is. */
-static int64_t GMEM__K(above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which) {
-    const V_F32 f = V_SET1(factor);
-    int64_t found = 0, i = 0;
-    for (; i + V_WIDTH <= count; i += V_WIDTH) {
-        if (!V_ANY(V_LESS_EQUAL(V_MUL(f, V_LOAD(bars + i)), V_LOAD(scores + i)))) continue;
-        for (int64_t j = i; j < i + V_WIDTH; j++)
-            if (scores[j] >= factor * bars[j]) which[found++] = (int32_t)j;
+/* Almost always none is. */
+static int64_t GMEM__K(above)(const float *scores, int64_t step, int64_t rows, int64_t count, const float *factors,
+                              const float *bars, int32_t *which) {
+    int64_t found = 0;
+    for (int64_t r = 0; r < rows; r++, scores += step) {
+        const V_F32 factor = V_SET1(factors[r]);
+        int64_t i = 0;
+        for (; i + V_WIDTH <= count; i += V_WIDTH) {
+            if (!V_ANY(V_LESS_EQUAL(V_MUL(factor, V_LOAD(bars + i)), V_LOAD(scores + i)))) continue;
+            for (int64_t j = i; j < i + V_WIDTH; j++)
+                if (scores[j] >= factors[r] * bars[j]) which[found++] = (int32_t)(r * step + j);
+        }
+        for (; i < count; i++)
+            if (scores[i] >= factors[r] * bars[i]) which[found++] = (int32_t)(r * step + i);
     }
-    for (; i < count; i++)
-        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
     return found;
 }
 /* ---- backends/cpu/scatter.inc ---- */
@@ -9783,6 +10074,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_narrow_attention,
                                           gmem__avx2_scatter,
                                           gmem__avx2_scan,
+                                          gmem__avx2_scan_strip,
                                           gmem__avx2_exact,
                                           gmem__avx2_form,
                                           gmem__avx2_above};
@@ -9829,6 +10121,8 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_MULTIPLY_I16
 #undef V_ADD_I32
 #undef V_FLOATS
+#undef V_ADD_I16
+#undef V_ONES_I16
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
@@ -9841,6 +10135,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_FLIP_SIGNS
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
+#undef V_STORE_HALVES
 #undef V_STORE_I8
 #undef V_FROM_I32
 #undef V_F64
@@ -9905,6 +10200,8 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_MULTIPLY_I16(a, b) _mm512_madd_epi16((a), (b))
 #define V_ADD_I32(a, b)      _mm512_add_epi32((a), (b))
 #define V_FLOATS(a)          _mm512_cvtepi32_ps(a)
+#define V_ADD_I16(a, b)      _mm512_add_epi16((a), (b))
+#define V_ONES_I16()         _mm512_set1_epi16(1)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)           _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
 #define V_STORE_PART(p, a, n)       _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
@@ -9922,8 +10219,10 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
 #define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
-#define V_STORE_I8(p, a)       _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
-#define V_FROM_I32(p, minus)   _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
+/* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
+#define V_STORE_HALVES(p, a, b) _mm512_storeu_si512((p), gmem__avx512_two_halves((a), (b)))
+#define V_STORE_I8(p, a)        _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
+#define V_FROM_I32(p, minus)    _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
 
 /* Of doubles, of which a vector holds half as many. */
 #define V_F64               __m512d
@@ -9970,6 +10269,14 @@ GMEM__INLINE __m512 gmem__avx512_round_to_bf16(__m512 a) {
 }
 GMEM__INLINE __m256i gmem__avx512_halves(__m512 rounded) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(rounded), 16));
+}
+GMEM__INLINE __m512i gmem__avx512_two_halves(__m512 a, __m512 b) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i odd =
+        _mm512_set_epi32(0x3f003d, 0x3b0039, 0x370035, 0x330031, 0x2f002d, 0x2b0029, 0x270025, 0x230021, 0x1f001d,
+                         0x1b0019, 0x170015, 0x130011, 0x0f000d, 0x0b0009, 0x070005, 0x030001);
+    return _mm512_permutex2var_epi16(_mm512_add_epi32(_mm512_castps_si512(a), half), odd,
+                                     _mm512_add_epi32(_mm512_castps_si512(b), half));
 }
 GMEM__INLINE __m512i gmem__avx512_word_i8(__m512 a, __m512 b, __m512 c, __m512 d) {
     const __m512i byte = _mm512_set1_epi32(0xff);
@@ -10756,12 +11063,16 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
     }
 }
 
-static void GMEM__K(dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale) {
-    const V_F32 factor = V_SET1(row_scale);
-    float *out = (float *)sums;
-    for (int64_t i = 0; i < count; i += V_WIDTH) {
-        const V_F32 sum = V_FROM_I32((const int32_t *)sums + i, offset);
-        V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
+                                const float *row_scale, const float *scale) {
+    for (int64_t r = 0; r < rows; r++) {
+        const V_F32 factor = V_SET1(row_scale ? row_scale[r] : 1);
+        const int32_t offset = weight_sums ? 128 * weight_sums[r] : 0;
+        float *out = (float *)sums + r * step;
+        for (int64_t i = 0; i < count; i += V_WIDTH) {
+            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), offset);
+            V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
+        }
     }
 }
 
@@ -10943,6 +11254,10 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
 #define S_MULTIPLY(a, b, sum) V_FMA((a), (b), (sum))
 #define S_ADD(a, b)           V_ADD((a), (b))
 #define S_FLOATS(sum)         (sum)
+#define S_NARROW_BYTES        2
+/* Only int8 needs sums. */
+#define S_SUM_UP(v, w, sum)
+#define S_STORE_NARROW(out, p, v, w) V_STORE_HALVES((out), (v), (w))
 
 #define S_K(name) GMEM__K(f32_##name)
 #define S_BYTES   4
@@ -10952,7 +11267,8 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -11101,6 +11417,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -11114,7 +11478,8 @@ static void S_K(scan)(const gmem__scan_block *block) {
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -11263,6 +11628,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -11276,7 +11689,8 @@ static void S_K(scan)(const gmem__scan_block *block) {
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -11425,6 +11839,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -11439,17 +11901,23 @@ static void S_K(scan)(const gmem__scan_block *block) {
 #undef S_ADD
 #undef S_FLOATS
 #undef S_ZERO
+#undef S_NARROW_BYTES
+#undef S_SUM_UP
+#undef S_STORE_NARROW
 
 /* int8 by queries of int16: half of the instructions that floats would take. */
-#define S_WIDTH               (2 * V_WIDTH)
-#define S_QUERY_TYPE          int16_t
-#define S_VECTOR              V_I32
-#define S_SUM                 V_I32
-#define S_LOAD_QUERY(p)       V_LOAD_I16(p)
-#define S_ZERO()              V_ZERO_I32()
-#define S_MULTIPLY(a, b, sum) V_ADD_I32((sum), V_MULTIPLY_I16((a), (b)))
-#define S_ADD(a, b)           V_ADD_I32((a), (b))
-#define S_FLOATS(sum)         V_FLOATS(sum)
+#define S_WIDTH                      (2 * V_WIDTH)
+#define S_QUERY_TYPE                 int16_t
+#define S_VECTOR                     V_I32
+#define S_SUM                        V_I32
+#define S_LOAD_QUERY(p)              V_LOAD_I16(p)
+#define S_ZERO()                     V_ZERO_I32()
+#define S_MULTIPLY(a, b, sum)        V_ADD_I32((sum), V_MULTIPLY_I16((a), (b)))
+#define S_ADD(a, b)                  V_ADD_I32((a), (b))
+#define S_FLOATS(sum)                V_FLOATS(sum)
+#define S_NARROW_BYTES               1
+#define S_SUM_UP(v, w, sum)          sum = S_MULTIPLY(V_ADD_I16((v), (w)), V_ONES_I16(), sum);
+#define S_STORE_NARROW(out, p, v, w) memcpy((out), (p), 2 * S_WIDTH)
 
 #define S_K(name) GMEM__K(i8_##name)
 #define S_BYTES   1
@@ -11459,7 +11927,8 @@ static void S_K(scan)(const gmem__scan_block *block) {
  * that of every query and with itself, so that a search waits for memory alone.
  *
  * S_K(name); S_BYTES of a row's element, S_QUERY_TYPE of a query's. A row goes in steps of S_WIDTH elements: S_VECTOR
- * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS. */
+ * S_LOAD(row's), S_LOAD_QUERY; sums are S_SUM, of S_ZERO(), S_MULTIPLY(a, b, sum), S_ADD, and as floats S_FLOATS.
+ * S_NARROW_BYTES of a narrow value, S_STORE_NARROW(out, row's, two vectors of it), S_SUM_UP(two vectors, sum). */
 
 /* A row's last values, fewer than a vector, and zeros after them: tail (V_WIDTH floats), in the row's type. */
 static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float *tail) {
@@ -11608,6 +12077,54 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
+/* A row's values in a row of a tile. */
+#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+
+/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
+#define S_STEP(p, out, a, b)                                                                     \
+    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
+        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
+        square##a = S_MULTIPLY(v, v, square##a);                                                 \
+        square##b = S_MULTIPLY(w, w, square##b);                                                 \
+        S_SUM_UP(v, w, sum##a)                                                                   \
+        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    char rest[S_TILE * S_BYTES];
+    int64_t i = 0;
+    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
+        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
+        S_STEP(row + i * S_BYTES, out, 0, 1)
+        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    }
+    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
+        S_STEP(rest, out, 0, 1)
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_K(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -11622,6 +12139,9 @@ static void S_K(scan)(const gmem__scan_block *block) {
 #undef S_ADD
 #undef S_FLOATS
 #undef S_ZERO
+#undef S_NARROW_BYTES
+#undef S_SUM_UP
+#undef S_STORE_NARROW
 
 static void GMEM__K(scan)(const gmem__scan_block *block) {
     switch (block->type) {
@@ -11636,6 +12156,24 @@ static void GMEM__K(scan)(const gmem__scan_block *block) {
         break;
     default:
         GMEM__K(f32_scan)(block);
+    }
+}
+
+static void GMEM__K(scan_strip)(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    const int64_t words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
+    switch (block->type) {
+    case GMEM_F16:
+        GMEM__K(f16_scan_strip)(block, narrow->mr, words, strip);
+        break;
+    case GMEM_BF16:
+        GMEM__K(bf16_scan_strip)(block, narrow->mr, words, strip);
+        break;
+    case GMEM_I8:
+        GMEM__K(i8_scan_strip)(block, narrow->mr, words, strip);
+        break;
+    default:
+        GMEM__K(f32_scan_strip)(block, narrow->mr, words, strip);
     }
 }
 
@@ -11689,17 +12227,21 @@ static void GMEM__K(form)(const gmem__weight *rows, int64_t row, const float *qu
     *sum = V_SUM(sums);
 }
 
-/* Almost always nobody is. */
-static int64_t GMEM__K(above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which) {
-    const V_F32 f = V_SET1(factor);
-    int64_t found = 0, i = 0;
-    for (; i + V_WIDTH <= count; i += V_WIDTH) {
-        if (!V_ANY(V_LESS_EQUAL(V_MUL(f, V_LOAD(bars + i)), V_LOAD(scores + i)))) continue;
-        for (int64_t j = i; j < i + V_WIDTH; j++)
-            if (scores[j] >= factor * bars[j]) which[found++] = (int32_t)j;
+/* Almost always none is. */
+static int64_t GMEM__K(above)(const float *scores, int64_t step, int64_t rows, int64_t count, const float *factors,
+                              const float *bars, int32_t *which) {
+    int64_t found = 0;
+    for (int64_t r = 0; r < rows; r++, scores += step) {
+        const V_F32 factor = V_SET1(factors[r]);
+        int64_t i = 0;
+        for (; i + V_WIDTH <= count; i += V_WIDTH) {
+            if (!V_ANY(V_LESS_EQUAL(V_MUL(factor, V_LOAD(bars + i)), V_LOAD(scores + i)))) continue;
+            for (int64_t j = i; j < i + V_WIDTH; j++)
+                if (scores[j] >= factors[r] * bars[j]) which[found++] = (int32_t)(r * step + j);
+        }
+        for (; i < count; i++)
+            if (scores[i] >= factors[r] * bars[i]) which[found++] = (int32_t)(r * step + i);
     }
-    for (; i < count; i++)
-        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
     return found;
 }
 /* ---- backends/cpu/scatter.inc ---- */
@@ -11755,6 +12297,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_narrow_attention,
                                           gmem__avx512_scatter,
                                           gmem__avx512_scan,
+                                          gmem__avx512_scan_strip,
                                           gmem__avx512_exact,
                                           gmem__avx512_form,
                                           gmem__avx512_above};
@@ -11801,6 +12344,8 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_MULTIPLY_I16
 #undef V_ADD_I32
 #undef V_FLOATS
+#undef V_ADD_I16
+#undef V_ONES_I16
 #undef V_LOAD_PART
 #undef V_STORE_PART
 #undef V_SUM
@@ -11813,6 +12358,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_FLIP_SIGNS
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
+#undef V_STORE_HALVES
 #undef V_STORE_I8
 #undef V_FROM_I32
 #undef V_F64
@@ -11842,6 +12388,8 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define V_PREFETCH(p)   __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
 
+#define GMEM__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni"))), \
                              apply_to = function)
@@ -11850,7 +12398,6 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
 #endif
 
-#define GMEM__K(name)       gmem__avx512_bf16_##name
 #define D_WIDTH             16
 #define D_VECTOR            __m512i
 #define D_SUM               __m512
@@ -11862,14 +12409,23 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #define D_LOAD(p)           _mm512_loadu_si512(p)
 #define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
 #define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx512_bf16_##name
+#define D_VECTORS           2
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
- * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
 
-#define GMEM__PANEL (2 * D_WIDTH)
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
 
 /* The weights that come next from memory. */
 typedef struct GMEM__K(fetch) {
@@ -11882,28 +12438,31 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
-/* product (GMEM__MR, two vectors) of one strip and one panel. */
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
-#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
 #define GMEM__STEP(r)                                                   \
     {                                                                   \
         const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
         a##r = D_DOT(a##r, w, x0);                                      \
-        b##r = D_DOT(b##r, w, x1);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
-    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
 #define GMEM__END(r)                       \
     D_STORE_SUM(product + r * step, a##r); \
-    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
             GMEM__REPEAT(GMEM__STEP)
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
@@ -11934,7 +12493,210 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 }
 
 #undef GMEM__PANEL
+#undef GMEM__SECOND
 #undef GMEM__K
+#undef D_VECTORS
+#define GMEM__K(name) gmem__avx512_bf16_16_##name
+#define D_VECTORS     1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+#define D_WIDTH             8
+#define D_VECTOR            __m256i
+#define D_SUM               __m256
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm256_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm256_dpbf16_ps((sum), (__m256bh)(w), (__m256bh)(x))
+#define D_ADD(a, b)         _mm256_add_ps((a), (b))
+#define D_ZERO()            _mm256_setzero_ps()
+#define D_LOAD(p)           GMEM__LOAD_256(p)
+#define D_LOAD_SUM(p)       _mm256_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm256_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx512_bf16_8_##name
+#define D_VECTORS           1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
 #undef D_WIDTH
 #undef D_VECTOR
 #undef D_SUM
@@ -11948,7 +12710,6 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_STORE_SUM
 
 /* The first operand of the instruction, x, is unsigned. */
-#define GMEM__K(name)       gmem__avx512_vnni_##name
 #define D_WIDTH             16
 #define D_VECTOR            __m512i
 #define D_SUM               __m512i
@@ -11960,14 +12721,23 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #define D_LOAD(p)           _mm512_loadu_si512(p)
 #define D_LOAD_SUM(p)       _mm512_loadu_si512(p)
 #define D_STORE_SUM(p, sum) _mm512_storeu_si512((p), (sum))
+#define GMEM__K(name)       gmem__avx512_vnni_##name
+#define D_VECTORS           2
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
- * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
 
-#define GMEM__PANEL (2 * D_WIDTH)
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
 
 /* The weights that come next from memory. */
 typedef struct GMEM__K(fetch) {
@@ -11980,28 +12750,31 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
-/* product (GMEM__MR, two vectors) of one strip and one panel. */
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
-#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
 #define GMEM__STEP(r)                                                   \
     {                                                                   \
         const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
         a##r = D_DOT(a##r, w, x0);                                      \
-        b##r = D_DOT(b##r, w, x1);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
-    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
 #define GMEM__END(r)                       \
     D_STORE_SUM(product + r * step, a##r); \
-    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
             GMEM__REPEAT(GMEM__STEP)
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
@@ -12032,7 +12805,210 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 }
 
 #undef GMEM__PANEL
+#undef GMEM__SECOND
 #undef GMEM__K
+#undef D_VECTORS
+#define GMEM__K(name) gmem__avx512_vnni_16_##name
+#define D_VECTORS     1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+#define D_WIDTH             8
+#define D_VECTOR            __m256i
+#define D_SUM               __m256i
+#define D_ELEMENT           int32_t
+#define D_BROADCAST(p)      _mm256_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm256_dpbusd_epi32((sum), (x), (w))
+#define D_ADD(a, b)         _mm256_add_epi32((a), (b))
+#define D_ZERO()            _mm256_setzero_si256()
+#define D_LOAD(p)           GMEM__LOAD_256(p)
+#define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
+#define D_STORE_SUM(p, sum) _mm256_storeu_si256((__m256i *)(void *)(p), (sum))
+#define GMEM__K(name)       gmem__avx512_vnni_8_##name
+#define D_VECTORS           1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                   \
+    {                                                                   \
+        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
+            GMEM__REPEAT(GMEM__STEP)
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t s = i / block->panel_count, p = i % block->panel_count;
+        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
+        GMEM__K(strip)
+        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
+         product, block->product_step, &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
 #undef D_WIDTH
 #undef D_VECTOR
 #undef D_SUM
@@ -12054,11 +13030,16 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #ifdef GMEM__AVX512_DOTS
-    static const gmem__narrow bf16 = {
-        "avx512-bf16", GMEM_BF16, GMEM__MR, 32, 1, 288, 0, 1, NULL, NULL, gmem__avx512_bf16_multiply};
-    static const gmem__narrow i8 = {
-        "avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply};
-    return type == GMEM_BF16 ? &bf16 : &i8;
+    static const gmem__narrow kernels[2][3] = {
+        {{"avx512-bf16", GMEM_BF16, GMEM__MR, 32, 1, 288, 0, 1, NULL, NULL, gmem__avx512_bf16_multiply, &kernels[0][1]},
+         {"avx512-bf16-16", GMEM_BF16, GMEM__MR, 16, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_16_multiply,
+          &kernels[0][2]},
+         {"avx512-bf16-8", GMEM_BF16, GMEM__MR, 8, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_8_multiply, NULL}},
+        {{"avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply, &kernels[1][1]},
+         {"avx512-vnni-16", GMEM_I8, GMEM__MR, 16, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_16_multiply,
+          &kernels[1][2]},
+         {"avx512-vnni-8", GMEM_I8, GMEM__MR, 8, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_8_multiply, NULL}}};
+    return kernels[type == GMEM_I8];
 #else
     (void)type;
     return NULL;
@@ -12068,6 +13049,7 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #undef GMEM__MR
 #undef GMEM__REPEAT
 #undef V_PREFETCH
+#undef GMEM__LOAD_256
 #undef GMEM__AVX512_DOTS
 #endif /* GMEM__X86 */
 /* ---- backends/cpu/avx2_dots.c ---- */
@@ -12099,6 +13081,7 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #define GMEM__MR            6
 #define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3) X(4) X(5)
 #define GMEM__K(name)       gmem__avx_vnni_##name
+#define D_VECTORS           2
 #define D_WIDTH             8
 #define D_VECTOR            __m256i
 #define D_SUM               __m256i
@@ -12112,12 +13095,19 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
- * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
 
-#define GMEM__PANEL (2 * D_WIDTH)
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
 
 /* The weights that come next from memory. */
 typedef struct GMEM__K(fetch) {
@@ -12130,28 +13120,31 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
-/* product (GMEM__MR, two vectors) of one strip and one panel. */
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
-#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
 #define GMEM__STEP(r)                                                   \
     {                                                                   \
         const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
         a##r = D_DOT(a##r, w, x0);                                      \
-        b##r = D_DOT(b##r, w, x1);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
-    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
 #define GMEM__END(r)                       \
     D_STORE_SUM(product + r * step, a##r); \
-    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
             GMEM__REPEAT(GMEM__STEP)
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
@@ -12182,7 +13175,11 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 }
 
 #undef GMEM__PANEL
+#undef GMEM__SECOND
 #undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
 #undef D_WIDTH
 #undef D_VECTOR
 #undef D_SUM
@@ -12242,6 +13239,7 @@ GMEM__INLINE gmem__byte_pairs gmem__avx2_broadcast(const uint32_t *p) {
 #define GMEM__MR            4
 #define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3)
 #define GMEM__K(name)       gmem__avx2_i8_##name
+#define D_VECTORS           2
 #define D_WIDTH             8
 #define D_VECTOR            gmem__byte_pairs
 #define D_SUM               __m256i
@@ -12255,12 +13253,19 @@ GMEM__INLINE gmem__byte_pairs gmem__avx2_broadcast(const uint32_t *p) {
 #define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
- * the other, against two vectors of columns, whose sums stay in registers over one block of the depth.
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
 
-#define GMEM__PANEL (2 * D_WIDTH)
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
 
 /* The weights that come next from memory. */
 typedef struct GMEM__K(fetch) {
@@ -12273,28 +13278,31 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
-/* product (GMEM__MR, two vectors) of one strip and one panel. */
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
-#define GMEM__BEGIN(r) D_SUM a##r = D_ZERO(), b##r = D_ZERO();
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
 #define GMEM__STEP(r)                                                   \
     {                                                                   \
         const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
         a##r = D_DOT(a##r, w, x0);                                      \
-        b##r = D_DOT(b##r, w, x1);                                      \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
-    b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
 #define GMEM__END(r)                       \
     D_STORE_SUM(product + r * step, a##r); \
-    D_STORE_SUM(product + r * step + D_WIDTH, b##r);
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel), x1 = D_LOAD(panel + D_WIDTH);
+            const D_VECTOR x0 = D_LOAD(panel);
+            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
             GMEM__REPEAT(GMEM__STEP)
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
@@ -12325,7 +13333,11 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 }
 
 #undef GMEM__PANEL
+#undef GMEM__SECOND
 #undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
 #undef D_WIDTH
 #undef D_VECTOR
 #undef D_SUM
@@ -12361,7 +13373,8 @@ static void gmem__avx2_i8_multiply_split(const gmem__narrow_block *block) {
 
 GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 #ifdef GMEM__AVX_VNNI
-    static const gmem__narrow vnni = {"avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, 1, NULL, NULL, gmem__avx_vnni_multiply};
+    static const gmem__narrow vnni = {"avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, 1, NULL, NULL, gmem__avx_vnni_multiply,
+                                      NULL};
     return &vnni;
 #else
     return NULL;
@@ -12370,7 +13383,7 @@ GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 
 GMEM__FN const gmem__narrow *gmem__avx2_dots(void) {
     static const gmem__narrow bytes = {
-        "avx2-int8", GMEM_I8, 4, 16, 1, GMEM__SPLIT_BLOCK, 0, 1, NULL, NULL, gmem__avx2_i8_multiply_split};
+        "avx2-int8", GMEM_I8, 4, 16, 1, GMEM__SPLIT_BLOCK, 0, 1, NULL, NULL, gmem__avx2_i8_multiply_split, NULL};
     return &bytes;
 }
 
@@ -12443,20 +13456,24 @@ static void gmem__portable_run(const gmem__portable *kernel, const gmem__narrow_
 }
 
 /* A kernel of given shape: multiply takes nothing but a block, so each has its own. */
-#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, unsigned_x)                         \
-    static void name##_multiply(const gmem__narrow_block *b) {                                      \
-        const gmem__portable kernel = {mr, nr, type, unsigned_x};                                   \
-        gmem__portable_run(&kernel, b);                                                             \
-    }                                                                                               \
-    static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,         block, \
-                                               unsigned_x, 1,    NULL, NULL, name##_multiply};
+#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, unsigned_x, thinner)                 \
+    static void name##_multiply(const gmem__narrow_block *b) {                                       \
+        const gmem__portable kernel = {mr, nr, type, unsigned_x};                                    \
+        gmem__portable_run(&kernel, b);                                                              \
+    }                                                                                                \
+    static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,          block, \
+                                               unsigned_x, 1,    NULL, NULL, name##_multiply, thinner};
 
-GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0)
-GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0)
-GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0)
-GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1)
-GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1)
-GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0)
+GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0, NULL)
+GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0, NULL)
+GMEM__PORTABLE(gmem__like_8_bf16, "like-avx512-bf16-8", GMEM_BF16, 12, 8, 1, 384, 0, NULL)
+GMEM__PORTABLE(gmem__like_16_bf16, "like-avx512-bf16-16", GMEM_BF16, 12, 16, 1, 384, 0, &gmem__like_8_bf16_kernel)
+GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0, &gmem__like_16_bf16_kernel)
+GMEM__PORTABLE(gmem__like_8_i8, "like-avx512-vnni-8", GMEM_I8, 12, 8, 1, 384, 1, NULL)
+GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384, 1, &gmem__like_8_i8_kernel)
+GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1, &gmem__like_16_i8_kernel)
+GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, NULL)
+GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0, NULL)
 
 #undef GMEM__PORTABLE
 
@@ -12464,9 +13481,11 @@ GMEM__FN const gmem__narrow *gmem__portable_bf16(void) { return &gmem__plain_bf1
 GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_kernel; }
 
 GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
-    static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_dots_i8_kernel,
-                                                  &gmem__like_vnni_i8_kernel, &gmem__like_halves_i8_kernel};
-    return i < 4 ? kernels[i] : NULL;
+    static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,
+                                                  &gmem__like_8_bf16_kernel,    &gmem__like_dots_i8_kernel,
+                                                  &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
+                                                  &gmem__like_vnni_i8_kernel,   &gmem__like_halves_i8_kernel};
+    return i < 8 ? kernels[i] : NULL;
 }
 /* ---- backends/cpu/amx.c ---- */
 /* AMX: narrow kernels of tile instructions (Intel SDM, volume 1, chapter 18), and beside them the same kernels on tiles
@@ -12841,8 +13860,11 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef TILE_PREFETCH
 
 /* A kernel on tiles. */
-#define GMEM__TILES(name, type, begin, end, multiply) \
-    { name, type, GMEM__TILES_MR, GMEM__TILES_NR, GMEM__TILES_STRIPS, GMEM__TILES_BLOCK, 0, 1, begin, end, multiply }
+#define GMEM__TILES(name, type, begin, end, multiply)                                                                  \
+    {                                                                                                                  \
+        name, type, GMEM__TILES_MR, GMEM__TILES_NR, GMEM__TILES_STRIPS, GMEM__TILES_BLOCK, 0, 1, begin, end, multiply, \
+            NULL                                                                                                       \
+    }
 
 GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type) {
     static const gmem__narrow bf16 = GMEM__TILES("like-amx-bf16", GMEM_BF16, NULL, NULL, gmem__stand_in_bf16_multiply);
@@ -14144,10 +15166,10 @@ static void gmem__narrow_finish(const gmem__narrow_tile *t) {
     for (int64_t i = 0; i < t->tile.rows; i++) {
         for (int64_t half = 0; half < job->shape.halves && job->narrow->type == GMEM_I8; half++) {
             const int64_t at = half * up + i, row = gmem__narrow_row(t, half, i);
-            const int32_t sum = job->packed ? job->packed->sum[row] : t->sum[at];
-            const float scale = job->packed ? job->packed->scale[row] : t->scale[at];
-            job->convert->dequantise(t->product + at * GMEM__NC, padded, job->narrow->unsigned_x ? 128 * sum : 0, scale,
-                                     scales);
+            const int32_t *sum = job->packed ? job->packed->sum + row : t->sum + at;
+            const float *scale = job->packed ? job->packed->scale + row : t->scale + at;
+            job->convert->dequantise(t->product + at * GMEM__NC, GMEM__NC, 1, padded,
+                                     job->narrow->unsigned_x ? sum : NULL, scale, scales);
         }
         job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
     }
@@ -14250,9 +15272,12 @@ enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM, GMEM__SCAN_NARROW 
 
 /* Up to so many queries are taken as the rows come; with and without a narrow kernel. */
 #define GMEM__SCAN_FEW             16
-#define GMEM__SCAN_FEW_WITH_NARROW 12
+#define GMEM__SCAN_FEW_WITH_NARROW 4
 /* Rows of a task then, in bytes. */
 #define GMEM__SCAN_BYTES (512 * 1024)
+
+/* Words of a block of the depth when a few queries are multiplied by narrow kernels. */
+#define GMEM__SCAN_WORDS 384
 
 /* A task's scratch in floats: what the GEMM's kernel or a strip of narrow words takes, scores (GMEM__MC, GMEM__NC), and
  * rows that are filled. */
@@ -14352,27 +15377,28 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
     }
 }
 
-/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. Rows that
- * stand for others are short, and to decide one takes long: f32 leaves fewer. */
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are; no wider than
+ * the queries need. Rows that stand for others are short, and to decide one takes long: f32 leaves fewer. */
 static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
     if (scan->form) return NULL;
-    return !scan->fill && scan->type == GMEM_I8 && engine->int8 ? engine->int8 : engine->bf16;
+    const gmem__narrow *narrow = !scan->fill && scan->type == GMEM_I8 ? engine->int8 : engine->bf16;
+    while (narrow && narrow->thinner && scan->count <= narrow->thinner->nr)
+        narrow = narrow->thinner;
+    return narrow;
 }
 
 static int64_t gmem__scan_words(const gmem__narrow *narrow, int64_t width) {
     return gmem__round_up(gmem__ceil_div(width, narrow->type == GMEM_BF16 ? 2 : 4), GMEM__TILE_WORDS);
 }
 
-/* What the threads share then: the panels, the columns' scales, a query's worth of ones. */
+/* What the threads share then: the panels, the columns' scales. */
 static int64_t gmem__scan_panel_words(const gmem__narrow *narrow, const gmem__scan *scan) {
     return gmem__scan_words(narrow, scan->width) * gmem__round_up(scan->count, narrow->nr);
 }
 
 static int gmem__scan_fits_narrow(const gmem__narrow *narrow, const gmem__scan *scan) {
     const int64_t strip = narrow->strips * narrow->mr * gmem__scan_words(narrow, scan->width);
-    const int64_t extra = GMEM__NC + gmem__scan_step(scan->width);
-    return strip <= GMEM__SCAN_SCORES && gmem__scan_panel_words(narrow, scan) + extra <= GMEM__SHARED &&
-           scan->width * GMEM__PACK_COLUMNS <= GMEM__SCRATCH;
+    return strip <= GMEM__SCAN_SCORES && gmem__scan_panel_words(narrow, scan) + GMEM__NC <= GMEM__SHARED;
 }
 
 static int gmem__scan_choose(const gmem__engine *engine, const gmem__scan *scan) {
@@ -14392,7 +15418,6 @@ static int gmem__scan_choose(const gmem__engine *engine, const gmem__scan *scan)
 typedef struct gmem__scan_shared {
     uint32_t *panels;
     float *scales; /* int8: (GMEM__NC) */
-    int16_t *ones; /* int8: a query of ones, which gives the sums of rows */
 } gmem__scan_shared;
 
 static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const gmem__narrow *narrow,
@@ -14400,7 +15425,6 @@ static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const 
     gmem__scan_shared shared;
     shared.panels = (uint32_t *)engine->scratch;
     shared.scales = (float *)(void *)(shared.panels + gmem__scan_panel_words(narrow, scan));
-    shared.ones = (int16_t *)(void *)(shared.scales + GMEM__NC);
     return shared;
 }
 
@@ -14414,26 +15438,37 @@ static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *pane
     return (double)scales[query] * (narrow->unsigned_x ? value - 128 : value < 128 ? value : value - 256);
 }
 
+/* A query as the kernel multiplies it; int8 divided by its scale. */
+static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *scan, int64_t query, int64_t words,
+                                  const gmem__scan_shared *shared) {
+    uint32_t *panel = shared->panels + query / narrow->nr * words * narrow->nr + query % narrow->nr;
+    float largest = 1e-30f;
+    for (int64_t i = 0; i < scan->width; i++)
+        largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, query, i)));
+    shared->scales[query] = largest / 127;
+    for (int64_t i = 0; i < scan->width; i++) {
+        const float unit = gmem__scan_unit(scan, query, i);
+        uint32_t *word = panel + (narrow->type == GMEM_BF16 ? i / 2 : i / 4) * narrow->nr;
+        if (narrow->type == GMEM_BF16)
+            *word |= (uint32_t)gmem__f32_to_bf16(unit) << 16 * (i % 2);
+        else
+            *word |= ((uint32_t)(int)rintf(unit * (127 / largest)) & 255) << 8 * (i % 4);
+    }
+    for (int64_t w = 0; w < words && narrow->unsigned_x; w++)
+        panel[w * narrow->nr] ^= 0x80808080u;
+}
+
 /* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
  * row's is below 2^-8 of it, the distance of half the last of bf16's 8 bits. */
 static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narrow *narrow, const gmem__scan *scan) {
-    const gmem__narrow_rows *convert = gmem__engine_kernels(engine)->narrow();
     const gmem__scan_shared shared = gmem__scan_shared_of(engine, narrow, scan);
     const int64_t words = gmem__scan_words(narrow, scan->width);
     const int exact = !scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8);
-    float *columns = (float *)engine->scratch + GMEM__SHARED; /* (width, GMEM__PACK_COLUMNS), of the first thread */
-    for (int64_t q = 0; q < scan->count; q += GMEM__PACK_COLUMNS) {
-        const int64_t count = gmem__min(GMEM__PACK_COLUMNS, scan->count - q);
-        for (int64_t i = 0; i < scan->width; i++)
-            for (int64_t c = 0; c < count; c++)
-                columns[i * GMEM__PACK_COLUMNS + c] = gmem__scan_unit(scan, q + c, i);
-        convert->panels(narrow, columns, GMEM__PACK_COLUMNS, scan->width, words, count, shared.panels + q * words,
-                        words * narrow->nr, shared.scales + q);
-    }
-    for (int64_t i = 0; i < gmem__scan_step(scan->width); i++)
-        shared.ones[i] = i < scan->width;
+    memset(shared.panels, 0, (size_t)gmem__scan_panel_words(narrow, scan) * sizeof *shared.panels);
+    memset(shared.scales, 0, GMEM__NC * sizeof *shared.scales);
     for (int64_t q = 0; q < scan->count; q++) {
         double change = 0;
+        gmem__scan_pack_query(narrow, scan, q, words, &shared);
         for (int64_t i = 0; i < scan->width; i++) {
             const double d = (double)gmem__scan_unit(scan, q, i) -
                              gmem__scan_packed(narrow, shared.panels, shared.scales, words, q, i);
@@ -14535,12 +15570,14 @@ static void gmem__scan_take_rows(const gmem__scan_job *job, const gmem__scan_row
                                  const float *norms, const float *products) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count, *factors = (const float *)job->engine->scratch;
-    int32_t which[GMEM__SCAN_ROWS];
-    for (int64_t q = 0; q < scan->count; q++, products += GMEM__SCAN_ROWS) {
-        const int64_t found = job->kernels->above(products, norms, cuts[q] / factors[q], count, which);
-        for (int64_t i = 0; i < found; i++)
-            scan->take(scan->user, rows->thread, rows->first + first + which[i], q,
-                       factors[q] * products[which[i]] / norms[which[i]]);
+    float bars[GMEM__SCAN_FEW];
+    int32_t which[GMEM__SCAN_FEW * GMEM__SCAN_ROWS];
+    for (int64_t q = 0; q < scan->count; q++)
+        bars[q] = cuts[q] / factors[q];
+    const int64_t found = job->kernels->above(products, GMEM__SCAN_ROWS, scan->count, count, bars, norms, which);
+    for (int64_t i = 0; i < found; i++) {
+        const int64_t q = which[i] / GMEM__SCAN_ROWS, r = which[i] % GMEM__SCAN_ROWS;
+        scan->take(scan->user, rows->thread, rows->first + first + r, q, factors[q] * products[which[i]] / norms[r]);
     }
 }
 
@@ -14575,18 +15612,23 @@ static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_r
                                    const float *norms, float *scores) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count;
-    int32_t which[GMEM__NC];
-    for (int64_t r = 0; r < count; r++, scores += GMEM__NC) {
-        if (scan->form) gmem__scan_offset(scan->form->offset, scan->count, scores);
-        const int64_t found = job->kernels->above(scores, cuts, norms[r], scan->count, which);
-        for (int64_t i = 0; i < found; i++)
-            scan->take(scan->user, rows->thread, rows->first + first + r, which[i], scores[which[i]] / norms[r]);
+    int32_t which[GMEM__SCAN_ROWS * GMEM__NC];
+    for (int64_t done = 0; done < count; done += GMEM__SCAN_ROWS, scores += GMEM__SCAN_ROWS * GMEM__NC) {
+        const int64_t some = gmem__min(GMEM__SCAN_ROWS, count - done);
+        for (int64_t r = 0; r < some && scan->form; r++)
+            gmem__scan_offset(scan->form->offset, scan->count, scores + r * GMEM__NC);
+        const int64_t found = job->kernels->above(scores, GMEM__NC, some, scan->count, norms + done, cuts, which);
+        for (int64_t i = 0; i < found; i++) {
+            const int64_t r = done + which[i] / GMEM__NC;
+            scan->take(scan->user, rows->thread, rows->first + first + r, which[i] % GMEM__NC,
+                       scores[which[i]] / norms[r]);
+        }
     }
 }
 
-/* norms (count), and with `ones` the rows' sums, of rows from `begin` on. */
+/* norms (count) of rows from `begin` on. */
 static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t begin, int64_t count,
-                               const void *ones, float *norms, float *sums) {
+                               float *norms) {
     for (int64_t first = begin; first < begin + count; first += GMEM__SCAN_ROWS) {
         gmem__scan_block block = gmem__scan_block_of(job->scan, rows, first);
         block.rows = gmem__min(block.rows, begin + count - first);
@@ -14594,9 +15636,6 @@ static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows 
             gmem__scan_form_norms(job, rows, first, block.rows, norms + (first - begin));
             continue;
         }
-        block.query = ones;
-        block.queries = ones != NULL;
-        block.products = sums + (first - begin);
         block.squares = norms + (first - begin);
         job->kernels->scan(&block);
         gmem__scan_norms(job->scan, rows, first, block.rows, norms + (first - begin));
@@ -14627,63 +15666,69 @@ static void gmem__scan_gemm_task(const void *job_, int64_t i, float *scratch) {
     tile.rows = rows.count;
     tile.columns = scan->count;
     job->kernels->gemm(&gemm, &tile, (const float *)job->engine->scratch, scratch);
-    gmem__scan_measure(job, &rows, 0, rows.count, NULL, norms, NULL);
+    gmem__scan_measure(job, &rows, 0, rows.count, norms);
     gmem__scan_take_scores(job, &rows, 0, rows.count, norms, scores);
 }
 
-/* As many strips as the kernel takes at a time: their rows are measured, packed and multiplied with all panels, while
- * those that follow are fetched. */
-static void gmem__scan_strips(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
-                              uint32_t *strips, float *scores) {
-    const gmem__narrow *narrow = job->narrow;
-    const gmem__narrow_rows *convert = job->kernels->narrow();
-    const gmem__scan *scan = job->scan;
-    const gmem__scan_shared shared = gmem__scan_shared_of(job->engine, narrow, scan);
-    const int64_t words = gmem__scan_words(narrow, scan->width), mr = narrow->mr,
-                  strip_count = gmem__ceil_div(count, mr);
-    const int64_t longest = gmem__ceil_div(words, gmem__ceil_div(words, narrow->block));
-    const int64_t block_words = gmem__round_up(longest, GMEM__TILE_WORDS);
-    const int64_t row_bytes = scan->width * (int64_t)gmem_type_bytes(rows->type);
-    const int int8 = narrow->type == GMEM_I8;
-    const int64_t next = gmem__min(gmem__max(0, rows->count - first - count), narrow->strips * mr);
-    float norms[GMEM__MC], sums[GMEM__MC];
-    gmem__weight weight;
-    gmem__strip_part part;
-    gmem__narrow_block block;
-    gmem__scan_measure(job, rows, first, count, int8 && narrow->unsigned_x ? shared.ones : NULL, norms, sums);
-    memset(&weight, 0, sizeof weight);
-    weight.data = rows->data;
-    weight.type = rows->type;
-    weight.rows = rows->count;
-    weight.cols = weight.row_stride = scan->width;
-    memset(&part, 0, sizeof part);
-    part.words = words;
-    for (int64_t s = 0; s < strip_count; s++) {
-        part.row = first + s * mr;
-        part.rows = gmem__min(mr, count - s * mr);
-        convert->strip(narrow, &weight, &part, strips + s * mr * words);
+/* As many strips as the kernel takes at a time, against all panels. */
+typedef struct gmem__scan_group {
+    const gmem__scan_job *job;
+    const gmem__scan_rows *rows;
+    int64_t first, count; /* of the rows */
+    uint32_t *strips;
+    float *scores; /* (count, GMEM__NC) */
+    float *norms;  /* (count) */
+    int32_t *sums; /* (count) of int8 rows */
+} gmem__scan_group;
+
+/* The group's rows as strips, with their norms, and sums. */
+static void gmem__scan_read(const gmem__scan_group *group, int64_t words) {
+    const gmem__narrow *narrow = group->job->narrow;
+    for (int64_t done = 0; done < group->count; done += narrow->mr) {
+        gmem__scan_block block = gmem__scan_block_of(group->job->scan, group->rows, group->first + done);
+        float sums[GMEM__SCAN_ROWS];
+        block.rows = gmem__min(narrow->mr, group->count - done);
+        block.squares = group->norms + done;
+        block.products = narrow->type == GMEM_I8 ? sums : NULL;
+        block.ahead = narrow->strips * narrow->mr * block.row_stride * (int64_t)gmem_type_bytes(block.type);
+        group->job->kernels->scan_strip(narrow, &block, group->strips + done * words);
+        for (int64_t r = 0; r < block.rows && block.products; r++)
+            group->sums[done + r] = (int32_t)sums[r];
     }
+    gmem__scan_norms(group->job->scan, group->rows, group->first, group->count, group->norms);
+}
+
+/* The scores, while the rows of the next group are fetched, as far as that was not done when these were read. */
+static void gmem__scan_multiply(const gmem__scan_group *group, int64_t words) {
+    const gmem__scan *scan = group->job->scan;
+    const gmem__narrow *narrow = group->job->narrow;
+    const gmem__scan_shared shared = gmem__scan_shared_of(group->job->engine, narrow, scan);
+    const int64_t longest = gmem__ceil_div(words, gmem__ceil_div(words, narrow->block));
+    const int64_t most = gmem__round_up(longest, GMEM__TILE_WORDS);
+    const int64_t row_bytes = scan->width * (int64_t)gmem_type_bytes(group->rows->type);
+    const int64_t left = gmem__min(group->rows->count - group->first - group->count, narrow->strips * narrow->mr);
+    gmem__narrow_block block;
     memset(&block, 0, sizeof block);
-    block.strips = strip_count;
-    block.strip_step = mr * words;
+    block.strips = gmem__ceil_div(group->count, narrow->mr);
+    block.strip_step = words * narrow->mr;
     block.panel_count = gmem__ceil_div(scan->count, narrow->nr);
     block.panel_step = words * narrow->nr;
-    block.product = scores;
+    block.product = group->scores;
     block.product_step = GMEM__NC;
-    for (int64_t word = 0; word < words; word += block_words) {
-        block.weights = strips + word * mr;
+    block.next = (const char *)group->rows->data + (group->first + group->count) * row_bytes;
+    block.next_strips = 1;
+    for (int64_t word = 0; word < words; word += most, block.next += block.next_bytes) {
+        block.words = gmem__min(most, words - word);
+        block.weights = group->strips + word * narrow->mr;
         block.panels = shared.panels + word * narrow->nr;
-        block.words = gmem__min(block_words, words - word);
         block.first = word == 0;
-        block.next = (const char *)rows->data + (first + count) * row_bytes;
-        block.next_strips = 1;
-        block.next_bytes = word == 0 ? next * row_bytes : 0;
+        block.next_bytes = left * row_bytes * block.words / words;
         narrow->multiply(&block);
     }
-    for (int64_t r = 0; int8 && r < count; r++)
-        convert->dequantise(scores + r * GMEM__NC, gmem__round_up(scan->count, 16),
-                            narrow->unsigned_x ? 128 * (int32_t)sums[r] : 0, 1, shared.scales);
-    gmem__scan_take_scores(job, rows, first, count, norms, scores);
+    if (narrow->type == GMEM_I8)
+        group->job->kernels->narrow()->dequantise(group->scores, GMEM__NC, group->count,
+                                                  gmem__round_up(scan->count, 16),
+                                                  narrow->unsigned_x ? group->sums : NULL, NULL, shared.scales);
 }
 
 static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) {
@@ -14691,10 +15736,17 @@ static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) 
     const gmem__narrow *narrow = job->narrow;
     const gmem__scan_rows rows = gmem__scan_rows_of(job, i, scratch);
     const int64_t together = narrow->strips * narrow->mr;
+    const int64_t words = gmem__scan_words(narrow, job->scan->width);
+    float norms[GMEM__SCAN_ROWS];
+    int32_t sums[GMEM__SCAN_ROWS];
+    gmem__scan_group group = {job, &rows, 0, 0, (uint32_t *)(void *)scratch, scratch + GMEM__SCAN_SCORES, norms, sums};
     if (narrow->begin) narrow->begin();
-    for (int64_t first = 0; first < rows.count; first += together)
-        gmem__scan_strips(job, &rows, first, gmem__min(together, rows.count - first), (uint32_t *)(void *)scratch,
-                          scratch + GMEM__SCAN_SCORES);
+    for (; group.first < rows.count; group.first += together) {
+        group.count = gmem__min(together, rows.count - group.first);
+        gmem__scan_read(&group, words);
+        gmem__scan_multiply(&group, words);
+        gmem__scan_take_scores(job, &rows, group.first, group.count, norms, group.scores);
+    }
     if (narrow->end) narrow->end();
 }
 
@@ -14715,7 +15767,7 @@ GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan)
     job.block = GMEM__MC / job.kernels->mr * job.kernels->mr;
     if (scan->how == GMEM__SCAN_NARROW) {
         task = gmem__scan_narrow_task;
-        job.block = GMEM__MC; /* whole strips of every kernel */
+        job.block = gmem__max(1, GMEM__SCAN_BYTES / row_bytes / GMEM__MC) * GMEM__MC; /* whole strips of every kernel */
     }
     if (scan->how == GMEM__SCAN_PRODUCTS) {
         task = gmem__scan_products_task;

@@ -176,7 +176,7 @@ static inline void check_kernel(const gmem__narrow *kernel) {
     const int64_t depths[] = {16, 32, 48, kernel->block};
     CHECK_INT(GMEM__MC / 2 % kernel->mr, 0);
     CHECK_INT(GMEM__NC % kernel->nr, 0);
-    CHECK(kernel->nr >= 16);
+    CHECK(kernel->nr >= 8);
     CHECK_INT(kernel->block % GMEM__TILE_WORDS, 0);
     for (int i = 0; i < LENGTH(depths); i++)
         for (int64_t strips = 1; strips <= kernel->strips; strips++)
@@ -188,14 +188,14 @@ static inline void check_kernel(const gmem__narrow *kernel) {
 
 /* The arithmetic at its edges: one product alone in a block of zeros. */
 static inline uint32_t one_product(const gmem__narrow *kernel, uint32_t weight, uint32_t x) {
-    const int64_t mr = kernel->mr, nr = kernel->nr;
+    const int64_t mr = kernel->mr, nr = kernel->nr, column = nr / 2 + 1;
     gmem__narrow_block block;
     words weights = words_make(16 * mr), panel = words_make(16 * nr), product = words_make(mr * nr);
     memset(&block, 0, sizeof block);
     memset(weights.word, 0, (size_t)(64 * mr));
     memset(panel.word, 0, (size_t)(64 * nr));
     weights.word[3 * 16 + 5] = weight; /* row 3, word 5 */
-    panel.word[5 * nr + 9] = x;        /* word 5, column 9 */
+    panel.word[5 * nr + column] = x;   /* word 5 */
     block.weights = weights.word;
     block.strips = block.panel_count = block.first = 1;
     block.strip_step = 16 * mr;
@@ -205,9 +205,9 @@ static inline uint32_t one_product(const gmem__narrow *kernel, uint32_t weight, 
     block.product_step = nr;
     block.product = product.word;
     block_multiply(kernel, &block);
-    const uint32_t result = product.word[3 * nr + 9];
+    const uint32_t result = product.word[3 * nr + column];
     for (int i = 0; i < mr * nr; i++) /* NaN times zero is NaN */
-        CHECK(i / nr == 3 || i % nr == 9 || product.word[i] == 0);
+        CHECK(i / nr == 3 || i % nr == column || product.word[i] == 0);
     free(weights.memory);
     free(panel.memory);
     free(product.memory);

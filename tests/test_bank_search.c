@@ -165,6 +165,13 @@ static gmem_bank_search_desc desc_of(const float *queries, int64_t count, int64_
     return desc;
 }
 
+/* What stands in for a kernel that comes in several widths. */
+static const gmem__narrow *like(gmem_type type) {
+    for (int i = 0; gmem__portable_like(i); i++)
+        if (gmem__portable_like(i)->type == type && gmem__portable_like(i)->thinner) return gmem__portable_like(i);
+    return NULL;
+}
+
 /* On every instruction set and on kernels that this machine may lack: all must agree with brute force, to the bit with
  * each other. */
 static void check_shape(const shape *s, gmem_type type) {
@@ -190,8 +197,8 @@ static void check_shape(const shape *s, gmem_type type) {
         if (i % 4) {
             status = gmem_bank_search(m.bank, &desc, matches, NULL);
         } else { /* without hardware for it */
-            engine.bf16 = i == 0 ? gmem__amx_stand_in(GMEM_BF16) : gmem__portable_bf16();
-            engine.int8 = i == 0 ? gmem__amx_stand_in(GMEM_I8) : gmem__portable_i8();
+            engine.bf16 = i == 0 ? gmem__amx_stand_in(GMEM_BF16) : i == 4 ? like(GMEM_BF16) : gmem__portable_bf16();
+            engine.int8 = i == 0 ? gmem__amx_stand_in(GMEM_I8) : i == 4 ? like(GMEM_I8) : gmem__portable_i8();
             status = gmem__bank_search_on(&engine, m.bank, &desc, matches, NULL);
         }
         CHECK_OK(status);
@@ -222,6 +229,7 @@ static void test_shapes(void) {
         {1, 1, 1, 1, 1, 0},          {3, 2, 2, 3, 3, 0},           {33, 7, 5, 4, 33, 0},
         {257, 48, 17, 257, 20, 0.5}, {201, 769, 33, 7, 201, 0},    {700, 31, 9, 5, 3, 1e-6},
         {150, 100, 270, 2, 5, 0.01}, {1500, 16, 16, 10, 1500, 0.}, {900, 96, 64, 10, 4, 1e-3},
+        {350, 130, 12, 5, 350, 0},   {110, 448, 6, 3, 2, 0.01},    {90, 1531, 8, 3, 90, 0},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int t = 0; t < 5; t++)

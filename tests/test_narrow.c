@@ -28,19 +28,25 @@ static int is_like(const gmem__narrow *a, const gmem__narrow *b) {
 }
 
 static void check_stand_in(const gmem__narrow *kernel) {
-    int found = 0;
-    for (int i = 0; gmem__portable_like(i); i++)
-        found |= is_like(kernel, gmem__portable_like(i));
-    if (!CHECK(found)) printf("    nothing stands in for %s\n", kernel->name);
+    for (; kernel; kernel = kernel->thinner) {
+        int found = 0;
+        for (int i = 0; gmem__portable_like(i); i++)
+            found |= is_like(kernel, gmem__portable_like(i));
+        if (!CHECK(found)) printf("    nothing stands in for %s\n", kernel->name);
+        if (kernel->thinner) CHECK(kernel->thinner->nr < kernel->nr && kernel->thinner->mr == kernel->mr);
+    }
 }
 
 /* Also those that the table passes over as slow. */
 static void check_instruction(gmem_isa isa, const char *feature, const gmem__narrow *kernel) {
     if (!kernel) return;
+    CHECK(kernel->nr >= 16);
     check_stand_in(kernel);
     if (!gmem__cpu_ops(isa, NULL) || (feature && cpuinfo_has(feature) != 1)) return;
-    check_kernel_and_edges(kernel);
-    if (kernel->type == GMEM_BF16) check_subnormal_bf16(kernel);
+    for (; kernel; kernel = kernel->thinner) {
+        check_kernel_and_edges(kernel);
+        if (kernel->type == GMEM_BF16) check_subnormal_bf16(kernel);
+    }
 }
 
 static void test_instructions(void) {

@@ -107,8 +107,11 @@ static void gmem__tile_dot_i8(gmem__tiles *tiles, int sum, int weights, int x) {
 #undef TILE_PREFETCH
 
 /* A kernel on tiles. */
-#define GMEM__TILES(name, type, begin, end, multiply) \
-    { name, type, GMEM__TILES_MR, GMEM__TILES_NR, GMEM__TILES_STRIPS, GMEM__TILES_BLOCK, 0, 1, begin, end, multiply }
+#define GMEM__TILES(name, type, begin, end, multiply)                                                                  \
+    {                                                                                                                  \
+        name, type, GMEM__TILES_MR, GMEM__TILES_NR, GMEM__TILES_STRIPS, GMEM__TILES_BLOCK, 0, 1, begin, end, multiply, \
+            NULL                                                                                                       \
+    }
 
 GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type) {
     static const gmem__narrow bf16 = GMEM__TILES("like-amx-bf16", GMEM_BF16, NULL, NULL, gmem__stand_in_bf16_multiply);

@@ -50,6 +50,8 @@
 #define V_MULTIPLY_I16(a, b) _mm256_madd_epi16((a), (b))
 #define V_ADD_I32(a, b)      _mm256_add_epi32((a), (b))
 #define V_FLOATS(a)          _mm256_cvtepi32_ps(a)
+#define V_ADD_I16(a, b)      _mm256_add_epi16((a), (b))
+#define V_ONES_I16()         _mm256_set1_epi16(1)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)           _mm256_maskload_ps((p), gmem__avx2_lanes(n))
 #define V_STORE_PART(p, a, n)       _mm256_maskstore_ps((p), gmem__avx2_lanes(n), (a))
@@ -67,7 +69,9 @@
 #define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
 #define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
-#define V_STORE_I8(p, a)       _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))
+/* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
+#define V_STORE_HALVES(p, a, b) _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx2_two_halves((a), (b)))
+#define V_STORE_I8(p, a)        _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))
 #define V_FROM_I32(p, minus) \
     _mm256_cvtepi32_ps(      \
         _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32(minus)))
@@ -129,6 +133,12 @@ GMEM__INLINE __m128i gmem__avx2_bytes(__m256 a) {
     const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     return _mm_packs_epi16(halves, halves);
 }
+GMEM__INLINE __m256i gmem__avx2_two_halves(__m256 a, __m256 b) {
+    const __m256i half = _mm256_set1_epi32(0x8000);
+    const __m256i low = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(a), half), 16);
+    const __m256i high = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(b), half), 16);
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+}
 GMEM__INLINE __m256i gmem__avx2_word_i8(__m256 a, __m256 b, __m256 c, __m256 d) {
     const __m256i byte = _mm256_set1_epi32(0xff);
     const __m256i low = _mm256_or_si256(_mm256_and_si256(_mm256_cvtps_epi32(a), byte),
@@ -172,6 +182,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
                                           gmem__avx2_narrow_attention,
                                           gmem__avx2_scatter,
                                           gmem__avx2_scan,
+                                          gmem__avx2_scan_strip,
                                           gmem__avx2_exact,
                                           gmem__avx2_form,
                                           gmem__avx2_above};

@@ -27,6 +27,7 @@
 #define GMEM__MR            6
 #define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3) X(4) X(5)
 #define GMEM__K(name)       gmem__avx_vnni_##name
+#define D_VECTORS           2
 #define D_WIDTH             8
 #define D_VECTOR            __m256i
 #define D_SUM               __m256i
@@ -39,6 +40,7 @@
 #define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
 #define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
 #include "dots.inc"
+#include "dots_end.inc"
 #undef GMEM__MR
 #undef GMEM__REPEAT
 
@@ -87,6 +89,7 @@ GMEM__INLINE gmem__byte_pairs gmem__avx2_broadcast(const uint32_t *p) {
 #define GMEM__MR            4
 #define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3)
 #define GMEM__K(name)       gmem__avx2_i8_##name
+#define D_VECTORS           2
 #define D_WIDTH             8
 #define D_VECTOR            gmem__byte_pairs
 #define D_SUM               __m256i
@@ -99,6 +102,7 @@ GMEM__INLINE gmem__byte_pairs gmem__avx2_broadcast(const uint32_t *p) {
 #define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
 #define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
 #include "dots.inc"
+#include "dots_end.inc"
 
 /* The strip is split once for all panels. */
 static void gmem__avx2_i8_multiply_split(const gmem__narrow_block *block) {
@@ -123,7 +127,8 @@ static void gmem__avx2_i8_multiply_split(const gmem__narrow_block *block) {
 
 GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 #ifdef GMEM__AVX_VNNI
-    static const gmem__narrow vnni = {"avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, 1, NULL, NULL, gmem__avx_vnni_multiply};
+    static const gmem__narrow vnni = {"avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, 1, NULL, NULL, gmem__avx_vnni_multiply,
+                                      NULL};
     return &vnni;
 #else
     return NULL;
@@ -132,7 +137,7 @@ GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 
 GMEM__FN const gmem__narrow *gmem__avx2_dots(void) {
     static const gmem__narrow bytes = {
-        "avx2-int8", GMEM_I8, 4, 16, 1, GMEM__SPLIT_BLOCK, 0, 1, NULL, NULL, gmem__avx2_i8_multiply_split};
+        "avx2-int8", GMEM_I8, 4, 16, 1, GMEM__SPLIT_BLOCK, 0, 1, NULL, NULL, gmem__avx2_i8_multiply_split, NULL};
     return &bytes;
 }
 

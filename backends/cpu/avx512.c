@@ -49,6 +49,8 @@
 #define V_MULTIPLY_I16(a, b) _mm512_madd_epi16((a), (b))
 #define V_ADD_I32(a, b)      _mm512_add_epi32((a), (b))
 #define V_FLOATS(a)          _mm512_cvtepi32_ps(a)
+#define V_ADD_I16(a, b)      _mm512_add_epi16((a), (b))
+#define V_ONES_I16()         _mm512_set1_epi16(1)
 /* The first n lanes only, 0 <= n <= V_WIDTH; the others load as zero. */
 #define V_LOAD_PART(p, n)           _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), (p))
 #define V_STORE_PART(p, a, n)       _mm512_mask_storeu_ps((p), (__mmask16)((1u << (n)) - 1), (a))
@@ -66,8 +68,10 @@
 #define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
 #define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
-#define V_STORE_I8(p, a)       _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
-#define V_FROM_I32(p, minus)   _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
+/* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
+#define V_STORE_HALVES(p, a, b) _mm512_storeu_si512((p), gmem__avx512_two_halves((a), (b)))
+#define V_STORE_I8(p, a)        _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
+#define V_FROM_I32(p, minus)    _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)))
 
 /* Of doubles, of which a vector holds half as many. */
 #define V_F64               __m512d
@@ -115,6 +119,14 @@ GMEM__INLINE __m512 gmem__avx512_round_to_bf16(__m512 a) {
 GMEM__INLINE __m256i gmem__avx512_halves(__m512 rounded) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(rounded), 16));
 }
+GMEM__INLINE __m512i gmem__avx512_two_halves(__m512 a, __m512 b) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i odd =
+        _mm512_set_epi32(0x3f003d, 0x3b0039, 0x370035, 0x330031, 0x2f002d, 0x2b0029, 0x270025, 0x230021, 0x1f001d,
+                         0x1b0019, 0x170015, 0x130011, 0x0f000d, 0x0b0009, 0x070005, 0x030001);
+    return _mm512_permutex2var_epi16(_mm512_add_epi32(_mm512_castps_si512(a), half), odd,
+                                     _mm512_add_epi32(_mm512_castps_si512(b), half));
+}
 GMEM__INLINE __m512i gmem__avx512_word_i8(__m512 a, __m512 b, __m512 c, __m512 d) {
     const __m512i byte = _mm512_set1_epi32(0xff);
     const __m512i low = _mm512_or_si512(_mm512_and_si512(_mm512_cvtps_epi32(a), byte),
@@ -159,6 +171,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
                                           gmem__avx512_narrow_attention,
                                           gmem__avx512_scatter,
                                           gmem__avx512_scan,
+                                          gmem__avx512_scan_strip,
                                           gmem__avx512_exact,
                                           gmem__avx512_form,
                                           gmem__avx512_above};

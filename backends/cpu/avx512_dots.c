@@ -14,6 +14,8 @@
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define V_PREFETCH(p)   __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
 
+#define GMEM__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni"))), \
                              apply_to = function)
@@ -22,7 +24,6 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
 #endif
 
-#define GMEM__K(name)       gmem__avx512_bf16_##name
 #define D_WIDTH             16
 #define D_VECTOR            __m512i
 #define D_SUM               __m512
@@ -34,10 +35,31 @@
 #define D_LOAD(p)           _mm512_loadu_si512(p)
 #define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
 #define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx512_bf16_##name
+#define D_VECTORS           2
 #include "dots.inc"
+#define GMEM__K(name) gmem__avx512_bf16_16_##name
+#define D_VECTORS     1
+#include "dots.inc"
+#include "dots_end.inc"
+
+#define D_WIDTH             8
+#define D_VECTOR            __m256i
+#define D_SUM               __m256
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm256_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm256_dpbf16_ps((sum), (__m256bh)(w), (__m256bh)(x))
+#define D_ADD(a, b)         _mm256_add_ps((a), (b))
+#define D_ZERO()            _mm256_setzero_ps()
+#define D_LOAD(p)           GMEM__LOAD_256(p)
+#define D_LOAD_SUM(p)       _mm256_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm256_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx512_bf16_8_##name
+#define D_VECTORS           1
+#include "dots.inc"
+#include "dots_end.inc"
 
 /* The first operand of the instruction, x, is unsigned. */
-#define GMEM__K(name)       gmem__avx512_vnni_##name
 #define D_WIDTH             16
 #define D_VECTOR            __m512i
 #define D_SUM               __m512i
@@ -49,7 +71,29 @@
 #define D_LOAD(p)           _mm512_loadu_si512(p)
 #define D_LOAD_SUM(p)       _mm512_loadu_si512(p)
 #define D_STORE_SUM(p, sum) _mm512_storeu_si512((p), (sum))
+#define GMEM__K(name)       gmem__avx512_vnni_##name
+#define D_VECTORS           2
 #include "dots.inc"
+#define GMEM__K(name) gmem__avx512_vnni_16_##name
+#define D_VECTORS     1
+#include "dots.inc"
+#include "dots_end.inc"
+
+#define D_WIDTH             8
+#define D_VECTOR            __m256i
+#define D_SUM               __m256i
+#define D_ELEMENT           int32_t
+#define D_BROADCAST(p)      _mm256_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm256_dpbusd_epi32((sum), (x), (w))
+#define D_ADD(a, b)         _mm256_add_epi32((a), (b))
+#define D_ZERO()            _mm256_setzero_si256()
+#define D_LOAD(p)           GMEM__LOAD_256(p)
+#define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
+#define D_STORE_SUM(p, sum) _mm256_storeu_si256((__m256i *)(void *)(p), (sum))
+#define GMEM__K(name)       gmem__avx512_vnni_8_##name
+#define D_VECTORS           1
+#include "dots.inc"
+#include "dots_end.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -60,11 +104,16 @@
 
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #ifdef GMEM__AVX512_DOTS
-    static const gmem__narrow bf16 = {
-        "avx512-bf16", GMEM_BF16, GMEM__MR, 32, 1, 288, 0, 1, NULL, NULL, gmem__avx512_bf16_multiply};
-    static const gmem__narrow i8 = {
-        "avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply};
-    return type == GMEM_BF16 ? &bf16 : &i8;
+    static const gmem__narrow kernels[2][3] = {
+        {{"avx512-bf16", GMEM_BF16, GMEM__MR, 32, 1, 288, 0, 1, NULL, NULL, gmem__avx512_bf16_multiply, &kernels[0][1]},
+         {"avx512-bf16-16", GMEM_BF16, GMEM__MR, 16, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_16_multiply,
+          &kernels[0][2]},
+         {"avx512-bf16-8", GMEM_BF16, GMEM__MR, 8, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_8_multiply, NULL}},
+        {{"avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply, &kernels[1][1]},
+         {"avx512-vnni-16", GMEM_I8, GMEM__MR, 16, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_16_multiply,
+          &kernels[1][2]},
+         {"avx512-vnni-8", GMEM_I8, GMEM__MR, 8, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_8_multiply, NULL}}};
+    return kernels[type == GMEM_I8];
 #else
     (void)type;
     return NULL;
@@ -74,5 +123,6 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #undef GMEM__MR
 #undef GMEM__REPEAT
 #undef V_PREFETCH
+#undef GMEM__LOAD_256
 #undef GMEM__AVX512_DOTS
 #endif /* GMEM__X86 */

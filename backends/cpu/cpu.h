@@ -91,8 +91,10 @@ typedef struct gmem__narrow_rows {
      * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
                    int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
-    /* int8: sums (count, whole vectors) in place to floats: (sum - offset) * row_scale * scale (count). */
-    void (*dequantise)(void *sums, int64_t count, int32_t offset, float row_scale, const float *scale);
+    /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it
+     * is NULL, and scale (count). weight_sums (rows), where columns were stored as x + 128, else NULL. */
+    void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
+                       const float *row_scale, const float *scale);
 } gmem__narrow_rows;
 
 /* Rows of a bank against a few queries: products and squares, summed in f32; with int8 exactly, for widths up to
@@ -106,6 +108,7 @@ typedef struct gmem__scan_block {
     int64_t rows, row_stride, width; /* at most GMEM__SCAN_ROWS rows */
     const void *query; /* (queries, width) f32, with I8 int16; query_step apart, zeros up to a multiple of 32 */
     const void *end;   /* of what may be read and comes later */
+    int64_t ahead;     /* bytes from what is read to what is fetched meanwhile; 0: nothing */
     int64_t queries, query_step; /* 0, 1 or a multiple of 4 */
     float *products;             /* (queries, GMEM__SCAN_ROWS) */
     float *squares;              /* (rows), rounded up to even */
@@ -144,13 +147,19 @@ typedef struct gmem__kernels {
     void (*scatter)(const double *left, const double *right, int64_t depth, double *out, int64_t out_step);
 
     void (*scan)(const gmem__scan_block *block);
+    /* The block's rows, at most mr, as a strip of the narrow kernel, all of the depth, in one reading; squares as of
+     * `scan`, and int8's sums where products are. Rounding to bf16 breaks ties upwards. The queries are not looked at.
+     */
+    void (*scan_strip)(const struct gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip);
     /* Adds a row's product with `query` (rows->cols), and so on; int8 without its scale. */
     void (*exact)(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
     /* sum(quadratic c^2) and sum(linear c) over a row c; quadratic, linear (rows->cols). */
     void (*form)(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear, float *square,
                  float *sum);
-    /* Those of count whose score is at least factor * bar, in order: how many. */
-    int64_t (*above)(const float *scores, const float *bars, float factor, int64_t count, int32_t *which);
+    /* Those scores (rows, count), `step` apart, that are at least factor (rows) * bar (count), as row * step + column,
+     * in order: how many. */
+    int64_t (*above)(const float *scores, int64_t step, int64_t rows, int64_t count, const float *factors,
+                     const float *bars, int32_t *which);
 } gmem__kernels;
 
 /* avx2.c and avx512.c: what the build has; whether the processor has it too is cpu.c's question. */
@@ -165,11 +174,13 @@ GMEM__FN void gmem__scalar_weights(const gmem__weight *weight, int64_t row, int6
 GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void);
 /* scalar_scan.c */
 GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block);
+GMEM__FN void gmem__scalar_scan_strip(const struct gmem__narrow *narrow, const gmem__scan_block *block,
+                                      uint32_t *strip);
 GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums);
 GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const float *quadratic, const float *linear,
                                 float *square, float *sum);
-GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
-                                    int32_t *which);
+GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t rows, int64_t count,
+                                    const float *factors, const float *bars, int32_t *which);
 
 /* scalar_rows.c: the references of the row operations. */
 GMEM__FN void gmem__scalar_norm(const gmem__norm *op, int64_t sample, int64_t begin, int64_t end);

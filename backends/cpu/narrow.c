@@ -293,10 +293,10 @@ static void gmem__narrow_finish(const gmem__narrow_tile *t) {
     for (int64_t i = 0; i < t->tile.rows; i++) {
         for (int64_t half = 0; half < job->shape.halves && job->narrow->type == GMEM_I8; half++) {
             const int64_t at = half * up + i, row = gmem__narrow_row(t, half, i);
-            const int32_t sum = job->packed ? job->packed->sum[row] : t->sum[at];
-            const float scale = job->packed ? job->packed->scale[row] : t->scale[at];
-            job->convert->dequantise(t->product + at * GMEM__NC, padded, job->narrow->unsigned_x ? 128 * sum : 0, scale,
-                                     scales);
+            const int32_t *sum = job->packed ? job->packed->sum + row : t->sum + at;
+            const float *scale = job->packed ? job->packed->scale + row : t->scale + at;
+            job->convert->dequantise(t->product + at * GMEM__NC, GMEM__NC, 1, padded,
+                                     job->narrow->unsigned_x ? sum : NULL, scale, scales);
         }
         job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
     }

@@ -34,7 +34,7 @@ typedef struct gmem__narrow_block {
 typedef struct gmem__narrow {
     const char *name; /* "avx512-bf16" */
     gmem_type type;   /* GMEM_BF16 or GMEM_I8 */
-    int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC, at least 16) */
+    int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC) */
     int64_t strips;   /* how many strips multiply takes at a time, at most */
     int64_t block;    /* words of a block of the depth, at most; a multiple of GMEM__TILE_WORDS */
     int unsigned_x;   /* int8: bytes of x are stored as x + 128; the epilogue subtracts 128 * sum of the weight row */
@@ -42,6 +42,8 @@ typedef struct gmem__narrow {
     void (*begin)(void); /* around the products of one task on one thread (AMX's configuration), or NULL */
     void (*end)(void);
     void (*multiply)(const gmem__narrow_block *block);
+    /* The same with a smaller nr, maybe below 16 as only scans take; or NULL. */
+    const struct gmem__narrow *thinner;
 } gmem__narrow;
 
 /* narrow_portable.c: plain C, the reference, and what runs where there is no vector instruction. */

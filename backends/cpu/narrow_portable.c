@@ -60,20 +60,24 @@ static void gmem__portable_run(const gmem__portable *kernel, const gmem__narrow_
 }
 
 /* A kernel of given shape: multiply takes nothing but a block, so each has its own. */
-#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, unsigned_x)                         \
-    static void name##_multiply(const gmem__narrow_block *b) {                                      \
-        const gmem__portable kernel = {mr, nr, type, unsigned_x};                                   \
-        gmem__portable_run(&kernel, b);                                                             \
-    }                                                                                               \
-    static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,         block, \
-                                               unsigned_x, 1,    NULL, NULL, name##_multiply};
+#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, unsigned_x, thinner)                 \
+    static void name##_multiply(const gmem__narrow_block *b) {                                       \
+        const gmem__portable kernel = {mr, nr, type, unsigned_x};                                    \
+        gmem__portable_run(&kernel, b);                                                              \
+    }                                                                                                \
+    static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,          block, \
+                                               unsigned_x, 1,    NULL, NULL, name##_multiply, thinner};
 
-GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0)
-GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0)
-GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0)
-GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1)
-GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1)
-GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0)
+GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0, NULL)
+GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0, NULL)
+GMEM__PORTABLE(gmem__like_8_bf16, "like-avx512-bf16-8", GMEM_BF16, 12, 8, 1, 384, 0, NULL)
+GMEM__PORTABLE(gmem__like_16_bf16, "like-avx512-bf16-16", GMEM_BF16, 12, 16, 1, 384, 0, &gmem__like_8_bf16_kernel)
+GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0, &gmem__like_16_bf16_kernel)
+GMEM__PORTABLE(gmem__like_8_i8, "like-avx512-vnni-8", GMEM_I8, 12, 8, 1, 384, 1, NULL)
+GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384, 1, &gmem__like_8_i8_kernel)
+GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1, &gmem__like_16_i8_kernel)
+GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, NULL)
+GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0, NULL)
 
 #undef GMEM__PORTABLE
 
@@ -81,7 +85,9 @@ GMEM__FN const gmem__narrow *gmem__portable_bf16(void) { return &gmem__plain_bf1
 GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_kernel; }
 
 GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
-    static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_dots_i8_kernel,
-                                                  &gmem__like_vnni_i8_kernel, &gmem__like_halves_i8_kernel};
-    return i < 4 ? kernels[i] : NULL;
+    static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,
+                                                  &gmem__like_8_bf16_kernel,    &gmem__like_dots_i8_kernel,
+                                                  &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
+                                                  &gmem__like_vnni_i8_kernel,   &gmem__like_halves_i8_kernel};
+    return i < 8 ? kernels[i] : NULL;
 }

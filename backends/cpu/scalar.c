@@ -128,6 +128,7 @@ GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
                                           NULL,
                                           gmem__scalar_scatter,
                                           gmem__scalar_scan,
+                                          gmem__scalar_scan_strip,
                                           gmem__scalar_exact,
                                           gmem__scalar_form,
                                           gmem__scalar_above};

@@ -1,5 +1,5 @@
 /* A search's kernels in portable C: rows of a bank against a few queries. */
-#include "cpu.h"
+#include "narrow.h"
 
 #include <math.h>
 
@@ -59,6 +59,30 @@ GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
     }
 }
 
+GMEM__FN void gmem__scalar_scan_strip(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
+    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    gmem__scan_block measured = *block;
+    gmem__weight rows;
+    gmem__strip_part part;
+    measured.queries = 0;
+    gmem__scalar_scan(&measured);
+    for (int64_t r = 0; r < block->rows && block->products; r++) {
+        const signed char *row = (const signed char *)block->data + r * block->row_stride;
+        block->products[r] = 0;
+        for (int64_t i = 0; i < block->width; i++)
+            block->products[r] += (float)row[i];
+    }
+    memset(&rows, 0, sizeof rows);
+    memset(&part, 0, sizeof part);
+    rows.data = block->data;
+    rows.type = block->type;
+    rows.rows = part.rows = block->rows;
+    rows.row_stride = block->row_stride;
+    rows.cols = block->width;
+    part.words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
+    gmem__scalar_narrow()->strip(narrow, &rows, &part, strip);
+}
+
 /* Four sums at a time, which processors add side by side. */
 GMEM__FN void gmem__scalar_exact(const gmem__weight *rows, int64_t row, const float *query, gmem__exact_sums *sums) {
     double product[4] = {0, 0, 0, 0}, square[4] = {0, 0, 0, 0};
@@ -95,11 +119,12 @@ GMEM__FN void gmem__scalar_form(const gmem__weight *rows, int64_t row, const flo
     *sum = gmem__lanes_total(&sums);
 }
 
-GMEM__FN int64_t gmem__scalar_above(const float *scores, const float *bars, float factor, int64_t count,
-                                    int32_t *which) {
+GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t rows, int64_t count,
+                                    const float *factors, const float *bars, int32_t *which) {
     int64_t found = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (scores[i] >= factor * bars[i]) which[found++] = (int32_t)i;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i++)
+            if (scores[r * step + i] >= factors[r] * bars[i]) which[found++] = (int32_t)(r * step + i);
     return found;
 }
 

@@ -8,9 +8,12 @@ enum { GMEM__SCAN_NONE, GMEM__SCAN_PRODUCTS, GMEM__SCAN_GEMM, GMEM__SCAN_NARROW 
 
 /* Up to so many queries are taken as the rows come; with and without a narrow kernel. */
 #define GMEM__SCAN_FEW             16
-#define GMEM__SCAN_FEW_WITH_NARROW 12
+#define GMEM__SCAN_FEW_WITH_NARROW 4
 /* Rows of a task then, in bytes. */
 #define GMEM__SCAN_BYTES (512 * 1024)
+
+/* Words of a block of the depth when a few queries are multiplied by narrow kernels. */
+#define GMEM__SCAN_WORDS 384
 
 /* A task's scratch in floats: what the GEMM's kernel or a strip of narrow words takes, scores (GMEM__MC, GMEM__NC), and
  * rows that are filled. */
@@ -110,27 +113,28 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
     }
 }
 
-/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are. Rows that
- * stand for others are short, and to decide one takes long: f32 leaves fewer. */
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are; no wider than
+ * the queries need. Rows that stand for others are short, and to decide one takes long: f32 leaves fewer. */
 static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
     if (scan->form) return NULL;
-    return !scan->fill && scan->type == GMEM_I8 && engine->int8 ? engine->int8 : engine->bf16;
+    const gmem__narrow *narrow = !scan->fill && scan->type == GMEM_I8 ? engine->int8 : engine->bf16;
+    while (narrow && narrow->thinner && scan->count <= narrow->thinner->nr)
+        narrow = narrow->thinner;
+    return narrow;
 }
 
 static int64_t gmem__scan_words(const gmem__narrow *narrow, int64_t width) {
     return gmem__round_up(gmem__ceil_div(width, narrow->type == GMEM_BF16 ? 2 : 4), GMEM__TILE_WORDS);
 }
 
-/* What the threads share then: the panels, the columns' scales, a query's worth of ones. */
+/* What the threads share then: the panels, the columns' scales. */
 static int64_t gmem__scan_panel_words(const gmem__narrow *narrow, const gmem__scan *scan) {
     return gmem__scan_words(narrow, scan->width) * gmem__round_up(scan->count, narrow->nr);
 }
 
 static int gmem__scan_fits_narrow(const gmem__narrow *narrow, const gmem__scan *scan) {
     const int64_t strip = narrow->strips * narrow->mr * gmem__scan_words(narrow, scan->width);
-    const int64_t extra = GMEM__NC + gmem__scan_step(scan->width);
-    return strip <= GMEM__SCAN_SCORES && gmem__scan_panel_words(narrow, scan) + extra <= GMEM__SHARED &&
-           scan->width * GMEM__PACK_COLUMNS <= GMEM__SCRATCH;
+    return strip <= GMEM__SCAN_SCORES && gmem__scan_panel_words(narrow, scan) + GMEM__NC <= GMEM__SHARED;
 }
 
 static int gmem__scan_choose(const gmem__engine *engine, const gmem__scan *scan) {
@@ -150,7 +154,6 @@ static int gmem__scan_choose(const gmem__engine *engine, const gmem__scan *scan)
 typedef struct gmem__scan_shared {
     uint32_t *panels;
     float *scales; /* int8: (GMEM__NC) */
-    int16_t *ones; /* int8: a query of ones, which gives the sums of rows */
 } gmem__scan_shared;
 
 static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const gmem__narrow *narrow,
@@ -158,7 +161,6 @@ static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const 
     gmem__scan_shared shared;
     shared.panels = (uint32_t *)engine->scratch;
     shared.scales = (float *)(void *)(shared.panels + gmem__scan_panel_words(narrow, scan));
-    shared.ones = (int16_t *)(void *)(shared.scales + GMEM__NC);
     return shared;
 }
 
@@ -172,26 +174,37 @@ static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *pane
     return (double)scales[query] * (narrow->unsigned_x ? value - 128 : value < 128 ? value : value - 256);
 }
 
+/* A query as the kernel multiplies it; int8 divided by its scale. */
+static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *scan, int64_t query, int64_t words,
+                                  const gmem__scan_shared *shared) {
+    uint32_t *panel = shared->panels + query / narrow->nr * words * narrow->nr + query % narrow->nr;
+    float largest = 1e-30f;
+    for (int64_t i = 0; i < scan->width; i++)
+        largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, query, i)));
+    shared->scales[query] = largest / 127;
+    for (int64_t i = 0; i < scan->width; i++) {
+        const float unit = gmem__scan_unit(scan, query, i);
+        uint32_t *word = panel + (narrow->type == GMEM_BF16 ? i / 2 : i / 4) * narrow->nr;
+        if (narrow->type == GMEM_BF16)
+            *word |= (uint32_t)gmem__f32_to_bf16(unit) << 16 * (i % 2);
+        else
+            *word |= ((uint32_t)(int)rintf(unit * (127 / largest)) & 255) << 8 * (i % 4);
+    }
+    for (int64_t w = 0; w < words && narrow->unsigned_x; w++)
+        panel[w * narrow->nr] ^= 0x80808080u;
+}
+
 /* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
  * row's is below 2^-8 of it, the distance of half the last of bf16's 8 bits. */
 static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narrow *narrow, const gmem__scan *scan) {
-    const gmem__narrow_rows *convert = gmem__engine_kernels(engine)->narrow();
     const gmem__scan_shared shared = gmem__scan_shared_of(engine, narrow, scan);
     const int64_t words = gmem__scan_words(narrow, scan->width);
     const int exact = !scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8);
-    float *columns = (float *)engine->scratch + GMEM__SHARED; /* (width, GMEM__PACK_COLUMNS), of the first thread */
-    for (int64_t q = 0; q < scan->count; q += GMEM__PACK_COLUMNS) {
-        const int64_t count = gmem__min(GMEM__PACK_COLUMNS, scan->count - q);
-        for (int64_t i = 0; i < scan->width; i++)
-            for (int64_t c = 0; c < count; c++)
-                columns[i * GMEM__PACK_COLUMNS + c] = gmem__scan_unit(scan, q + c, i);
-        convert->panels(narrow, columns, GMEM__PACK_COLUMNS, scan->width, words, count, shared.panels + q * words,
-                        words * narrow->nr, shared.scales + q);
-    }
-    for (int64_t i = 0; i < gmem__scan_step(scan->width); i++)
-        shared.ones[i] = i < scan->width;
+    memset(shared.panels, 0, (size_t)gmem__scan_panel_words(narrow, scan) * sizeof *shared.panels);
+    memset(shared.scales, 0, GMEM__NC * sizeof *shared.scales);
     for (int64_t q = 0; q < scan->count; q++) {
         double change = 0;
+        gmem__scan_pack_query(narrow, scan, q, words, &shared);
         for (int64_t i = 0; i < scan->width; i++) {
             const double d = (double)gmem__scan_unit(scan, q, i) -
                              gmem__scan_packed(narrow, shared.panels, shared.scales, words, q, i);
@@ -293,12 +306,14 @@ static void gmem__scan_take_rows(const gmem__scan_job *job, const gmem__scan_row
                                  const float *norms, const float *products) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count, *factors = (const float *)job->engine->scratch;
-    int32_t which[GMEM__SCAN_ROWS];
-    for (int64_t q = 0; q < scan->count; q++, products += GMEM__SCAN_ROWS) {
-        const int64_t found = job->kernels->above(products, norms, cuts[q] / factors[q], count, which);
-        for (int64_t i = 0; i < found; i++)
-            scan->take(scan->user, rows->thread, rows->first + first + which[i], q,
-                       factors[q] * products[which[i]] / norms[which[i]]);
+    float bars[GMEM__SCAN_FEW];
+    int32_t which[GMEM__SCAN_FEW * GMEM__SCAN_ROWS];
+    for (int64_t q = 0; q < scan->count; q++)
+        bars[q] = cuts[q] / factors[q];
+    const int64_t found = job->kernels->above(products, GMEM__SCAN_ROWS, scan->count, count, bars, norms, which);
+    for (int64_t i = 0; i < found; i++) {
+        const int64_t q = which[i] / GMEM__SCAN_ROWS, r = which[i] % GMEM__SCAN_ROWS;
+        scan->take(scan->user, rows->thread, rows->first + first + r, q, factors[q] * products[which[i]] / norms[r]);
     }
 }
 
@@ -333,18 +348,23 @@ static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_r
                                    const float *norms, float *scores) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count;
-    int32_t which[GMEM__NC];
-    for (int64_t r = 0; r < count; r++, scores += GMEM__NC) {
-        if (scan->form) gmem__scan_offset(scan->form->offset, scan->count, scores);
-        const int64_t found = job->kernels->above(scores, cuts, norms[r], scan->count, which);
-        for (int64_t i = 0; i < found; i++)
-            scan->take(scan->user, rows->thread, rows->first + first + r, which[i], scores[which[i]] / norms[r]);
+    int32_t which[GMEM__SCAN_ROWS * GMEM__NC];
+    for (int64_t done = 0; done < count; done += GMEM__SCAN_ROWS, scores += GMEM__SCAN_ROWS * GMEM__NC) {
+        const int64_t some = gmem__min(GMEM__SCAN_ROWS, count - done);
+        for (int64_t r = 0; r < some && scan->form; r++)
+            gmem__scan_offset(scan->form->offset, scan->count, scores + r * GMEM__NC);
+        const int64_t found = job->kernels->above(scores, GMEM__NC, some, scan->count, norms + done, cuts, which);
+        for (int64_t i = 0; i < found; i++) {
+            const int64_t r = done + which[i] / GMEM__NC;
+            scan->take(scan->user, rows->thread, rows->first + first + r, which[i] % GMEM__NC,
+                       scores[which[i]] / norms[r]);
+        }
     }
 }
 
-/* norms (count), and with `ones` the rows' sums, of rows from `begin` on. */
+/* norms (count) of rows from `begin` on. */
 static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t begin, int64_t count,
-                               const void *ones, float *norms, float *sums) {
+                               float *norms) {
     for (int64_t first = begin; first < begin + count; first += GMEM__SCAN_ROWS) {
         gmem__scan_block block = gmem__scan_block_of(job->scan, rows, first);
         block.rows = gmem__min(block.rows, begin + count - first);
@@ -352,9 +372,6 @@ static void gmem__scan_measure(const gmem__scan_job *job, const gmem__scan_rows 
             gmem__scan_form_norms(job, rows, first, block.rows, norms + (first - begin));
             continue;
         }
-        block.query = ones;
-        block.queries = ones != NULL;
-        block.products = sums + (first - begin);
         block.squares = norms + (first - begin);
         job->kernels->scan(&block);
         gmem__scan_norms(job->scan, rows, first, block.rows, norms + (first - begin));
@@ -385,63 +402,69 @@ static void gmem__scan_gemm_task(const void *job_, int64_t i, float *scratch) {
     tile.rows = rows.count;
     tile.columns = scan->count;
     job->kernels->gemm(&gemm, &tile, (const float *)job->engine->scratch, scratch);
-    gmem__scan_measure(job, &rows, 0, rows.count, NULL, norms, NULL);
+    gmem__scan_measure(job, &rows, 0, rows.count, norms);
     gmem__scan_take_scores(job, &rows, 0, rows.count, norms, scores);
 }
 
-/* As many strips as the kernel takes at a time: their rows are measured, packed and multiplied with all panels, while
- * those that follow are fetched. */
-static void gmem__scan_strips(const gmem__scan_job *job, const gmem__scan_rows *rows, int64_t first, int64_t count,
-                              uint32_t *strips, float *scores) {
-    const gmem__narrow *narrow = job->narrow;
-    const gmem__narrow_rows *convert = job->kernels->narrow();
-    const gmem__scan *scan = job->scan;
-    const gmem__scan_shared shared = gmem__scan_shared_of(job->engine, narrow, scan);
-    const int64_t words = gmem__scan_words(narrow, scan->width), mr = narrow->mr,
-                  strip_count = gmem__ceil_div(count, mr);
-    const int64_t longest = gmem__ceil_div(words, gmem__ceil_div(words, narrow->block));
-    const int64_t block_words = gmem__round_up(longest, GMEM__TILE_WORDS);
-    const int64_t row_bytes = scan->width * (int64_t)gmem_type_bytes(rows->type);
-    const int int8 = narrow->type == GMEM_I8;
-    const int64_t next = gmem__min(gmem__max(0, rows->count - first - count), narrow->strips * mr);
-    float norms[GMEM__MC], sums[GMEM__MC];
-    gmem__weight weight;
-    gmem__strip_part part;
-    gmem__narrow_block block;
-    gmem__scan_measure(job, rows, first, count, int8 && narrow->unsigned_x ? shared.ones : NULL, norms, sums);
-    memset(&weight, 0, sizeof weight);
-    weight.data = rows->data;
-    weight.type = rows->type;
-    weight.rows = rows->count;
-    weight.cols = weight.row_stride = scan->width;
-    memset(&part, 0, sizeof part);
-    part.words = words;
-    for (int64_t s = 0; s < strip_count; s++) {
-        part.row = first + s * mr;
-        part.rows = gmem__min(mr, count - s * mr);
-        convert->strip(narrow, &weight, &part, strips + s * mr * words);
+/* As many strips as the kernel takes at a time, against all panels. */
+typedef struct gmem__scan_group {
+    const gmem__scan_job *job;
+    const gmem__scan_rows *rows;
+    int64_t first, count; /* of the rows */
+    uint32_t *strips;
+    float *scores; /* (count, GMEM__NC) */
+    float *norms;  /* (count) */
+    int32_t *sums; /* (count) of int8 rows */
+} gmem__scan_group;
+
+/* The group's rows as strips, with their norms, and sums. */
+static void gmem__scan_read(const gmem__scan_group *group, int64_t words) {
+    const gmem__narrow *narrow = group->job->narrow;
+    for (int64_t done = 0; done < group->count; done += narrow->mr) {
+        gmem__scan_block block = gmem__scan_block_of(group->job->scan, group->rows, group->first + done);
+        float sums[GMEM__SCAN_ROWS];
+        block.rows = gmem__min(narrow->mr, group->count - done);
+        block.squares = group->norms + done;
+        block.products = narrow->type == GMEM_I8 ? sums : NULL;
+        block.ahead = narrow->strips * narrow->mr * block.row_stride * (int64_t)gmem_type_bytes(block.type);
+        group->job->kernels->scan_strip(narrow, &block, group->strips + done * words);
+        for (int64_t r = 0; r < block.rows && block.products; r++)
+            group->sums[done + r] = (int32_t)sums[r];
     }
+    gmem__scan_norms(group->job->scan, group->rows, group->first, group->count, group->norms);
+}
+
+/* The scores, while the rows of the next group are fetched, as far as that was not done when these were read. */
+static void gmem__scan_multiply(const gmem__scan_group *group, int64_t words) {
+    const gmem__scan *scan = group->job->scan;
+    const gmem__narrow *narrow = group->job->narrow;
+    const gmem__scan_shared shared = gmem__scan_shared_of(group->job->engine, narrow, scan);
+    const int64_t longest = gmem__ceil_div(words, gmem__ceil_div(words, narrow->block));
+    const int64_t most = gmem__round_up(longest, GMEM__TILE_WORDS);
+    const int64_t row_bytes = scan->width * (int64_t)gmem_type_bytes(group->rows->type);
+    const int64_t left = gmem__min(group->rows->count - group->first - group->count, narrow->strips * narrow->mr);
+    gmem__narrow_block block;
     memset(&block, 0, sizeof block);
-    block.strips = strip_count;
-    block.strip_step = mr * words;
+    block.strips = gmem__ceil_div(group->count, narrow->mr);
+    block.strip_step = words * narrow->mr;
     block.panel_count = gmem__ceil_div(scan->count, narrow->nr);
     block.panel_step = words * narrow->nr;
-    block.product = scores;
+    block.product = group->scores;
     block.product_step = GMEM__NC;
-    for (int64_t word = 0; word < words; word += block_words) {
-        block.weights = strips + word * mr;
+    block.next = (const char *)group->rows->data + (group->first + group->count) * row_bytes;
+    block.next_strips = 1;
+    for (int64_t word = 0; word < words; word += most, block.next += block.next_bytes) {
+        block.words = gmem__min(most, words - word);
+        block.weights = group->strips + word * narrow->mr;
         block.panels = shared.panels + word * narrow->nr;
-        block.words = gmem__min(block_words, words - word);
         block.first = word == 0;
-        block.next = (const char *)rows->data + (first + count) * row_bytes;
-        block.next_strips = 1;
-        block.next_bytes = word == 0 ? next * row_bytes : 0;
+        block.next_bytes = left * row_bytes * block.words / words;
         narrow->multiply(&block);
     }
-    for (int64_t r = 0; int8 && r < count; r++)
-        convert->dequantise(scores + r * GMEM__NC, gmem__round_up(scan->count, 16),
-                            narrow->unsigned_x ? 128 * (int32_t)sums[r] : 0, 1, shared.scales);
-    gmem__scan_take_scores(job, rows, first, count, norms, scores);
+    if (narrow->type == GMEM_I8)
+        group->job->kernels->narrow()->dequantise(group->scores, GMEM__NC, group->count,
+                                                  gmem__round_up(scan->count, 16),
+                                                  narrow->unsigned_x ? group->sums : NULL, NULL, shared.scales);
 }
 
 static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) {
@@ -449,10 +472,17 @@ static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) 
     const gmem__narrow *narrow = job->narrow;
     const gmem__scan_rows rows = gmem__scan_rows_of(job, i, scratch);
     const int64_t together = narrow->strips * narrow->mr;
+    const int64_t words = gmem__scan_words(narrow, job->scan->width);
+    float norms[GMEM__SCAN_ROWS];
+    int32_t sums[GMEM__SCAN_ROWS];
+    gmem__scan_group group = {job, &rows, 0, 0, (uint32_t *)(void *)scratch, scratch + GMEM__SCAN_SCORES, norms, sums};
     if (narrow->begin) narrow->begin();
-    for (int64_t first = 0; first < rows.count; first += together)
-        gmem__scan_strips(job, &rows, first, gmem__min(together, rows.count - first), (uint32_t *)(void *)scratch,
-                          scratch + GMEM__SCAN_SCORES);
+    for (; group.first < rows.count; group.first += together) {
+        group.count = gmem__min(together, rows.count - group.first);
+        gmem__scan_read(&group, words);
+        gmem__scan_multiply(&group, words);
+        gmem__scan_take_scores(job, &rows, group.first, group.count, norms, group.scores);
+    }
     if (narrow->end) narrow->end();
 }
 
@@ -473,7 +503,7 @@ GMEM__FN void gmem__cpu_scan(const gmem__engine *engine, const gmem__scan *scan)
     job.block = GMEM__MC / job.kernels->mr * job.kernels->mr;
     if (scan->how == GMEM__SCAN_NARROW) {
         task = gmem__scan_narrow_task;
-        job.block = GMEM__MC; /* whole strips of every kernel */
+        job.block = gmem__max(1, GMEM__SCAN_BYTES / row_bytes / GMEM__MC) * GMEM__MC; /* whole strips of every kernel */
     }
     if (scan->how == GMEM__SCAN_PRODUCTS) {
         task = gmem__scan_products_task;
