@@ -201,7 +201,7 @@ static gmem__searches gmem__searches_of(const gmem__engine *engine, const gmem_b
     searches.scan.k = desc->k;
     if (desc->rerank) searches.scan.k = desc->candidates ? gmem__min(desc->candidates, rows) : some;
     /* room beyond the k best, so that sorting them out is seldom */
-    searches.scan.capacity = searches.scan.k < rows / 2 - 32 ? 2 * searches.scan.k + 64 : rows;
+    searches.scan.capacity = searches.scan.k < rows / 8 - 32 ? 8 * searches.scan.k + 64 : rows;
     searches.batch = gmem__min(gmem__min(desc->count, GMEM__SCAN_QUERIES),
                                gmem__max(1, GMEM__SEARCH_FOUND / searches.scan.capacity / engine->threads));
     searches.scan.count = searches.batch;
