@@ -120,6 +120,8 @@ struct gmem_context {
 };
 
 GMEM__FN gmem_allocator gmem__system_allocator(void);
+/* io.c: asks the system to back this memory with huge pages; it may not. */
+GMEM__FN void gmem__prefer_huge_pages(void *memory, int64_t bytes);
 GMEM__FN void gmem__log(const gmem_context *context, const char *format, ...) GMEM__PRINTF(2, 3);
 /* Zero-filled memory or NULL; count * bytes is checked. Freed with the same numbers. */
 GMEM__FN void *gmem__alloc(const gmem_context *context, int64_t count, size_t bytes);
@@ -217,6 +219,8 @@ typedef struct gmem__store {
     struct gmem__device *device;          /* where operations want the weights; NULL: the host */
     struct gmem__device_memory *uploaded; /* there: see gmem__store_upload */
     struct gmem__block *blocks;           /* of owned memory, freed together */
+    char *packed;                         /* what is left of the last piece of memory for packed weights, */
+    int64_t packed_left, packed_bytes;    /* its bytes, and those of all pieces */
     int64_t parameters, bytes;            /* of what was taken */
 } gmem__store;
 GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
@@ -269,6 +273,13 @@ typedef struct gmem__norm {
     int64_t channels, columns, tokens;
 } gmem__norm;
 
+/* What is computed for one product alone: a backend may leave it, in the same memory, in the order that this product's
+ * kernel wants, and then says so. */
+typedef struct gmem__handover {
+    const gmem__weight *reader; /* the product's weight */
+    int packed;                 /* whether it was */
+} gmem__handover;
+
 /* y = activation(W x + bias); with `gate` or `residual`: y += gate * (W x + bias). */
 typedef struct gmem__linear {
     const gmem__weight *weight; /* (rows, depth) */
@@ -281,7 +292,9 @@ typedef struct gmem__linear {
     int residual;
     const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
     int64_t gate_stride;
-    int64_t tokens; /* columns of one sample, where gate is given */
+    int64_t tokens;             /* columns of one sample, where gate is given */
+    gmem__handover *to;         /* of y, which then is all `columns` wide; or NULL */
+    const gmem__handover *from; /* of x; or NULL */
 } gmem__linear;
 
 /* In place on x (heads * head_dim, columns): norm over each head's channels, then rotary embedding. Pairs (2i, 2i+1)
@@ -304,6 +317,7 @@ typedef struct gmem__attention {
     int64_t stride, y_stride;
     float scale;
     gmem_compute compute; /* int8 counts as bf16 */
+    gmem__handover *to;   /* of y; or NULL */
 } gmem__attention;
 
 /* y = W * x + bias (+ residual), one image: x (in_channels, height, width), zero padding.

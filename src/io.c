@@ -195,8 +195,9 @@ static void gmem__system_unmap(void *user, const void *memory, int64_t bytes) {
  * does nothing, and strict C99 hides what does. */
 #if defined(__linux__) && !defined(__alpha__)
 #define GMEM__SYSTEM_DISCARD gmem__system_discard
+#define GMEM__ADVICE_DISCARD 4  /* MADV_DONTNEED */
+#define GMEM__ADVICE_HUGE    14 /* MADV_HUGEPAGE */
 #ifndef MADV_DONTNEED
-#define GMEM__DONTNEED 4
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -204,24 +205,36 @@ int madvise(void *memory, size_t bytes, int advice);
 #ifdef __cplusplus
 }
 #endif
-#else
-#define GMEM__DONTNEED MADV_DONTNEED
 #endif
 
 /* Whole pages only: the others hold what belongs to somebody else. */
-static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
+static void gmem__advise(const void *memory, int64_t bytes, int advice) {
     const long page = sysconf(_SC_PAGESIZE);
-    (void)user;
     if (page <= 0) return;
     const uintptr_t size = (uintptr_t)page, end = ((uintptr_t)memory + (uintptr_t)bytes) / size * size;
     const uintptr_t start = ((uintptr_t)memory + size - 1) / size * size;
-    if (start < end) (void)madvise((void *)start, (size_t)(end - start), GMEM__DONTNEED);
+    if (start < end) (void)madvise((void *)start, (size_t)(end - start), advice);
 }
-#undef GMEM__DONTNEED
+
+static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
+    (void)user;
+    gmem__advise(memory, bytes, GMEM__ADVICE_DISCARD);
+}
 #else
 #define GMEM__SYSTEM_DISCARD NULL
 #endif
 #endif
+
+GMEM__FN void gmem__prefer_huge_pages(void *memory, int64_t bytes) {
+#ifdef GMEM__ADVICE_HUGE
+    gmem__advise(memory, bytes, GMEM__ADVICE_HUGE);
+#else
+    (void)memory;
+    (void)bytes;
+#endif
+}
+#undef GMEM__ADVICE_DISCARD
+#undef GMEM__ADVICE_HUGE
 
 /* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole anyway. */
 static void gmem__sync_folder_of(const char *path) {

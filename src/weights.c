@@ -142,6 +142,25 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
     return gmem__store_place(store, out, count, error);
 }
 
+#define GMEM__PACKED_PIECE (64 << 20)
+
+/* Memory for one weight, of a large piece: what of it is never asked for is never touched, and all of it can lie in
+ * huge pages, of which each weight alone would leave one half empty. */
+static void *gmem__store_take_packed(gmem__store *store, int64_t bytes) {
+    const int64_t size = gmem__round_up(bytes, 64);
+    if (store->packed_left < size) {
+        const int64_t piece = gmem__max(size, gmem__min(GMEM__PACKED_PIECE, store->packed_bytes));
+        store->packed = (char *)gmem__blocks_take_raw(store->context, &store->blocks, piece);
+        store->packed_left = store->packed ? piece : 0;
+        if (!store->packed) return NULL;
+        store->packed_bytes += piece;
+    }
+    void *memory = store->packed;
+    store->packed += size;
+    store->packed_left -= size;
+    return memory;
+}
+
 GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
                                         gmem_error *error) {
     if (store->device) return gmem__device_narrow(store, weight, compute, error);
@@ -149,7 +168,7 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
     if (weight->compute == GMEM_COMPUTE_F32) return GMEM_OK;
     const int64_t bytes = gmem__cpu_packed_bytes(store->context, weight, swiglu, &weight->compute);
     if (bytes == 0) return GMEM_OK;
-    void *memory = gmem__blocks_take_raw(store->context, &store->blocks, bytes);
+    void *memory = gmem__store_take_packed(store, bytes);
     weight->packed = (gmem__packed *)gmem__store_alloc(store, 1, sizeof *weight->packed);
     if (!memory || !weight->packed)
         return gmem__fail_at(error, GMEM_E_MEMORY, store->file ? gmem_file_path(store->file) : NULL, -1,
@@ -158,3 +177,5 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
     weight->packed->file = store->file;
     return GMEM_OK;
 }
+
+#undef GMEM__PACKED_PIECE
