@@ -20,6 +20,7 @@
 #define V_SUB(a, b)          _mm256_sub_ps((a), (b))
 #define V_MUL(a, b)          _mm256_mul_ps((a), (b))
 #define V_DIV(a, b)          _mm256_div_ps((a), (b))
+#define V_QUOTIENT(a, b)     V_DIV((a), (b))
 #define V_MAX(a, b)          _mm256_max_ps((a), (b))
 #define V_MIN(a, b)          _mm256_min_ps((a), (b))
 #define V_SQRT(a)            _mm256_sqrt_ps(a)
