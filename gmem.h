@@ -1209,6 +1209,8 @@ struct gmem_context {
 };
 
 GMEM__FN gmem_allocator gmem__system_allocator(void);
+/* io.c: asks the system to back this memory with huge pages; it may not. */
+GMEM__FN void gmem__prefer_huge_pages(void *memory, int64_t bytes);
 GMEM__FN void gmem__log(const gmem_context *context, const char *format, ...) GMEM__PRINTF(2, 3);
 /* Zero-filled memory or NULL; count * bytes is checked. Freed with the same numbers. */
 GMEM__FN void *gmem__alloc(const gmem_context *context, int64_t count, size_t bytes);
@@ -1306,6 +1308,8 @@ typedef struct gmem__store {
     struct gmem__device *device;          /* where operations want the weights; NULL: the host */
     struct gmem__device_memory *uploaded; /* there: see gmem__store_upload */
     struct gmem__block *blocks;           /* of owned memory, freed together */
+    char *packed;                         /* what is left of the last piece of memory for packed weights, */
+    int64_t packed_left, packed_bytes;    /* its bytes, and those of all pieces */
     int64_t parameters, bytes;            /* of what was taken */
 } gmem__store;
 GMEM__FN gmem_status gmem__store_matrix(gmem__store *store, const char *name, int64_t rows, int64_t cols,
@@ -1358,6 +1362,13 @@ typedef struct gmem__norm {
     int64_t channels, columns, tokens;
 } gmem__norm;
 
+/* What is computed for one product alone: a backend may leave it, in the same memory, in the order that this product's
+ * kernel wants, and then says so. */
+typedef struct gmem__handover {
+    const gmem__weight *reader; /* the product's weight */
+    int packed;                 /* whether it was */
+} gmem__handover;
+
 /* y = activation(W x + bias); with `gate` or `residual`: y += gate * (W x + bias). */
 typedef struct gmem__linear {
     const gmem__weight *weight; /* (rows, depth) */
@@ -1370,7 +1381,9 @@ typedef struct gmem__linear {
     int residual;
     const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
     int64_t gate_stride;
-    int64_t tokens; /* columns of one sample, where gate is given */
+    int64_t tokens;             /* columns of one sample, where gate is given */
+    gmem__handover *to;         /* of y, which then is all `columns` wide; or NULL */
+    const gmem__handover *from; /* of x; or NULL */
 } gmem__linear;
 
 /* In place on x (heads * head_dim, columns): norm over each head's channels, then rotary embedding. Pairs (2i, 2i+1)
@@ -1393,6 +1406,7 @@ typedef struct gmem__attention {
     int64_t stride, y_stride;
     float scale;
     gmem_compute compute; /* int8 counts as bf16 */
+    gmem__handover *to;   /* of y; or NULL */
 } gmem__attention;
 
 /* y = W * x + bias (+ residual), one image: x (in_channels, height, width), zero padding.
@@ -1811,17 +1825,21 @@ GMEM__FN int gmem__parse_double(const char *text, size_t bytes, double *out) {
 #include <stdlib.h>
 
 #define GMEM__ALIGNMENT 64
+#define GMEM__HUGE_PAGE (2 << 20)
 
 /* Over-allocates by the alignment and keeps the original pointer just before what it returns: C99 has no
- * aligned_alloc. */
+ * aligned_alloc. What is much larger than a huge page lies in such pages where the system has them: looking up small
+ * ones costs a third of the memory's bandwidth. */
 static void *gmem__system_alloc(void *user, size_t bytes) {
+    const size_t alignment = bytes >= 2 * GMEM__HUGE_PAGE ? GMEM__HUGE_PAGE : GMEM__ALIGNMENT;
     (void)user;
-    if (bytes > SIZE_MAX / 2 - GMEM__ALIGNMENT - sizeof(void *)) return NULL; /* no object may be larger */
-    char *raw = (char *)malloc(bytes + GMEM__ALIGNMENT + sizeof(void *));
+    if (bytes > SIZE_MAX / 2 - alignment - sizeof(void *)) return NULL; /* no object may be larger */
+    char *raw = (char *)malloc(bytes + alignment + sizeof(void *));
     if (!raw) return NULL;
     uintptr_t start = (uintptr_t)raw + sizeof(void *);
-    char *aligned = raw + sizeof(void *) + (GMEM__ALIGNMENT - start % GMEM__ALIGNMENT) % GMEM__ALIGNMENT;
+    char *aligned = raw + sizeof(void *) + (alignment - start % alignment) % alignment;
     memcpy(aligned - sizeof(void *), &raw, sizeof(void *));
+    if (alignment == GMEM__HUGE_PAGE) gmem__prefer_huge_pages(aligned, (int64_t)bytes);
     return aligned;
 }
 
@@ -2246,8 +2264,9 @@ static void gmem__system_unmap(void *user, const void *memory, int64_t bytes) {
  * does nothing, and strict C99 hides what does. */
 #if defined(__linux__) && !defined(__alpha__)
 #define GMEM__SYSTEM_DISCARD gmem__system_discard
+#define GMEM__ADVICE_DISCARD 4  /* MADV_DONTNEED */
+#define GMEM__ADVICE_HUGE    14 /* MADV_HUGEPAGE */
 #ifndef MADV_DONTNEED
-#define GMEM__DONTNEED 4
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -2255,24 +2274,36 @@ int madvise(void *memory, size_t bytes, int advice);
 #ifdef __cplusplus
 }
 #endif
-#else
-#define GMEM__DONTNEED MADV_DONTNEED
 #endif
 
 /* Whole pages only: the others hold what belongs to somebody else. */
-static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
+static void gmem__advise(const void *memory, int64_t bytes, int advice) {
     const long page = sysconf(_SC_PAGESIZE);
-    (void)user;
     if (page <= 0) return;
     const uintptr_t size = (uintptr_t)page, end = ((uintptr_t)memory + (uintptr_t)bytes) / size * size;
     const uintptr_t start = ((uintptr_t)memory + size - 1) / size * size;
-    if (start < end) (void)madvise((void *)start, (size_t)(end - start), GMEM__DONTNEED);
+    if (start < end) (void)madvise((void *)start, (size_t)(end - start), advice);
 }
-#undef GMEM__DONTNEED
+
+static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
+    (void)user;
+    gmem__advise(memory, bytes, GMEM__ADVICE_DISCARD);
+}
 #else
 #define GMEM__SYSTEM_DISCARD NULL
 #endif
 #endif
+
+GMEM__FN void gmem__prefer_huge_pages(void *memory, int64_t bytes) {
+#ifdef GMEM__ADVICE_HUGE
+    gmem__advise(memory, bytes, GMEM__ADVICE_HUGE);
+#else
+    (void)memory;
+    (void)bytes;
+#endif
+}
+#undef GMEM__ADVICE_DISCARD
+#undef GMEM__ADVICE_HUGE
 
 /* A rename is on the disk once its folder is. Some file systems cannot sync a folder: the file is whole anyway. */
 static void gmem__sync_folder_of(const char *path) {
@@ -6792,6 +6823,25 @@ GMEM__FN gmem_status gmem__store_vector(gmem__store *store, const char *name, in
     return gmem__store_place(store, out, count, error);
 }
 
+#define GMEM__PACKED_PIECE (64 << 20)
+
+/* Memory for one weight, of a large piece: what of it is never asked for is never touched, and all of it can lie in
+ * huge pages, of which each weight alone would leave one half empty. */
+static void *gmem__store_take_packed(gmem__store *store, int64_t bytes) {
+    const int64_t size = gmem__round_up(bytes, 64);
+    if (store->packed_left < size) {
+        const int64_t piece = gmem__max(size, gmem__min(GMEM__PACKED_PIECE, store->packed_bytes));
+        store->packed = (char *)gmem__blocks_take_raw(store->context, &store->blocks, piece);
+        store->packed_left = store->packed ? piece : 0;
+        if (!store->packed) return NULL;
+        store->packed_bytes += piece;
+    }
+    void *memory = store->packed;
+    store->packed += size;
+    store->packed_left -= size;
+    return memory;
+}
+
 GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight, gmem_compute compute, int swiglu,
                                         gmem_error *error) {
     if (store->device) return gmem__device_narrow(store, weight, compute, error);
@@ -6799,7 +6849,7 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
     if (weight->compute == GMEM_COMPUTE_F32) return GMEM_OK;
     const int64_t bytes = gmem__cpu_packed_bytes(store->context, weight, swiglu, &weight->compute);
     if (bytes == 0) return GMEM_OK;
-    void *memory = gmem__blocks_take_raw(store->context, &store->blocks, bytes);
+    void *memory = gmem__store_take_packed(store, bytes);
     weight->packed = (gmem__packed *)gmem__store_alloc(store, 1, sizeof *weight->packed);
     if (!memory || !weight->packed)
         return gmem__fail_at(error, GMEM_E_MEMORY, store->file ? gmem_file_path(store->file) : NULL, -1,
@@ -6808,6 +6858,8 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
     weight->packed->file = store->file;
     return GMEM_OK;
 }
+
+#undef GMEM__PACKED_PIECE
 
 /* ... through the operations ... */
 /* ---- backends/cpu/pack.c ---- */
@@ -6865,6 +6917,8 @@ typedef struct gmem__gemm {
     const float *residual; /* like y, may be y; or NULL */
     float *y;              /* (rows, columns), or (rows / 2, columns) for SWIGLU; rows y_stride apart */
     int64_t y_stride;
+    gmem__handover *to; /* as gmem__linear has them */
+    const gmem__handover *from;
 } gmem__gemm;
 
 /* A rectangle of a gmem__gemm's product. With SWIGLU rows go in pairs: `row` and `rows` count pairs, j standing for
@@ -6906,6 +6960,8 @@ typedef struct gmem__narrow_rows {
      * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
                    int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
+    /* Two rows of x (count; whole panels), neighbours in depth, to a row of words of bf16 panels. */
+    void (*pair)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels, int64_t panel_step);
     /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it
      * is NULL, and scale (count). weight_sums (rows), where columns were stored as x + 128, else NULL. */
     void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
@@ -6950,7 +7006,8 @@ typedef struct gmem__kernels {
                       float *scratch);
     void (*group_norm)(const gmem__group_norm *op, int64_t group);
 
-    /* Row i of a tile from the product to y: activation, gate, residual. up: where SWIGLU's second half begins. */
+    /* Row i of a tile from the product to y: activation, gate, residual. up: where SWIGLU's second half begins. y NULL:
+     * it stays in the product, and there is neither gate nor residual. */
     void (*finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up, float *product);
     /* x (count) to the nearest bf16 values, in place. */
     void (*round_bf16)(float *x, int64_t count);
@@ -7035,6 +7092,11 @@ GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64
 /* narrow.c: the kernel for products with this weight, or NULL; and the product. */
 GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight);
 GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const struct gmem__narrow *narrow);
+
+/* narrow.c: whether what this kernel computes, x (depth, columns) of the reader at `x`, can be left there in the panels
+ * of the reader's product: whole words and panels. Then the panels lie one after the other. */
+GMEM__FN int gmem__narrow_hands_over(const gmem__engine *engine, const gmem__handover *to,
+                                     const struct gmem__narrow *narrow, const void *x, int64_t depth, int64_t columns);
 
 /* host.c: the operations that no instruction set does better. */
 GMEM__FN void gmem__host_copy(const gmem__engine *engine, const gmem__copy *op);
@@ -7221,6 +7283,7 @@ static void gmem__scalar_finish_row(const gmem__gemm *gemm, const gmem__tile *ti
     const int swiglu = gemm->activation == GMEM__ACT_SWIGLU;
     const int64_t row = tile->row + i, first = row * gemm->y_stride + tile->column;
     const float *sums = product + i * GMEM__NC, *up = product + (up_row + i) * GMEM__NC;
+    float *y = gemm->y ? gemm->y + first : product + i * GMEM__NC;
     const float bias = gemm->bias ? gemm->bias[row] : 0;
     const float up_bias = gemm->bias && swiglu ? gemm->bias[row + gemm->rows / 2] : 0;
     for (int64_t c = 0; c < tile->columns; c++) {
@@ -7228,7 +7291,7 @@ static void gmem__scalar_finish_row(const gmem__gemm *gemm, const gmem__tile *ti
         if (swiglu) value *= up[c] + up_bias;
         if (gemm->gate) value *= gemm->gate[(tile->column + c) / gemm->tokens * gemm->gate_stride + row];
         if (gemm->residual) value += gemm->residual[first + c];
-        gemm->y[first + c] = value;
+        y[c] = value;
     }
 }
 
@@ -7693,6 +7756,14 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
     }
 }
 
+static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels,
+                               int64_t panel_step) {
+    for (int64_t i = 0; i < count; i += nr, panels += panel_step)
+        for (int64_t lane = 0; lane < nr; lane += V_WIDTH)
+            V_STORE_WORDS(panels + lane, V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)),
+                                                     V_ROUND_BF16(V_LOAD(high + i + lane))));
+}
+
 static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
                                 const float *row_scale, const float *scale) {
     for (int64_t r = 0; r < rows; r++) {
@@ -7708,7 +7779,7 @@ static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t 
 
 static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
     static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
-                                           GMEM__K(pack_narrow_panels), GMEM__K(dequantise)};
+                                           GMEM__K(pack_narrow_panels), GMEM__K(pair_rows), GMEM__K(dequantise)};
     return &rows;
 }
 
@@ -7733,6 +7804,7 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_SUB
 #undef V_MUL
 #undef V_DIV
+#undef V_QUOTIENT
 #undef V_MAX
 #undef V_MIN
 #undef V_SQRT
@@ -7937,6 +8009,7 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t r
 #define V_SUB(a, b)          _mm256_sub_ps((a), (b))
 #define V_MUL(a, b)          _mm256_mul_ps((a), (b))
 #define V_DIV(a, b)          _mm256_div_ps((a), (b))
+#define V_QUOTIENT(a, b)     V_DIV((a), (b))
 #define V_MAX(a, b)          _mm256_max_ps((a), (b))
 #define V_MIN(a, b)          _mm256_min_ps((a), (b))
 #define V_SQRT(a)            _mm256_sqrt_ps(a)
@@ -8090,19 +8163,19 @@ GMEM__INLINE V_F32 GMEM__K(exp)(V_F32 x) {
     return V_SCALE2(p, n);
 }
 
-GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) { return V_DIV(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x)))); }
+GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) { return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x)))); }
 
 /* 0.5 x (1 + tanh(s)) = x / (1 + e^-2s), s = sqrt(2 / pi) (x + 0.044715 x^3) */
 GMEM__INLINE V_F32 GMEM__K(gelu_tanh)(V_F32 x) {
     const V_F32 s = V_MUL(x, V_FMA(V_MUL(x, x), V_SET1(0.044715f), V_SET1(1.0f)));
-    return V_DIV(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_MUL(s, V_SET1(-1.5957691216f)))));
+    return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_MUL(s, V_SET1(-1.5957691216f)))));
 }
 
 /* x P(x), P being the normal distribution's integral: max(x, 0) - a Q(a), a = |x|, Q(a) = e^(-a^2/2) t p(t),
  * t = 1 / (1 + 0.4 a) (the form of Abramowitz and Stegun 26.2.17), p being minimax (absolute error of a Q 8e-9). */
 GMEM__INLINE V_F32 GMEM__K(gelu_erf)(V_F32 x) {
     const V_F32 a = V_ABS(x), one = V_SET1(1.0f);
-    const V_F32 t = V_DIV(one, V_FMA(a, V_SET1(0.4f), one));
+    const V_F32 t = V_QUOTIENT(one, V_FMA(a, V_SET1(0.4f), one));
     const V_F32 density = GMEM__K(exp)(V_MUL(V_MUL(a, a), V_SET1(-0.5f)));
     V_F32 p = V_SET1(5.724073201e-2f);
     p = V_FMA(p, t, V_SET1(-2.577858269e-1f));
@@ -8330,7 +8403,7 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
         for (int64_t c = 0; c < padded; c += V_WIDTH)
             V_STORE(sums + c, V_MUL(V_LOAD(sums + c), V_ADD(V_LOAD(up + c), bias)));
     }
-    const int64_t end = tile->column + tile->columns;
+    const int64_t end = gemm->y ? tile->column + tile->columns : 0;
     for (int64_t c = tile->column, next; c < end; c = next) { /* sample by sample, where the gate differs */
         const int64_t sample = gemm->gate ? c / gemm->tokens : 0, at = row * gemm->y_stride + c;
         next = gemm->gate ? gmem__min(end, (sample + 1) * gemm->tokens) : end;
@@ -8841,6 +8914,14 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
     }
 }
 
+static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels,
+                               int64_t panel_step) {
+    for (int64_t i = 0; i < count; i += nr, panels += panel_step)
+        for (int64_t lane = 0; lane < nr; lane += V_WIDTH)
+            V_STORE_WORDS(panels + lane, V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)),
+                                                     V_ROUND_BF16(V_LOAD(high + i + lane))));
+}
+
 static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
                                 const float *row_scale, const float *scale) {
     for (int64_t r = 0; r < rows; r++) {
@@ -8856,7 +8937,7 @@ static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t 
 
 static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
     static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
-                                           GMEM__K(pack_narrow_panels), GMEM__K(dequantise)};
+                                           GMEM__K(pack_narrow_panels), GMEM__K(pair_rows), GMEM__K(dequantise)};
     return &rows;
 }
 
@@ -8986,11 +9067,29 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     return sum;
 }
 
-static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gmem__attention *op, const float *q,
-                                    float *y, int64_t queries) {
+/* The queries' values to rows of y, or to the panels of the product that y is handed over to. row, column: of the head's
+ * first channel, of the first query. */
+static void GMEM__K(store_values)(const GMEM__K(packed_head) * head, const gmem__attention *op, int64_t row,
+                                  int64_t column, int64_t queries, const float *inverse) {
+    const int panels = op->to && op->to->packed;
+    float *y = panels ? head->y : op->y + row * op->y_stride + column;
+    const int64_t stride = panels ? GMEM__LANES : op->y_stride;
+    for (int64_t c = 0; c < head->channels; c++)
+        for (int64_t i = 0; i < queries; i += V_WIDTH) {
+            const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
+            GMEM__K(store_lanes)(y + c * stride + i, value, queries - i);
+        }
+    const int64_t nr = head->narrow->nr, step = op->heads * op->head_dim / 2 * nr;
+    uint32_t *words = (uint32_t *)(void *)op->y + column / nr * step + row / 2 * nr;
+    for (int64_t c = 0; panels && c < head->channels; c += 2, words += nr)
+        GMEM__K(pair_rows)(y + c * stride, y + (c + 1) * stride, queries, nr, words, step);
+}
+
+static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gmem__attention *op, int64_t row,
+                                    int64_t column, int64_t queries) {
     float inverse[GMEM__LANES];
     GMEM__K(pack_narrow_panels)
-    (head->narrow, q, op->stride, head->channels, head->channel_words, queries, head->q,
+    (head->narrow, op->q + row * op->stride + column, op->stride, head->channels, head->channel_words, queries, head->q,
      head->channel_words * head->narrow->nr, NULL);
     GMEM__K(multiply_strips)
     (head->narrow, head->k, head->tokens, head->channels, head->q, queries, head->s);
@@ -8998,11 +9097,7 @@ static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gme
         V_STORE(inverse + i, V_DIV(V_SET1(1), GMEM__K(softmax_words)(head, i, op->scale)));
     GMEM__K(multiply_strips)
     (head->narrow, head->v, head->channels, head->tokens, head->p, queries, head->y);
-    for (int64_t c = 0; c < head->channels; c++)
-        for (int64_t i = 0; i < queries; i += V_WIDTH) {
-            const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
-            GMEM__K(store_lanes)(y + c * op->y_stride + i, value, queries - i);
-        }
+    GMEM__K(store_values)(head, op, row, column, queries, inverse);
 }
 
 static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__attention *op, int64_t sample,
@@ -9013,9 +9108,7 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
     GMEM__K(pack_values)(&packed, op->v + row * op->stride + column, op->stride);
     if (narrow->begin) narrow->begin();
     for (int64_t query = begin; query < end; query += GMEM__LANES)
-        GMEM__K(attend_queries)
-    (&packed, op, op->q + row * op->stride + column + query, op->y + row * op->y_stride + column + query,
-     gmem__min(GMEM__LANES, end - query));
+        GMEM__K(attend_queries)(&packed, op, row, column + query, gmem__min(GMEM__LANES, end - query));
     if (narrow->end) narrow->end();
 }
 
@@ -10098,6 +10191,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_SUB
 #undef V_MUL
 #undef V_DIV
+#undef V_QUOTIENT
 #undef V_MAX
 #undef V_MIN
 #undef V_SQRT
@@ -10171,6 +10265,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_SUB(a, b)          _mm512_sub_ps((a), (b))
 #define V_MUL(a, b)          _mm512_mul_ps((a), (b))
 #define V_DIV(a, b)          _mm512_div_ps((a), (b))
+#define V_QUOTIENT(a, b)     gmem__avx512_quotient((a), (b)) /* within 2 ulp, for 1 <= b < 2^126 */
 #define V_MAX(a, b)          _mm512_max_ps((a), (b))
 #define V_MIN(a, b)          _mm512_min_ps((a), (b))
 #define V_SQRT(a)            _mm512_sqrt_ps(a)
@@ -10260,6 +10355,11 @@ GMEM__INLINE __m128 gmem__avx512_four_sums(__m512 a, __m512 b, __m512 c, __m512 
     return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
 }
 
+/* A reciprocal of 14 bits and a step of Newton's: a division takes as long as all else of an activation. */
+GMEM__INLINE __m512 gmem__avx512_quotient(__m512 a, __m512 b) {
+    const __m512 r = _mm512_rcp14_ps(b);
+    return _mm512_mul_ps(a, _mm512_fmadd_ps(_mm512_fnmadd_ps(b, r, _mm512_set1_ps(1.0f)), r, r));
+}
 GMEM__INLINE __m512 gmem__avx512_round_to_bf16(__m512 a) {
     const __m512i bits = _mm512_castps_si512(a);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -10312,19 +10412,19 @@ GMEM__INLINE V_F32 GMEM__K(exp)(V_F32 x) {
     return V_SCALE2(p, n);
 }
 
-GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) { return V_DIV(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x)))); }
+GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) { return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x)))); }
 
 /* 0.5 x (1 + tanh(s)) = x / (1 + e^-2s), s = sqrt(2 / pi) (x + 0.044715 x^3) */
 GMEM__INLINE V_F32 GMEM__K(gelu_tanh)(V_F32 x) {
     const V_F32 s = V_MUL(x, V_FMA(V_MUL(x, x), V_SET1(0.044715f), V_SET1(1.0f)));
-    return V_DIV(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_MUL(s, V_SET1(-1.5957691216f)))));
+    return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_MUL(s, V_SET1(-1.5957691216f)))));
 }
 
 /* x P(x), P being the normal distribution's integral: max(x, 0) - a Q(a), a = |x|, Q(a) = e^(-a^2/2) t p(t),
  * t = 1 / (1 + 0.4 a) (the form of Abramowitz and Stegun 26.2.17), p being minimax (absolute error of a Q 8e-9). */
 GMEM__INLINE V_F32 GMEM__K(gelu_erf)(V_F32 x) {
     const V_F32 a = V_ABS(x), one = V_SET1(1.0f);
-    const V_F32 t = V_DIV(one, V_FMA(a, V_SET1(0.4f), one));
+    const V_F32 t = V_QUOTIENT(one, V_FMA(a, V_SET1(0.4f), one));
     const V_F32 density = GMEM__K(exp)(V_MUL(V_MUL(a, a), V_SET1(-0.5f)));
     V_F32 p = V_SET1(5.724073201e-2f);
     p = V_FMA(p, t, V_SET1(-2.577858269e-1f));
@@ -10552,7 +10652,7 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
         for (int64_t c = 0; c < padded; c += V_WIDTH)
             V_STORE(sums + c, V_MUL(V_LOAD(sums + c), V_ADD(V_LOAD(up + c), bias)));
     }
-    const int64_t end = tile->column + tile->columns;
+    const int64_t end = gemm->y ? tile->column + tile->columns : 0;
     for (int64_t c = tile->column, next; c < end; c = next) { /* sample by sample, where the gate differs */
         const int64_t sample = gemm->gate ? c / gemm->tokens : 0, at = row * gemm->y_stride + c;
         next = gemm->gate ? gmem__min(end, (sample + 1) * gemm->tokens) : end;
@@ -11063,6 +11163,14 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
     }
 }
 
+static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels,
+                               int64_t panel_step) {
+    for (int64_t i = 0; i < count; i += nr, panels += panel_step)
+        for (int64_t lane = 0; lane < nr; lane += V_WIDTH)
+            V_STORE_WORDS(panels + lane, V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)),
+                                                     V_ROUND_BF16(V_LOAD(high + i + lane))));
+}
+
 static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
                                 const float *row_scale, const float *scale) {
     for (int64_t r = 0; r < rows; r++) {
@@ -11078,7 +11186,7 @@ static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t 
 
 static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
     static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
-                                           GMEM__K(pack_narrow_panels), GMEM__K(dequantise)};
+                                           GMEM__K(pack_narrow_panels), GMEM__K(pair_rows), GMEM__K(dequantise)};
     return &rows;
 }
 
@@ -11208,11 +11316,29 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     return sum;
 }
 
-static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gmem__attention *op, const float *q,
-                                    float *y, int64_t queries) {
+/* The queries' values to rows of y, or to the panels of the product that y is handed over to. row, column: of the head's
+ * first channel, of the first query. */
+static void GMEM__K(store_values)(const GMEM__K(packed_head) * head, const gmem__attention *op, int64_t row,
+                                  int64_t column, int64_t queries, const float *inverse) {
+    const int panels = op->to && op->to->packed;
+    float *y = panels ? head->y : op->y + row * op->y_stride + column;
+    const int64_t stride = panels ? GMEM__LANES : op->y_stride;
+    for (int64_t c = 0; c < head->channels; c++)
+        for (int64_t i = 0; i < queries; i += V_WIDTH) {
+            const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
+            GMEM__K(store_lanes)(y + c * stride + i, value, queries - i);
+        }
+    const int64_t nr = head->narrow->nr, step = op->heads * op->head_dim / 2 * nr;
+    uint32_t *words = (uint32_t *)(void *)op->y + column / nr * step + row / 2 * nr;
+    for (int64_t c = 0; panels && c < head->channels; c += 2, words += nr)
+        GMEM__K(pair_rows)(y + c * stride, y + (c + 1) * stride, queries, nr, words, step);
+}
+
+static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gmem__attention *op, int64_t row,
+                                    int64_t column, int64_t queries) {
     float inverse[GMEM__LANES];
     GMEM__K(pack_narrow_panels)
-    (head->narrow, q, op->stride, head->channels, head->channel_words, queries, head->q,
+    (head->narrow, op->q + row * op->stride + column, op->stride, head->channels, head->channel_words, queries, head->q,
      head->channel_words * head->narrow->nr, NULL);
     GMEM__K(multiply_strips)
     (head->narrow, head->k, head->tokens, head->channels, head->q, queries, head->s);
@@ -11220,11 +11346,7 @@ static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gme
         V_STORE(inverse + i, V_DIV(V_SET1(1), GMEM__K(softmax_words)(head, i, op->scale)));
     GMEM__K(multiply_strips)
     (head->narrow, head->v, head->channels, head->tokens, head->p, queries, head->y);
-    for (int64_t c = 0; c < head->channels; c++)
-        for (int64_t i = 0; i < queries; i += V_WIDTH) {
-            const V_F32 value = V_MUL(V_LOAD(head->y + c * GMEM__LANES + i), V_LOAD(inverse + i));
-            GMEM__K(store_lanes)(y + c * op->y_stride + i, value, queries - i);
-        }
+    GMEM__K(store_values)(head, op, row, column, queries, inverse);
 }
 
 static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__attention *op, int64_t sample,
@@ -11235,9 +11357,7 @@ static void GMEM__K(narrow_attention)(const gmem__narrow *narrow, const gmem__at
     GMEM__K(pack_values)(&packed, op->v + row * op->stride + column, op->stride);
     if (narrow->begin) narrow->begin();
     for (int64_t query = begin; query < end; query += GMEM__LANES)
-        GMEM__K(attend_queries)
-    (&packed, op, op->q + row * op->stride + column + query, op->y + row * op->y_stride + column + query,
-     gmem__min(GMEM__LANES, end - query));
+        GMEM__K(attend_queries)(&packed, op, row, column + query, gmem__min(GMEM__LANES, end - query));
     if (narrow->end) narrow->end();
 }
 
@@ -12321,6 +12441,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_SUB
 #undef V_MUL
 #undef V_DIV
+#undef V_QUOTIENT
 #undef V_MAX
 #undef V_MIN
 #undef V_SQRT
@@ -14383,6 +14504,10 @@ static int64_t gmem__narrow_attention_floats(const gmem__narrow *narrow, const g
 /* Packing a head's keys costs the same for all its queries as for some: whole heads where there are enough of them. */
 static void gmem__narrow_attend(const gmem__engine *engine, const gmem__attention *op) {
     const int64_t whole = op->heads * op->samples >= 2 * engine->threads;
+    if (whole && op->head_dim % 2 == 0 && op->tokens % engine->bf16->nr == 0 &&
+        gmem__narrow_hands_over(engine, op->to, engine->bf16, op->y, op->heads * op->head_dim,
+                                op->samples * op->tokens))
+        op->to->packed = 1;
     const int64_t block = whole ? gmem__round_up(op->tokens, GMEM__COLUMN_BLOCK) : GMEM__COLUMN_BLOCK;
     gmem__run_rows(engine, op, op->heads, op->samples, op->tokens, block, gmem__narrow_attention_task);
 }
@@ -14775,6 +14900,8 @@ static void gmem__cpu_linear(const gmem__engine *engine, const gmem__linear *op)
     gemm.residual = op->residual || op->gate ? op->y : NULL;
     gemm.y = op->y;
     gemm.y_stride = op->y_stride;
+    gemm.to = op->to;
+    gemm.from = op->from;
     gmem__gemm_run(engine, &gemm);
 }
 
@@ -14956,9 +15083,19 @@ typedef struct gmem__narrow_job {
     int64_t row_block;          /* rows of a half in a task */
     int64_t column, columns;    /* the columns being worked on */
     int64_t column_tasks;
-    uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
-    float *scales;    /* int8: (columns) */
+    const uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
+    uint32_t *packing;      /* the same, while it is made */
+    float *scales;          /* int8: (columns) */
+    uint32_t *y;            /* the panels of the product that y is handed over to, or NULL */
+    int64_t y_words;        /* their words */
 } gmem__narrow_job;
+
+GMEM__FN int gmem__narrow_hands_over(const gmem__engine *engine, const gmem__handover *to, const gmem__narrow *narrow,
+                                     const void *x, int64_t depth, int64_t columns) {
+    return to && narrow && narrow->type == GMEM_BF16 && narrow == gmem__narrow_for(engine, to->reader) &&
+           to->reader->cols == depth && depth % (2 * GMEM__TILE_WORDS) == 0 && columns % narrow->nr == 0 &&
+           (uintptr_t)x % 64 == 0;
+}
 
 /* packing weights once -------------------------------------------------------------------------------------------- */
 
@@ -15025,7 +15162,8 @@ static void gmem__narrow_columns_task(const void *job_, int64_t i, float *scratc
         stride = GMEM__PACK_COLUMNS;
     }
     job->convert->panels(job->narrow, x, stride, gemm->depth, job->shape.words, count,
-                         job->panels + done * job->shape.words, job->shape.words * job->narrow->nr, job->scales + done);
+                         job->packing + done * job->shape.words, job->shape.words * job->narrow->nr,
+                         job->scales + done);
 }
 
 /* bf16: GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. */
@@ -15037,7 +15175,7 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
     const int64_t words = gmem__min(GMEM__PACK_ROWS / job->shape.per_word, job->shape.words - word);
     if (!gemm->conv) {
         job->convert->panels(job->narrow, gemm->x + k * gemm->x_stride + job->column, gemm->x_stride, rows, words,
-                             job->columns, job->panels + word * nr, step, NULL);
+                             job->columns, job->packing + word * nr, step, NULL);
         return;
     }
     for (int64_t done = 0; done < job->columns; done += GMEM__NC) {
@@ -15046,7 +15184,7 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
         for (int64_t c = 0; c < columns; c += GMEM__PACK_COLUMNS)
             job->convert->panels(job->narrow, scratch + c * rows, GMEM__PACK_COLUMNS, rows, words,
                                  gmem__min(GMEM__PACK_COLUMNS, columns - c),
-                                 job->panels + (done + c) / nr * step + word * nr, step, NULL);
+                                 job->packing + (done + c) / nr * step + word * nr, step, NULL);
     }
 }
 
@@ -15159,6 +15297,15 @@ static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int6
     narrow->multiply(&block);
 }
 
+/* Two rows of y, as the product that comes next wants its x. */
+static void gmem__hand_over_rows(const gmem__narrow_tile *t, int64_t i) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t nr = job->narrow->nr, step = job->y_words * nr;
+    const float *low = t->product + i * GMEM__NC;
+    job->convert->pair(low, low + GMEM__NC, t->tile.columns, nr,
+                       job->y + t->tile.column / nr * step + (t->tile.row + i) / 2 * nr, step);
+}
+
 static void gmem__narrow_finish(const gmem__narrow_tile *t) {
     const gmem__narrow_job *job = t->job;
     const int64_t up = t->strips * job->narrow->mr, padded = gmem__round_up(t->tile.columns, 16);
@@ -15172,6 +15319,7 @@ static void gmem__narrow_finish(const gmem__narrow_tile *t) {
                                      job->narrow->unsigned_x ? sum : NULL, scale, scales);
         }
         job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
+        if (job->y && i % 2) gmem__hand_over_rows(t, i - 1);
     }
 }
 
@@ -15242,7 +15390,15 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
     job.row_block = gmem__row_block(engine, job.shape.rows, gemm->columns, group, most / group * group);
     const int64_t row_tasks = gmem__ceil_div(job.shape.rows, job.row_block);
     const int64_t packable = gmem__min(GMEM__PANELS / job.shape.words, GMEM__SCALES) / GMEM__NC * GMEM__NC;
+    const int64_t packed = gemm->from && gemm->from->packed; /* x is panels already */
     const int share = row_tasks > 1 || narrow->type == GMEM_I8 || gemm->norm != NULL;
+    if (!gemm->gate && !gemm->residual &&
+        gmem__narrow_hands_over(engine, gemm->to, narrow, gemm->y, job.shape.rows, gemm->columns)) {
+        gemm->to->packed = 1;
+        job.y = (uint32_t *)(void *)gemm->y;
+        job.y_words = job.shape.rows / 2;
+        plain.y = NULL;
+    }
     if (gemm->norm && !gmem__norm_fits(gemm)) {
         gmem__cpu_norm(engine, gemm->norm);
         plain.norm = NULL;
@@ -15250,11 +15406,12 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
         plain.x_stride = gemm->norm->columns;
     }
     for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
-        job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
+        job.columns = gmem__min(gemm->columns - job.column, share && !packed ? packable : gemm->columns);
         job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
-        job.panels = share ? (uint32_t *)engine->scratch : NULL;
+        job.packing = share && !packed ? (uint32_t *)engine->scratch : NULL;
+        job.panels = packed ? (const uint32_t *)(const void *)gemm->x : job.packing;
         job.scales = (float *)engine->scratch + GMEM__PANELS;
-        if (share) gmem__narrow_pack_x(&job);
+        if (job.packing) gmem__narrow_pack_x(&job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__narrow_task, &job);
     }
 }
@@ -24819,9 +24976,9 @@ static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, con
     return op;
 }
 
-/* pass->wide = activation(layer(norm(...))). */
+/* pass->wide = activation(layer(norm(...))), maybe handed over. */
 static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, const gmem__layer *layer,
-                               gmem__activation activation) {
+                               gmem__activation activation, gmem__handover *to) {
     gmem__linear op;
     memset(&op, 0, sizeof op);
     op.weight = &layer->weight;
@@ -24830,18 +24987,20 @@ static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, co
     op.y = pass->wide;
     op.y_stride = op.columns = norm->columns;
     op.activation = activation;
+    op.to = to;
     pass->engine.ops->linear(&pass->engine, &op);
 }
 
-/* pass->x += gate * layer(from). */
-static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__layer *layer, const float *from,
-                              const float *gate) {
+/* pass->x += gate * layer(x). */
+static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__layer *layer, const float *x,
+                              const gmem__handover *from, const float *gate) {
     const gmem_network_info *info = &pass->network->info;
     gmem__linear op;
     memset(&op, 0, sizeof op);
     op.weight = &layer->weight;
     op.bias = layer->bias;
-    op.x = from;
+    op.x = x;
+    op.from = from;
     op.y = pass->x;
     op.x_stride = op.y_stride = op.columns = batch * info->tokens;
     op.residual = 1;
@@ -24873,12 +25032,13 @@ static void gmem__rotate_heads(const gmem_pass *pass, int64_t batch, const gmem_
     pass->engine.ops->rotate(&pass->engine, &op);
 }
 
-/* pass->y = attention(norm(...)). */
-static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm *norm, const gmem__dit_block *block) {
+/* pass->y = attention(norm(...)), maybe handed over. */
+static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm *norm, const gmem__dit_block *block,
+                         gmem__handover *to) {
     const gmem_network_info *info = &pass->network->info;
     const int64_t columns = batch * info->tokens, part = info->hidden * columns;
     gmem__attention op;
-    gmem__apply_normed(pass, norm, &block->qkv, GMEM__ACT_NONE);
+    gmem__apply_normed(pass, norm, &block->qkv, GMEM__ACT_NONE, NULL);
     gmem__rotate_heads(pass, batch, &block->q_norm, pass->wide);
     gmem__rotate_heads(pass, batch, &block->k_norm, pass->wide + part);
     memset(&op, 0, sizeof op);
@@ -24893,6 +25053,7 @@ static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm 
     op.stride = op.y_stride = columns;
     op.scale = (float)(1.0 / sqrt((double)info->head_dim));
     op.compute = pass->network->context->compute;
+    op.to = to;
     pass->engine.ops->attention(&pass->engine, &op);
 }
 
@@ -24902,15 +25063,16 @@ static void gmem__run_block(const gmem_pass *pass, int64_t batch, int64_t index)
     const int64_t rows = gmem__modulation_rows(info), half = rows / 2, hidden = info->hidden;
     const int64_t scale = info->shift ? hidden : 0; /* the shift, where there is one, comes first */
     const float *attention = pass->modulation + index * rows, *mlp = attention + half;
+    gmem__handover attended = {&block->proj.weight, 0}, inside = {&block->mlp_out.weight, 0};
 
     gmem__norm norm =
         gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale);
-    gmem__attend(pass, batch, &norm, block);
-    gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden);
+    gmem__attend(pass, batch, &norm, block, &attended);
+    gmem__apply_gated(pass, batch, &block->proj, pass->y, &attended, attention + scale + hidden);
 
     norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale);
-    gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH);
-    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden);
+    gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH, &inside);
+    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, &inside, mlp + scale + hidden);
 }
 
 /* pass->wide = the final layer's patches. */
@@ -24919,7 +25081,7 @@ static void gmem__run_final(const gmem_pass *pass, int64_t batch) {
     const gmem_network_info *info = &network->info;
     const float *shift = pass->modulation + info->depth * gmem__modulation_rows(info);
     const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, shift, shift + info->hidden);
-    gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE);
+    gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE, NULL);
 }
 
 /* Brings the modulations of the samples that are computed to the front, or back: an exchange undoes itself. */
@@ -28076,7 +28238,7 @@ static gmem__searches gmem__searches_of(const gmem__engine *engine, const gmem_b
     searches.scan.k = desc->k;
     if (desc->rerank) searches.scan.k = desc->candidates ? gmem__min(desc->candidates, rows) : some;
     /* room beyond the k best, so that sorting them out is seldom */
-    searches.scan.capacity = searches.scan.k < rows / 2 - 32 ? 2 * searches.scan.k + 64 : rows;
+    searches.scan.capacity = searches.scan.k < rows / 8 - 32 ? 8 * searches.scan.k + 64 : rows;
     searches.batch = gmem__min(gmem__min(desc->count, GMEM__SCAN_QUERIES),
                                gmem__max(1, GMEM__SEARCH_FOUND / searches.scan.capacity / engine->threads));
     searches.scan.count = searches.batch;

@@ -527,9 +527,9 @@ static gmem__norm gmem__modulated_norm(const gmem_pass *pass, int64_t batch, con
     return op;
 }
 
-/* pass->wide = activation(layer(norm(...))). */
+/* pass->wide = activation(layer(norm(...))), maybe handed over. */
 static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, const gmem__layer *layer,
-                               gmem__activation activation) {
+                               gmem__activation activation, gmem__handover *to) {
     gmem__linear op;
     memset(&op, 0, sizeof op);
     op.weight = &layer->weight;
@@ -538,18 +538,20 @@ static void gmem__apply_normed(const gmem_pass *pass, const gmem__norm *norm, co
     op.y = pass->wide;
     op.y_stride = op.columns = norm->columns;
     op.activation = activation;
+    op.to = to;
     pass->engine.ops->linear(&pass->engine, &op);
 }
 
-/* pass->x += gate * layer(from). */
-static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__layer *layer, const float *from,
-                              const float *gate) {
+/* pass->x += gate * layer(x). */
+static void gmem__apply_gated(const gmem_pass *pass, int64_t batch, const gmem__layer *layer, const float *x,
+                              const gmem__handover *from, const float *gate) {
     const gmem_network_info *info = &pass->network->info;
     gmem__linear op;
     memset(&op, 0, sizeof op);
     op.weight = &layer->weight;
     op.bias = layer->bias;
-    op.x = from;
+    op.x = x;
+    op.from = from;
     op.y = pass->x;
     op.x_stride = op.y_stride = op.columns = batch * info->tokens;
     op.residual = 1;
@@ -581,12 +583,13 @@ static void gmem__rotate_heads(const gmem_pass *pass, int64_t batch, const gmem_
     pass->engine.ops->rotate(&pass->engine, &op);
 }
 
-/* pass->y = attention(norm(...)). */
-static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm *norm, const gmem__dit_block *block) {
+/* pass->y = attention(norm(...)), maybe handed over. */
+static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm *norm, const gmem__dit_block *block,
+                         gmem__handover *to) {
     const gmem_network_info *info = &pass->network->info;
     const int64_t columns = batch * info->tokens, part = info->hidden * columns;
     gmem__attention op;
-    gmem__apply_normed(pass, norm, &block->qkv, GMEM__ACT_NONE);
+    gmem__apply_normed(pass, norm, &block->qkv, GMEM__ACT_NONE, NULL);
     gmem__rotate_heads(pass, batch, &block->q_norm, pass->wide);
     gmem__rotate_heads(pass, batch, &block->k_norm, pass->wide + part);
     memset(&op, 0, sizeof op);
@@ -601,6 +604,7 @@ static void gmem__attend(const gmem_pass *pass, int64_t batch, const gmem__norm 
     op.stride = op.y_stride = columns;
     op.scale = (float)(1.0 / sqrt((double)info->head_dim));
     op.compute = pass->network->context->compute;
+    op.to = to;
     pass->engine.ops->attention(&pass->engine, &op);
 }
 
@@ -610,15 +614,16 @@ static void gmem__run_block(const gmem_pass *pass, int64_t batch, int64_t index)
     const int64_t rows = gmem__modulation_rows(info), half = rows / 2, hidden = info->hidden;
     const int64_t scale = info->shift ? hidden : 0; /* the shift, where there is one, comes first */
     const float *attention = pass->modulation + index * rows, *mlp = attention + half;
+    gmem__handover attended = {&block->proj.weight, 0}, inside = {&block->mlp_out.weight, 0};
 
     gmem__norm norm =
         gmem__modulated_norm(pass, batch, &block->norm1, info->shift ? attention : NULL, attention + scale);
-    gmem__attend(pass, batch, &norm, block);
-    gmem__apply_gated(pass, batch, &block->proj, pass->y, attention + scale + hidden);
+    gmem__attend(pass, batch, &norm, block, &attended);
+    gmem__apply_gated(pass, batch, &block->proj, pass->y, &attended, attention + scale + hidden);
 
     norm = gmem__modulated_norm(pass, batch, &block->norm2, info->shift ? mlp : NULL, mlp + scale);
-    gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH);
-    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, mlp + scale + hidden);
+    gmem__apply_normed(pass, &norm, &block->mlp_in, info->swiglu ? GMEM__ACT_SWIGLU : GMEM__ACT_GELU_TANH, &inside);
+    gmem__apply_gated(pass, batch, &block->mlp_out, pass->wide, &inside, mlp + scale + hidden);
 }
 
 /* pass->wide = the final layer's patches. */
@@ -627,7 +632,7 @@ static void gmem__run_final(const gmem_pass *pass, int64_t batch) {
     const gmem_network_info *info = &network->info;
     const float *shift = pass->modulation + info->depth * gmem__modulation_rows(info);
     const gmem__norm norm = gmem__modulated_norm(pass, batch, &network->final_norm, shift, shift + info->hidden);
-    gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE);
+    gmem__apply_normed(pass, &norm, &network->output, GMEM__ACT_NONE, NULL);
 }
 
 /* Brings the modulations of the samples that are computed to the front, or back: an exchange undoes itself. */

@@ -215,6 +215,8 @@ static void gmem__cpu_linear(const gmem__engine *engine, const gmem__linear *op)
     gemm.residual = op->residual || op->gate ? op->y : NULL;
     gemm.y = op->y;
     gemm.y_stride = op->y_stride;
+    gemm.to = op->to;
+    gemm.from = op->from;
     gmem__gemm_run(engine, &gemm);
 }
 

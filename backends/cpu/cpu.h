@@ -50,6 +50,8 @@ typedef struct gmem__gemm {
     const float *residual; /* like y, may be y; or NULL */
     float *y;              /* (rows, columns), or (rows / 2, columns) for SWIGLU; rows y_stride apart */
     int64_t y_stride;
+    gmem__handover *to; /* as gmem__linear has them */
+    const gmem__handover *from;
 } gmem__gemm;
 
 /* A rectangle of a gmem__gemm's product. With SWIGLU rows go in pairs: `row` and `rows` count pairs, j standing for
@@ -91,6 +93,8 @@ typedef struct gmem__narrow_rows {
      * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
                    int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
+    /* Two rows of x (count; whole panels), neighbours in depth, to a row of words of bf16 panels. */
+    void (*pair)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels, int64_t panel_step);
     /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it
      * is NULL, and scale (count). weight_sums (rows), where columns were stored as x + 128, else NULL. */
     void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
@@ -135,7 +139,8 @@ typedef struct gmem__kernels {
                       float *scratch);
     void (*group_norm)(const gmem__group_norm *op, int64_t group);
 
-    /* Row i of a tile from the product to y: activation, gate, residual. up: where SWIGLU's second half begins. */
+    /* Row i of a tile from the product to y: activation, gate, residual. up: where SWIGLU's second half begins. y NULL:
+     * it stays in the product, and there is neither gate nor residual. */
     void (*finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, int64_t i, int64_t up, float *product);
     /* x (count) to the nearest bf16 values, in place. */
     void (*round_bf16)(float *x, int64_t count);
@@ -220,6 +225,11 @@ GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64
 /* narrow.c: the kernel for products with this weight, or NULL; and the product. */
 GMEM__FN const struct gmem__narrow *gmem__narrow_for(const gmem__engine *engine, const gmem__weight *weight);
 GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gemm, const struct gmem__narrow *narrow);
+
+/* narrow.c: whether what this kernel computes, x (depth, columns) of the reader at `x`, can be left there in the panels
+ * of the reader's product: whole words and panels. Then the panels lie one after the other. */
+GMEM__FN int gmem__narrow_hands_over(const gmem__engine *engine, const gmem__handover *to,
+                                     const struct gmem__narrow *narrow, const void *x, int64_t depth, int64_t columns);
 
 /* host.c: the operations that no instruction set does better. */
 GMEM__FN void gmem__host_copy(const gmem__engine *engine, const gmem__copy *op);

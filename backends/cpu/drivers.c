@@ -103,6 +103,10 @@ static int64_t gmem__narrow_attention_floats(const gmem__narrow *narrow, const g
 /* Packing a head's keys costs the same for all its queries as for some: whole heads where there are enough of them. */
 static void gmem__narrow_attend(const gmem__engine *engine, const gmem__attention *op) {
     const int64_t whole = op->heads * op->samples >= 2 * engine->threads;
+    if (whole && op->head_dim % 2 == 0 && op->tokens % engine->bf16->nr == 0 &&
+        gmem__narrow_hands_over(engine, op->to, engine->bf16, op->y, op->heads * op->head_dim,
+                                op->samples * op->tokens))
+        op->to->packed = 1;
     const int64_t block = whole ? gmem__round_up(op->tokens, GMEM__COLUMN_BLOCK) : GMEM__COLUMN_BLOCK;
     gmem__run_rows(engine, op, op->heads, op->samples, op->tokens, block, gmem__narrow_attention_task);
 }

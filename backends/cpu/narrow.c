@@ -83,9 +83,19 @@ typedef struct gmem__narrow_job {
     int64_t row_block;          /* rows of a half in a task */
     int64_t column, columns;    /* the columns being worked on */
     int64_t column_tasks;
-    uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
-    float *scales;    /* int8: (columns) */
+    const uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
+    uint32_t *packing;      /* the same, while it is made */
+    float *scales;          /* int8: (columns) */
+    uint32_t *y;            /* the panels of the product that y is handed over to, or NULL */
+    int64_t y_words;        /* their words */
 } gmem__narrow_job;
+
+GMEM__FN int gmem__narrow_hands_over(const gmem__engine *engine, const gmem__handover *to, const gmem__narrow *narrow,
+                                     const void *x, int64_t depth, int64_t columns) {
+    return to && narrow && narrow->type == GMEM_BF16 && narrow == gmem__narrow_for(engine, to->reader) &&
+           to->reader->cols == depth && depth % (2 * GMEM__TILE_WORDS) == 0 && columns % narrow->nr == 0 &&
+           (uintptr_t)x % 64 == 0;
+}
 
 /* packing weights once -------------------------------------------------------------------------------------------- */
 
@@ -152,7 +162,8 @@ static void gmem__narrow_columns_task(const void *job_, int64_t i, float *scratc
         stride = GMEM__PACK_COLUMNS;
     }
     job->convert->panels(job->narrow, x, stride, gemm->depth, job->shape.words, count,
-                         job->panels + done * job->shape.words, job->shape.words * job->narrow->nr, job->scales + done);
+                         job->packing + done * job->shape.words, job->shape.words * job->narrow->nr,
+                         job->scales + done);
 }
 
 /* bf16: GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. */
@@ -164,7 +175,7 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
     const int64_t words = gmem__min(GMEM__PACK_ROWS / job->shape.per_word, job->shape.words - word);
     if (!gemm->conv) {
         job->convert->panels(job->narrow, gemm->x + k * gemm->x_stride + job->column, gemm->x_stride, rows, words,
-                             job->columns, job->panels + word * nr, step, NULL);
+                             job->columns, job->packing + word * nr, step, NULL);
         return;
     }
     for (int64_t done = 0; done < job->columns; done += GMEM__NC) {
@@ -173,7 +184,7 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
         for (int64_t c = 0; c < columns; c += GMEM__PACK_COLUMNS)
             job->convert->panels(job->narrow, scratch + c * rows, GMEM__PACK_COLUMNS, rows, words,
                                  gmem__min(GMEM__PACK_COLUMNS, columns - c),
-                                 job->panels + (done + c) / nr * step + word * nr, step, NULL);
+                                 job->packing + (done + c) / nr * step + word * nr, step, NULL);
     }
 }
 
@@ -286,6 +297,15 @@ static void gmem__multiply_group(const gmem__narrow_tile *t, int64_t index, int6
     narrow->multiply(&block);
 }
 
+/* Two rows of y, as the product that comes next wants its x. */
+static void gmem__hand_over_rows(const gmem__narrow_tile *t, int64_t i) {
+    const gmem__narrow_job *job = t->job;
+    const int64_t nr = job->narrow->nr, step = job->y_words * nr;
+    const float *low = t->product + i * GMEM__NC;
+    job->convert->pair(low, low + GMEM__NC, t->tile.columns, nr,
+                       job->y + t->tile.column / nr * step + (t->tile.row + i) / 2 * nr, step);
+}
+
 static void gmem__narrow_finish(const gmem__narrow_tile *t) {
     const gmem__narrow_job *job = t->job;
     const int64_t up = t->strips * job->narrow->mr, padded = gmem__round_up(t->tile.columns, 16);
@@ -299,6 +319,7 @@ static void gmem__narrow_finish(const gmem__narrow_tile *t) {
                                      job->narrow->unsigned_x ? sum : NULL, scale, scales);
         }
         job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
+        if (job->y && i % 2) gmem__hand_over_rows(t, i - 1);
     }
 }
 
@@ -369,7 +390,15 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
     job.row_block = gmem__row_block(engine, job.shape.rows, gemm->columns, group, most / group * group);
     const int64_t row_tasks = gmem__ceil_div(job.shape.rows, job.row_block);
     const int64_t packable = gmem__min(GMEM__PANELS / job.shape.words, GMEM__SCALES) / GMEM__NC * GMEM__NC;
+    const int64_t packed = gemm->from && gemm->from->packed; /* x is panels already */
     const int share = row_tasks > 1 || narrow->type == GMEM_I8 || gemm->norm != NULL;
+    if (!gemm->gate && !gemm->residual &&
+        gmem__narrow_hands_over(engine, gemm->to, narrow, gemm->y, job.shape.rows, gemm->columns)) {
+        gemm->to->packed = 1;
+        job.y = (uint32_t *)(void *)gemm->y;
+        job.y_words = job.shape.rows / 2;
+        plain.y = NULL;
+    }
     if (gemm->norm && !gmem__norm_fits(gemm)) {
         gmem__cpu_norm(engine, gemm->norm);
         plain.norm = NULL;
@@ -377,11 +406,12 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
         plain.x_stride = gemm->norm->columns;
     }
     for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
-        job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
+        job.columns = gmem__min(gemm->columns - job.column, share && !packed ? packable : gemm->columns);
         job.column_tasks = gmem__ceil_div(job.columns, GMEM__NC);
-        job.panels = share ? (uint32_t *)engine->scratch : NULL;
+        job.packing = share && !packed ? (uint32_t *)engine->scratch : NULL;
+        job.panels = packed ? (const uint32_t *)(const void *)gemm->x : job.packing;
         job.scales = (float *)engine->scratch + GMEM__PANELS;
-        if (share) gmem__narrow_pack_x(&job);
+        if (job.packing) gmem__narrow_pack_x(&job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__narrow_task, &job);
     }
 }

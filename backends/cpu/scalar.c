@@ -63,6 +63,7 @@ static void gmem__scalar_finish_row(const gmem__gemm *gemm, const gmem__tile *ti
     const int swiglu = gemm->activation == GMEM__ACT_SWIGLU;
     const int64_t row = tile->row + i, first = row * gemm->y_stride + tile->column;
     const float *sums = product + i * GMEM__NC, *up = product + (up_row + i) * GMEM__NC;
+    float *y = gemm->y ? gemm->y + first : product + i * GMEM__NC;
     const float bias = gemm->bias ? gemm->bias[row] : 0;
     const float up_bias = gemm->bias && swiglu ? gemm->bias[row + gemm->rows / 2] : 0;
     for (int64_t c = 0; c < tile->columns; c++) {
@@ -70,7 +71,7 @@ static void gmem__scalar_finish_row(const gmem__gemm *gemm, const gmem__tile *ti
         if (swiglu) value *= up[c] + up_bias;
         if (gemm->gate) value *= gemm->gate[(tile->column + c) / gemm->tokens * gemm->gate_stride + row];
         if (gemm->residual) value += gemm->residual[first + c];
-        gemm->y[first + c] = value;
+        y[c] = value;
     }
 }
 
