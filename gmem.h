@@ -7805,11 +7805,13 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_MUL
 #undef V_DIV
 #undef V_QUOTIENT
+#undef V_TURN
 #undef V_MAX
 #undef V_MIN
 #undef V_SQRT
 #undef V_ABS
 #undef V_FMA
+#undef V_FMS
 #undef V_FNMA
 #undef V_ROUND
 #undef V_LESS_EQUAL
@@ -8015,6 +8017,7 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t r
 #define V_SQRT(a)            _mm256_sqrt_ps(a)
 #define V_ABS(a)             _mm256_andnot_ps(_mm256_set1_ps(-0.0f), (a))
 #define V_FMA(a, b, c)       _mm256_fmadd_ps((a), (b), (c))  /* a b + c */
+#define V_FMS(a, b, c)       _mm256_fmsub_ps((a), (b), (c))  /* a b - c */
 #define V_FNMA(a, b, c)      _mm256_fnmadd_ps((a), (b), (c)) /* c - a b */
 #define V_ROUND(a)           _mm256_round_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define V_LESS_EQUAL(a, b)   _mm256_cmp_ps((a), (b), _CMP_LE_OQ)
@@ -8057,6 +8060,7 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t r
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
+#define V_TURN(words)          gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
 #define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
@@ -8144,6 +8148,22 @@ GMEM__INLINE __m256i gmem__avx2_word_weights(__m256 low, __m256 high) {
     return _mm256_or_si256(l, _mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(high), half), upper));
 }
 
+GMEM__INLINE void gmem__avx2_turn(__m256i *w) {
+    __m256i a[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(w[i], w[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(w[i], w[i + 1]);
+    }
+    for (int i = 0; i < 8; i++) /* w[4 q + j]: in lane l column 4 l + j of rows 4 q to 4 q + 3 */
+        w[i] = i % 2 ? _mm256_unpackhi_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2])
+                     : _mm256_unpacklo_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2]);
+    for (int j = 0; j < 4; j++) {
+        const __m256i low = _mm256_permute2x128_si256(w[j], w[4 + j], 0x20);
+        w[4 + j] = _mm256_permute2x128_si256(w[j], w[4 + j], 0x31);
+        w[j] = low;
+    }
+}
+
 /* ---- backends/cpu/math.inc ---- */
 /* Template: exp and the activations on vectors. */
 
@@ -8160,6 +8180,20 @@ GMEM__INLINE V_F32 GMEM__K(exp)(V_F32 x) {
     p = V_FMA(p, r, V_SET1(1.666651964e-1f));
     p = V_FMA(p, r, V_SET1(4.999999404e-1f));
     p = V_FMA(V_MUL(p, r), r, V_ADD(r, V_SET1(1.0f)));
+    return V_SCALE2(p, n);
+}
+
+/* 2^x for x up to 0, of a relative error of 3e-6, which is enough for what is rounded to bf16 (2e-3): x = n + r,
+ * |r| <= 1/2, and 2^r minimax. Below -125 it gives 2^-125: no result is subnormal, which would take a hundred times as
+ * long. NaN stays NaN. */
+GMEM__INLINE V_F32 GMEM__K(rough_exp2)(V_F32 x) {
+    x = V_MAX(V_SET1(-125.0f), x);
+    const V_F32 n = V_ROUND(x), r = V_SUB(x, n);
+    V_F32 p = V_SET1(9.570101908e-3f);
+    p = V_FMA(p, r, V_SET1(5.591786032e-2f));
+    p = V_FMA(p, r, V_SET1(2.402474483e-1f));
+    p = V_FMA(p, r, V_SET1(6.931218147e-1f));
+    p = V_FMA(p, r, V_SET1(9.999992614e-1f));
     return V_SCALE2(p, n);
 }
 
@@ -8977,25 +9011,29 @@ static GMEM__K(packed_head) GMEM__K(place_head)(const gmem__narrow *narrow, cons
     return head;
 }
 
-/* A key's words lie along the channels, across the vectors: turned in pieces of a vector's keys. */
+/* Channels c and c + 1 of a vector of keys as words; zero beyond the last channel. */
+GMEM__INLINE V_I32 GMEM__K(key_words)(const float *k, int64_t stride, int64_t c, int64_t channels, int64_t lanes) {
+    const float *row = k + c * stride;
+    const V_F32 low = c < channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row, lanes)) : V_ZERO();
+    const V_F32 high = c + 1 < channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row + stride, lanes)) : V_ZERO();
+    return V_WORD_BF16(low, high);
+}
+
+/* A key's words lie along the channels, across the vectors: turned in squares. */
 static void GMEM__K(pack_keys)(const GMEM__K(packed_head) * head, const float *k, int64_t stride) {
     const int64_t mr = head->narrow->mr, strip_words = head->channel_words * mr;
-    uint32_t words[V_WIDTH];
+    V_I32 words[V_WIDTH];
     memset(head->k, 0, (size_t)(gmem__ceil_div(head->tokens, mr) * strip_words) * sizeof *head->k);
     for (int64_t key = 0; key < head->tokens; key += V_WIDTH) {
         const int64_t lanes = gmem__min(V_WIDTH, head->tokens - key);
-        uint32_t *at[V_WIDTH];
-        for (int64_t i = 0; i < lanes; i++)
-            at[i] = head->k + (key + i) / mr * strip_words + (key + i) % mr * GMEM__TILE_WORDS;
-        for (int64_t c = 0; c < head->channels; c += 2) {
-            const float *row = k + c * stride + key;
-            const V_F32 low = V_ROUND_BF16(GMEM__K(load_lanes)(row, lanes));
-            const V_F32 high =
-                c + 1 < head->channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row + stride, lanes)) : V_ZERO();
-            const int64_t word = c / 2 / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + c / 2 % GMEM__TILE_WORDS;
-            V_STORE_WORDS(words, V_WORD_BF16(low, high));
+        for (int64_t word = 0; word < head->channel_words; word += V_WIDTH) {
+            const int64_t tile = word / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + word % GMEM__TILE_WORDS;
+            for (int64_t i = 0; i < V_WIDTH; i++)
+                words[i] = GMEM__K(key_words)(k + key, stride, 2 * (word + i), head->channels, lanes);
+            V_TURN(words);
             for (int64_t i = 0; i < lanes; i++)
-                at[i][word] = words[i];
+                V_STORE_WORDS(head->k + (key + i) / mr * strip_words + (key + i) % mr * GMEM__TILE_WORDS + tile,
+                              words[i]);
         }
     }
 }
@@ -9047,6 +9085,7 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     const int64_t nr = head->narrow->nr, tokens = head->tokens;
     const float *s = head->s + lane;
     uint32_t *p = head->p + lane / nr * head->token_words * nr + lane % nr;
+    const V_F32 factor = V_SET1(scale * 1.44269504f); /* to powers of 2 */
     V_F32 largest = V_LOAD(s), other = largest, sum = V_ZERO(), high;
     int64_t key = 1;
     for (; key + 1 < tokens; key += 2) { /* two chains, as a maximum takes several cycles */
@@ -9054,11 +9093,11 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
         other = V_MAX(other, V_LOAD(s + (key + 1) * GMEM__LANES));
     }
     if (key < tokens) largest = V_MAX(largest, V_LOAD(s + key * GMEM__LANES));
-    largest = V_MUL(V_MAX(largest, other), V_SET1(scale));
+    largest = V_MUL(V_MAX(largest, other), factor);
     for (key = 0; key < tokens; key += 2, p += nr, s += 2 * GMEM__LANES) {
-        V_F32 low = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s), V_SET1(scale)), largest));
+        const V_F32 low = GMEM__K(rough_exp2)(V_FMS(V_LOAD(s), factor, largest));
         high = V_ZERO();
-        if (key + 1 < tokens) high = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest));
+        if (key + 1 < tokens) high = GMEM__K(rough_exp2)(V_FMS(V_LOAD(s + GMEM__LANES), factor, largest));
         sum = V_ADD(sum, V_ADD(low, high));
         V_STORE_WORDS(p, V_WORD_WEIGHTS(low, high));
     }
@@ -10192,11 +10231,13 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_MUL
 #undef V_DIV
 #undef V_QUOTIENT
+#undef V_TURN
 #undef V_MAX
 #undef V_MIN
 #undef V_SQRT
 #undef V_ABS
 #undef V_FMA
+#undef V_FMS
 #undef V_FNMA
 #undef V_ROUND
 #undef V_LESS_EQUAL
@@ -10271,6 +10312,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_SQRT(a)            _mm512_sqrt_ps(a)
 #define V_ABS(a)             _mm512_abs_ps(a)
 #define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))            /* a b + c */
+#define V_FMS(a, b, c)       _mm512_fmsub_ps((a), (b), (c))            /* a b - c */
 #define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c))           /* c - a b */
 #define V_ROUND(a)           _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)) /* |a| < 2^31; roundscale warns at -O0 */
 #define V_LESS_EQUAL(a, b)   _mm512_cmp_ps_mask((a), (b), _CMP_LE_OQ)
@@ -10312,6 +10354,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
+#define V_TURN(words)          gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
 #define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
@@ -10393,6 +10436,27 @@ GMEM__INLINE __m512i gmem__avx512_word_weights(__m512 low, __m512 high) {
     return _mm512_or_si512(l, _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(high), half), upper));
 }
 
+GMEM__INLINE void gmem__avx512_turn(__m512i *w) {
+    __m512i a[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(w[i], w[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(w[i], w[i + 1]);
+    }
+    for (int i = 0; i < 16; i++) /* w[4 q + j]: in lane l column 4 l + j of rows 4 q to 4 q + 3 */
+        w[i] = i % 2 ? _mm512_unpackhi_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2])
+                     : _mm512_unpacklo_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2]);
+    for (int j = 0; j < 4; j++) {
+        const __m512i even = _mm512_shuffle_i32x4(w[j], w[4 + j], 0x88),
+                      odd = _mm512_shuffle_i32x4(w[j], w[4 + j], 0xdd);
+        const __m512i even2 = _mm512_shuffle_i32x4(w[8 + j], w[12 + j], 0x88);
+        const __m512i odd2 = _mm512_shuffle_i32x4(w[8 + j], w[12 + j], 0xdd);
+        w[j] = _mm512_shuffle_i32x4(even, even2, 0x88);
+        w[4 + j] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+        w[8 + j] = _mm512_shuffle_i32x4(even, even2, 0xdd);
+        w[12 + j] = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+    }
+}
+
 /* ---- backends/cpu/math.inc ---- */
 /* Template: exp and the activations on vectors. */
 
@@ -10409,6 +10473,20 @@ GMEM__INLINE V_F32 GMEM__K(exp)(V_F32 x) {
     p = V_FMA(p, r, V_SET1(1.666651964e-1f));
     p = V_FMA(p, r, V_SET1(4.999999404e-1f));
     p = V_FMA(V_MUL(p, r), r, V_ADD(r, V_SET1(1.0f)));
+    return V_SCALE2(p, n);
+}
+
+/* 2^x for x up to 0, of a relative error of 3e-6, which is enough for what is rounded to bf16 (2e-3): x = n + r,
+ * |r| <= 1/2, and 2^r minimax. Below -125 it gives 2^-125: no result is subnormal, which would take a hundred times as
+ * long. NaN stays NaN. */
+GMEM__INLINE V_F32 GMEM__K(rough_exp2)(V_F32 x) {
+    x = V_MAX(V_SET1(-125.0f), x);
+    const V_F32 n = V_ROUND(x), r = V_SUB(x, n);
+    V_F32 p = V_SET1(9.570101908e-3f);
+    p = V_FMA(p, r, V_SET1(5.591786032e-2f));
+    p = V_FMA(p, r, V_SET1(2.402474483e-1f));
+    p = V_FMA(p, r, V_SET1(6.931218147e-1f));
+    p = V_FMA(p, r, V_SET1(9.999992614e-1f));
     return V_SCALE2(p, n);
 }
 
@@ -11226,25 +11304,29 @@ static GMEM__K(packed_head) GMEM__K(place_head)(const gmem__narrow *narrow, cons
     return head;
 }
 
-/* A key's words lie along the channels, across the vectors: turned in pieces of a vector's keys. */
+/* Channels c and c + 1 of a vector of keys as words; zero beyond the last channel. */
+GMEM__INLINE V_I32 GMEM__K(key_words)(const float *k, int64_t stride, int64_t c, int64_t channels, int64_t lanes) {
+    const float *row = k + c * stride;
+    const V_F32 low = c < channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row, lanes)) : V_ZERO();
+    const V_F32 high = c + 1 < channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row + stride, lanes)) : V_ZERO();
+    return V_WORD_BF16(low, high);
+}
+
+/* A key's words lie along the channels, across the vectors: turned in squares. */
 static void GMEM__K(pack_keys)(const GMEM__K(packed_head) * head, const float *k, int64_t stride) {
     const int64_t mr = head->narrow->mr, strip_words = head->channel_words * mr;
-    uint32_t words[V_WIDTH];
+    V_I32 words[V_WIDTH];
     memset(head->k, 0, (size_t)(gmem__ceil_div(head->tokens, mr) * strip_words) * sizeof *head->k);
     for (int64_t key = 0; key < head->tokens; key += V_WIDTH) {
         const int64_t lanes = gmem__min(V_WIDTH, head->tokens - key);
-        uint32_t *at[V_WIDTH];
-        for (int64_t i = 0; i < lanes; i++)
-            at[i] = head->k + (key + i) / mr * strip_words + (key + i) % mr * GMEM__TILE_WORDS;
-        for (int64_t c = 0; c < head->channels; c += 2) {
-            const float *row = k + c * stride + key;
-            const V_F32 low = V_ROUND_BF16(GMEM__K(load_lanes)(row, lanes));
-            const V_F32 high =
-                c + 1 < head->channels ? V_ROUND_BF16(GMEM__K(load_lanes)(row + stride, lanes)) : V_ZERO();
-            const int64_t word = c / 2 / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + c / 2 % GMEM__TILE_WORDS;
-            V_STORE_WORDS(words, V_WORD_BF16(low, high));
+        for (int64_t word = 0; word < head->channel_words; word += V_WIDTH) {
+            const int64_t tile = word / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + word % GMEM__TILE_WORDS;
+            for (int64_t i = 0; i < V_WIDTH; i++)
+                words[i] = GMEM__K(key_words)(k + key, stride, 2 * (word + i), head->channels, lanes);
+            V_TURN(words);
             for (int64_t i = 0; i < lanes; i++)
-                at[i][word] = words[i];
+                V_STORE_WORDS(head->k + (key + i) / mr * strip_words + (key + i) % mr * GMEM__TILE_WORDS + tile,
+                              words[i]);
         }
     }
 }
@@ -11296,6 +11378,7 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     const int64_t nr = head->narrow->nr, tokens = head->tokens;
     const float *s = head->s + lane;
     uint32_t *p = head->p + lane / nr * head->token_words * nr + lane % nr;
+    const V_F32 factor = V_SET1(scale * 1.44269504f); /* to powers of 2 */
     V_F32 largest = V_LOAD(s), other = largest, sum = V_ZERO(), high;
     int64_t key = 1;
     for (; key + 1 < tokens; key += 2) { /* two chains, as a maximum takes several cycles */
@@ -11303,11 +11386,11 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
         other = V_MAX(other, V_LOAD(s + (key + 1) * GMEM__LANES));
     }
     if (key < tokens) largest = V_MAX(largest, V_LOAD(s + key * GMEM__LANES));
-    largest = V_MUL(V_MAX(largest, other), V_SET1(scale));
+    largest = V_MUL(V_MAX(largest, other), factor);
     for (key = 0; key < tokens; key += 2, p += nr, s += 2 * GMEM__LANES) {
-        V_F32 low = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s), V_SET1(scale)), largest));
+        const V_F32 low = GMEM__K(rough_exp2)(V_FMS(V_LOAD(s), factor, largest));
         high = V_ZERO();
-        if (key + 1 < tokens) high = GMEM__K(exp)(V_SUB(V_MUL(V_LOAD(s + GMEM__LANES), V_SET1(scale)), largest));
+        if (key + 1 < tokens) high = GMEM__K(rough_exp2)(V_FMS(V_LOAD(s + GMEM__LANES), factor, largest));
         sum = V_ADD(sum, V_ADD(low, high));
         V_STORE_WORDS(p, V_WORD_WEIGHTS(low, high));
     }
@@ -12442,11 +12525,13 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_MUL
 #undef V_DIV
 #undef V_QUOTIENT
+#undef V_TURN
 #undef V_MAX
 #undef V_MIN
 #undef V_SQRT
 #undef V_ABS
 #undef V_FMA
+#undef V_FMS
 #undef V_FNMA
 #undef V_ROUND
 #undef V_LESS_EQUAL

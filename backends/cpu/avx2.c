@@ -26,6 +26,7 @@
 #define V_SQRT(a)            _mm256_sqrt_ps(a)
 #define V_ABS(a)             _mm256_andnot_ps(_mm256_set1_ps(-0.0f), (a))
 #define V_FMA(a, b, c)       _mm256_fmadd_ps((a), (b), (c))  /* a b + c */
+#define V_FMS(a, b, c)       _mm256_fmsub_ps((a), (b), (c))  /* a b - c */
 #define V_FNMA(a, b, c)      _mm256_fnmadd_ps((a), (b), (c)) /* c - a b */
 #define V_ROUND(a)           _mm256_round_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define V_LESS_EQUAL(a, b)   _mm256_cmp_ps((a), (b), _CMP_LE_OQ)
@@ -68,6 +69,7 @@
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
+#define V_TURN(words)          gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
 #define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
@@ -153,6 +155,22 @@ GMEM__INLINE __m256i gmem__avx2_word_weights(__m256 low, __m256 high) {
     const __m256i half = _mm256_set1_epi32(0x8000), upper = _mm256_set1_epi32((int)0xffff0000);
     const __m256i l = _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(low), half), 16);
     return _mm256_or_si256(l, _mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(high), half), upper));
+}
+
+GMEM__INLINE void gmem__avx2_turn(__m256i *w) {
+    __m256i a[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_epi32(w[i], w[i + 1]);
+        a[i + 1] = _mm256_unpackhi_epi32(w[i], w[i + 1]);
+    }
+    for (int i = 0; i < 8; i++) /* w[4 q + j]: in lane l column 4 l + j of rows 4 q to 4 q + 3 */
+        w[i] = i % 2 ? _mm256_unpackhi_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2])
+                     : _mm256_unpacklo_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2]);
+    for (int j = 0; j < 4; j++) {
+        const __m256i low = _mm256_permute2x128_si256(w[j], w[4 + j], 0x20);
+        w[4 + j] = _mm256_permute2x128_si256(w[j], w[4 + j], 0x31);
+        w[j] = low;
+    }
 }
 
 #include "math.inc"

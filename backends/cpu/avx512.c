@@ -26,6 +26,7 @@
 #define V_SQRT(a)            _mm512_sqrt_ps(a)
 #define V_ABS(a)             _mm512_abs_ps(a)
 #define V_FMA(a, b, c)       _mm512_fmadd_ps((a), (b), (c))            /* a b + c */
+#define V_FMS(a, b, c)       _mm512_fmsub_ps((a), (b), (c))            /* a b - c */
 #define V_FNMA(a, b, c)      _mm512_fnmadd_ps((a), (b), (c))           /* c - a b */
 #define V_ROUND(a)           _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a)) /* |a| < 2^31; roundscale warns at -O0 */
 #define V_LESS_EQUAL(a, b)   _mm512_cmp_ps_mask((a), (b), _CMP_LE_OQ)
@@ -67,6 +68,7 @@
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
 #define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
+#define V_TURN(words)          gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
 #define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
@@ -146,6 +148,27 @@ GMEM__INLINE __m512i gmem__avx512_word_weights(__m512 low, __m512 high) {
     const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32((int)0xffff0000);
     const __m512i l = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(low), half), 16);
     return _mm512_or_si512(l, _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(high), half), upper));
+}
+
+GMEM__INLINE void gmem__avx512_turn(__m512i *w) {
+    __m512i a[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(w[i], w[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(w[i], w[i + 1]);
+    }
+    for (int i = 0; i < 16; i++) /* w[4 q + j]: in lane l column 4 l + j of rows 4 q to 4 q + 3 */
+        w[i] = i % 2 ? _mm512_unpackhi_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2])
+                     : _mm512_unpacklo_epi64(a[i / 4 * 4 + i % 4 / 2], a[i / 4 * 4 + i % 4 / 2 + 2]);
+    for (int j = 0; j < 4; j++) {
+        const __m512i even = _mm512_shuffle_i32x4(w[j], w[4 + j], 0x88),
+                      odd = _mm512_shuffle_i32x4(w[j], w[4 + j], 0xdd);
+        const __m512i even2 = _mm512_shuffle_i32x4(w[8 + j], w[12 + j], 0x88);
+        const __m512i odd2 = _mm512_shuffle_i32x4(w[8 + j], w[12 + j], 0xdd);
+        w[j] = _mm512_shuffle_i32x4(even, even2, 0x88);
+        w[4 + j] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
+        w[8 + j] = _mm512_shuffle_i32x4(even, even2, 0xdd);
+        w[12 + j] = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+    }
 }
 
 #include "math.inc"
