@@ -6941,6 +6941,13 @@ GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64
                          int64_t panel_step, float *panels);
 
 struct gmem__narrow;
+struct gmem__narrow_rows;
+
+/* The same of an image's patches as words of bf16, without floats between: `words` from the tap k on, an even one, zeros
+ * beyond the depth; where whole panels lie in each output row, which gmem__packs_words tells. */
+GMEM__FN int gmem__packs_words(const gmem__gemm *gemm, int64_t nr, int64_t column, int64_t columns);
+GMEM__FN void gmem__pack_words(const gmem__gemm *gemm, const struct gmem__narrow_rows *convert, int64_t nr, int64_t k,
+                               int64_t words, int64_t column, int64_t columns, uint32_t *panels, int64_t panel_step);
 
 /* Rows of a weight for a strip of a narrow kernel (narrow.h): its rows, where they lie in the strip, the depth. */
 typedef struct gmem__strip_part {
@@ -7207,6 +7214,71 @@ static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, i
                           panels + done / nr * panel_step);
     }
 }
+
+/* words of bf16 -------------------------------------------------------------------------------------------------- */
+
+/* The taps of some pixels one after the other. A line serves the taps of one row of the kernel; the one before it
+ * stays, as two neighbouring taps make a word. */
+typedef struct gmem__taps {
+    const gmem__conv *conv;
+    int64_t row, x, count; /* of the output */
+    int64_t channel, ky, kx;
+    const float *line; /* NULL: to be read */
+    int which;         /* of the buffers, for the next line */
+    float buffer[2][GMEM__NC + 2];
+} gmem__taps;
+
+static void gmem__begin_taps(gmem__taps *taps, int64_t k) {
+    const int64_t kernel = taps->conv->kernel;
+    taps->channel = k / (kernel * kernel);
+    taps->ky = k / kernel % kernel;
+    taps->kx = k % kernel;
+    taps->line = NULL;
+    taps->which = 0;
+}
+
+static const float *gmem__next_tap(gmem__taps *taps) {
+    const int64_t kernel = taps->conv->kernel, pad = kernel == 3;
+    if (!taps->line) {
+        taps->line = gmem__pack_line(taps->conv, taps->channel, taps->row + taps->ky - pad, taps->x - pad,
+                                     taps->count - 1 + kernel, taps->buffer[taps->which]);
+        taps->which ^= 1;
+    }
+    const float *tap = taps->line + taps->kx;
+    if (++taps->kx < kernel) return tap;
+    taps->line = NULL;
+    taps->kx = 0;
+    if (++taps->ky == kernel) taps->ky = 0, taps->channel++;
+    return tap;
+}
+
+static int64_t gmem__conv_width(const gmem__conv *conv) { return (conv->width << conv->upsample) / conv->stride; }
+
+GMEM__FN int gmem__packs_words(const gmem__gemm *gemm, int64_t nr, int64_t column, int64_t columns) {
+    const gmem__conv *conv = gemm->conv;
+    return conv && conv->stride == 1 && gmem__conv_width(conv) % nr == 0 && column % nr == 0 && columns % nr == 0;
+}
+
+GMEM__FN void gmem__pack_words(const gmem__gemm *gemm, const gmem__narrow_rows *convert, int64_t nr, int64_t k,
+                               int64_t words, int64_t column, int64_t columns, uint32_t *panels, int64_t panel_step) {
+    static const float zeros[GMEM__NC] = {0};
+    const int64_t width = gmem__conv_width(gemm->conv);
+    gmem__taps taps;
+    taps.conv = gemm->conv;
+    for (int64_t done = 0; done < columns; done += taps.count) { /* up to the end of each output row */
+        uint32_t *panel = panels + done / nr * panel_step;
+        taps.row = (column + done) / width;
+        taps.x = (column + done) % width;
+        taps.count = gmem__min(gmem__min(columns - done, GMEM__NC), width - taps.x);
+        gmem__begin_taps(&taps, k);
+        for (int64_t word = 0, left = gemm->depth - k; word < words; word++, left -= 2, panel += nr) {
+            const float *low = left > 0 ? gmem__next_tap(&taps) : zeros;
+            convert->pair(low, left > 1 ? gmem__next_tap(&taps) : zeros, taps.count, nr, panel, panel_step);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- */
 
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
                          int64_t panel_step, float *panels) {
@@ -15263,6 +15335,10 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
                              job->columns, job->packing + word * nr, step, NULL);
         return;
     }
+    if (gmem__packs_words(gemm, nr, job->column, job->columns)) {
+        gmem__pack_words(gemm, job->convert, nr, k, words, job->column, job->columns, job->packing + word * nr, step);
+        return;
+    }
     for (int64_t done = 0; done < job->columns; done += GMEM__NC) {
         const int64_t columns = gmem__min(GMEM__NC, job->columns - done);
         gmem__pack(gemm, k, rows, job->column + done, columns, GMEM__PACK_COLUMNS, rows * GMEM__PACK_COLUMNS, scratch);
@@ -15414,6 +15490,10 @@ static void gmem__narrow_own_panels(const gmem__narrow_tile *t, int64_t word, in
     const gmem__narrow_job *job = t->job;
     const int64_t k = word * job->shape.per_word, nr = job->narrow->nr;
     const int64_t depth = gmem__min(words * job->shape.per_word, job->gemm->depth - k);
+    if (gmem__packs_words(job->gemm, nr, t->tile.column, t->tile.columns)) {
+        gmem__pack_words(job->gemm, job->convert, nr, k, words, t->tile.column, t->tile.columns, panels, words * nr);
+        return;
+    }
     gmem__pack(job->gemm, k, depth, t->tile.column, t->tile.columns, GMEM__PACK_COLUMNS, depth * GMEM__PACK_COLUMNS,
                values);
     for (int64_t c = 0; c < t->tile.columns; c += GMEM__PACK_COLUMNS)

@@ -325,6 +325,65 @@ static void test_attention(void) {
     check_attention(1, 2000, 300, 1); /* more than fits: in f32 */
 }
 
+/* An image's patches: against f32 products of rounded operands on the scalar kernels, which know no narrow ones. */
+static void check_conv(int64_t in, int64_t out, int64_t height, int64_t width, int kernel, int stride, int upsample) {
+    const int64_t area = (height << upsample) / stride * ((width << upsample) / stride);
+    weights w = weights_make(GMEM_F32, out, in * kernel * kernel);
+    matrix x = matrix_random(in, height * width, 0), exact = matrix_make(out, area, area);
+    double *expected = (double *)need(out * area, sizeof(double));
+    gmem__engine engine = engine_make(gmem__cpu_ops(GMEM_ISA_SCALAR, NULL), 1);
+    gmem__conv op;
+    memset(&op, 0, sizeof op);
+    w.weight.compute = GMEM_COMPUTE_BF16;
+    op.weight = &w.weight;
+    op.x = x.data;
+    op.y = exact.data;
+    op.in_channels = in;
+    op.height = height;
+    op.width = width;
+    op.kernel = kernel;
+    op.stride = stride;
+    op.upsample = upsample;
+    engine.bf16 = NULL;
+    engine.ops->conv(&engine, &op);
+    for (int64_t i = 0; i < out * area; i++)
+        expected[i] = (double)exact.data[i];
+    for (int i = 0; i < LENGTH(isas); i++) {
+        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
+        for (int n = 0; ops && n < kernel_count; n++) {
+            if (kernels[n]->type != GMEM_BF16 || !worth_running(i, kernels[n])) continue;
+            matrix y = matrix_make(out, area, area);
+            engine = engine_make(ops, 2);
+            engine.bf16 = kernels[n];
+            op.y = y.data;
+            ops->conv(&engine, &op);
+            const double error = matrix_error(&y, expected);
+            if (!CHECK(error < BAR) || !CHECK(matrix_guards_hold(&y)))
+                printf("    convolution on %s, %s: %d to %d channels, %d x %d, kernel %d, stride %d, upsample %d: %g\n",
+                       ops->name, kernels[n]->name, (int)in, (int)out, (int)height, (int)width, kernel, stride,
+                       upsample, error);
+            matrix_free(&y);
+        }
+    }
+    CHECK(matrix_guards_hold(&x));
+    matrix_free(&x);
+    matrix_free(&exact);
+    weights_free(&w);
+    free(expected);
+}
+
+static void test_conv(void) {
+    check_conv(3, 5, 4, 32, 3, 1, 0);
+    check_conv(8, 33, 5, 64, 3, 1, 0); /* depth 72 */
+    check_conv(70, 3, 3, 32, 3, 1, 0); /* several blocks of the depth */
+    check_conv(5, 20, 2, 16, 3, 1, 1); /* upsampled to 32 */
+    check_conv(5, 20, 3, 16, 3, 1, 0); /* half a panel of some kernels */
+    check_conv(4, 9, 3, 20, 3, 1, 0);
+    check_conv(4, 9, 4, 64, 3, 2, 0);
+    check_conv(7, 9, 3, 32, 1, 1, 0);
+    check_conv(2, 400, 2, 512, 3, 1, 0); /* longer than a tile's columns */
+}
+
 int main(void) {
     static const gmem_type narrow_types[] = {GMEM_BF16, GMEM_I8};
     for (int t = 0; t < LENGTH(narrow_types); t++) {
@@ -344,6 +403,7 @@ int main(void) {
     test_norms();
     test_rounded();
     test_attention();
+    test_conv();
     for (int k = 0; k < kernel_count; k++)
         printf("%s%s", k ? ", " : "kernels: ", kernels[k]->name);
     printf("\n");

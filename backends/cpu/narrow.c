@@ -178,6 +178,10 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
                              job->columns, job->packing + word * nr, step, NULL);
         return;
     }
+    if (gmem__packs_words(gemm, nr, job->column, job->columns)) {
+        gmem__pack_words(gemm, job->convert, nr, k, words, job->column, job->columns, job->packing + word * nr, step);
+        return;
+    }
     for (int64_t done = 0; done < job->columns; done += GMEM__NC) {
         const int64_t columns = gmem__min(GMEM__NC, job->columns - done);
         gmem__pack(gemm, k, rows, job->column + done, columns, GMEM__PACK_COLUMNS, rows * GMEM__PACK_COLUMNS, scratch);
@@ -329,6 +333,10 @@ static void gmem__narrow_own_panels(const gmem__narrow_tile *t, int64_t word, in
     const gmem__narrow_job *job = t->job;
     const int64_t k = word * job->shape.per_word, nr = job->narrow->nr;
     const int64_t depth = gmem__min(words * job->shape.per_word, job->gemm->depth - k);
+    if (gmem__packs_words(job->gemm, nr, t->tile.column, t->tile.columns)) {
+        gmem__pack_words(job->gemm, job->convert, nr, k, words, t->tile.column, t->tile.columns, panels, words * nr);
+        return;
+    }
     gmem__pack(job->gemm, k, depth, t->tile.column, t->tile.columns, GMEM__PACK_COLUMNS, depth * GMEM__PACK_COLUMNS,
                values);
     for (int64_t c = 0; c < t->tile.columns; c += GMEM__PACK_COLUMNS)
