@@ -2277,7 +2277,7 @@ int madvise(void *memory, size_t bytes, int advice);
 #endif
 
 /* Whole pages only: the others hold what belongs to somebody else. */
-static void gmem__advise(const void *memory, int64_t bytes, int advice) {
+static void gmem__advise(void *memory, int64_t bytes, int advice) {
     const long page = sysconf(_SC_PAGESIZE);
     if (page <= 0) return;
     const uintptr_t size = (uintptr_t)page, end = ((uintptr_t)memory + (uintptr_t)bytes) / size * size;
@@ -2287,7 +2287,7 @@ static void gmem__advise(const void *memory, int64_t bytes, int advice) {
 
 static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
     (void)user;
-    gmem__advise(memory, bytes, GMEM__ADVICE_DISCARD);
+    gmem__advise((void *)(uintptr_t)memory, bytes, GMEM__ADVICE_DISCARD);
 }
 #else
 #define GMEM__SYSTEM_DISCARD NULL
@@ -6943,8 +6943,8 @@ GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64
 struct gmem__narrow;
 struct gmem__narrow_rows;
 
-/* The same of an image's patches as words of bf16, without floats between: `words` from the tap k on, an even one, zeros
- * beyond the depth; where whole panels lie in each output row, which gmem__packs_words tells. */
+/* The same of an image's patches as words of bf16, without floats between: `words` from the tap k on, an even one,
+ * zeros beyond the depth; where whole panels lie in each output row, which gmem__packs_words tells. */
 GMEM__FN int gmem__packs_words(const gmem__gemm *gemm, int64_t nr, int64_t column, int64_t columns);
 GMEM__FN void gmem__pack_words(const gmem__gemm *gemm, const struct gmem__narrow_rows *convert, int64_t nr, int64_t k,
                                int64_t words, int64_t column, int64_t columns, uint32_t *panels, int64_t panel_step);
@@ -7219,16 +7219,16 @@ static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, i
 
 /* The taps of some pixels one after the other. A line serves the taps of one row of the kernel; the one before it
  * stays, as two neighbouring taps make a word. */
-typedef struct gmem__taps {
+typedef struct gmem__conv_taps {
     const gmem__conv *conv;
     int64_t row, x, count; /* of the output */
     int64_t channel, ky, kx;
     const float *line; /* NULL: to be read */
     int which;         /* of the buffers, for the next line */
     float buffer[2][GMEM__NC + 2];
-} gmem__taps;
+} gmem__conv_taps;
 
-static void gmem__begin_taps(gmem__taps *taps, int64_t k) {
+static void gmem__begin_taps(gmem__conv_taps *taps, int64_t k) {
     const int64_t kernel = taps->conv->kernel;
     taps->channel = k / (kernel * kernel);
     taps->ky = k / kernel % kernel;
@@ -7237,7 +7237,7 @@ static void gmem__begin_taps(gmem__taps *taps, int64_t k) {
     taps->which = 0;
 }
 
-static const float *gmem__next_tap(gmem__taps *taps) {
+static const float *gmem__next_tap(gmem__conv_taps *taps) {
     const int64_t kernel = taps->conv->kernel, pad = kernel == 3;
     if (!taps->line) {
         taps->line = gmem__pack_line(taps->conv, taps->channel, taps->row + taps->ky - pad, taps->x - pad,
@@ -7263,7 +7263,7 @@ GMEM__FN void gmem__pack_words(const gmem__gemm *gemm, const gmem__narrow_rows *
                                int64_t words, int64_t column, int64_t columns, uint32_t *panels, int64_t panel_step) {
     static const float zeros[GMEM__NC] = {0};
     const int64_t width = gmem__conv_width(gemm->conv);
-    gmem__taps taps;
+    gmem__conv_taps taps;
     taps.conv = gemm->conv;
     for (int64_t done = 0; done < columns; done += taps.count) { /* up to the end of each output row */
         uint32_t *panel = panels + done / nr * panel_step;
@@ -7832,8 +7832,8 @@ static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t coun
                                int64_t panel_step) {
     for (int64_t i = 0; i < count; i += nr, panels += panel_step)
         for (int64_t lane = 0; lane < nr; lane += V_WIDTH)
-            V_STORE_WORDS(panels + lane, V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)),
-                                                     V_ROUND_BF16(V_LOAD(high + i + lane))));
+            V_STORE_WORDS(panels + lane,
+                          V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)), V_ROUND_BF16(V_LOAD(high + i + lane))));
 }
 
 static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
@@ -8269,7 +8269,9 @@ GMEM__INLINE V_F32 GMEM__K(rough_exp2)(V_F32 x) {
     return V_SCALE2(p, n);
 }
 
-GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) { return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x)))); }
+GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) {
+    return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x))));
+}
 
 /* 0.5 x (1 + tanh(s)) = x / (1 + e^-2s), s = sqrt(2 / pi) (x + 0.044715 x^3) */
 GMEM__INLINE V_F32 GMEM__K(gelu_tanh)(V_F32 x) {
@@ -9024,8 +9026,8 @@ static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t coun
                                int64_t panel_step) {
     for (int64_t i = 0; i < count; i += nr, panels += panel_step)
         for (int64_t lane = 0; lane < nr; lane += V_WIDTH)
-            V_STORE_WORDS(panels + lane, V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)),
-                                                     V_ROUND_BF16(V_LOAD(high + i + lane))));
+            V_STORE_WORDS(panels + lane,
+                          V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)), V_ROUND_BF16(V_LOAD(high + i + lane))));
 }
 
 static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
@@ -9178,8 +9180,8 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     return sum;
 }
 
-/* The queries' values to rows of y, or to the panels of the product that y is handed over to. row, column: of the head's
- * first channel, of the first query. */
+/* The queries' values to rows of y, or to the panels of the product that y is handed over to. row, column: of the
+ * head's first channel, of the first query. */
 static void GMEM__K(store_values)(const GMEM__K(packed_head) * head, const gmem__attention *op, int64_t row,
                                   int64_t column, int64_t queries, const float *inverse) {
     const int panels = op->to && op->to->packed;
@@ -10562,7 +10564,9 @@ GMEM__INLINE V_F32 GMEM__K(rough_exp2)(V_F32 x) {
     return V_SCALE2(p, n);
 }
 
-GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) { return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x)))); }
+GMEM__INLINE V_F32 GMEM__K(silu)(V_F32 x) {
+    return V_QUOTIENT(x, V_ADD(V_SET1(1.0f), GMEM__K(exp)(V_SUB(V_ZERO(), x))));
+}
 
 /* 0.5 x (1 + tanh(s)) = x / (1 + e^-2s), s = sqrt(2 / pi) (x + 0.044715 x^3) */
 GMEM__INLINE V_F32 GMEM__K(gelu_tanh)(V_F32 x) {
@@ -11317,8 +11321,8 @@ static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t coun
                                int64_t panel_step) {
     for (int64_t i = 0; i < count; i += nr, panels += panel_step)
         for (int64_t lane = 0; lane < nr; lane += V_WIDTH)
-            V_STORE_WORDS(panels + lane, V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)),
-                                                     V_ROUND_BF16(V_LOAD(high + i + lane))));
+            V_STORE_WORDS(panels + lane,
+                          V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)), V_ROUND_BF16(V_LOAD(high + i + lane))));
 }
 
 static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
@@ -11471,8 +11475,8 @@ static V_F32 GMEM__K(softmax_words)(const GMEM__K(packed_head) * head, int64_t l
     return sum;
 }
 
-/* The queries' values to rows of y, or to the panels of the product that y is handed over to. row, column: of the head's
- * first channel, of the first query. */
+/* The queries' values to rows of y, or to the panels of the product that y is handed over to. row, column: of the
+ * head's first channel, of the first query. */
 static void GMEM__K(store_values)(const GMEM__K(packed_head) * head, const gmem__attention *op, int64_t row,
                                   int64_t column, int64_t queries, const float *inverse) {
     const int panels = op->to && op->to->packed;

@@ -208,7 +208,7 @@ int madvise(void *memory, size_t bytes, int advice);
 #endif
 
 /* Whole pages only: the others hold what belongs to somebody else. */
-static void gmem__advise(const void *memory, int64_t bytes, int advice) {
+static void gmem__advise(void *memory, int64_t bytes, int advice) {
     const long page = sysconf(_SC_PAGESIZE);
     if (page <= 0) return;
     const uintptr_t size = (uintptr_t)page, end = ((uintptr_t)memory + (uintptr_t)bytes) / size * size;
@@ -218,7 +218,7 @@ static void gmem__advise(const void *memory, int64_t bytes, int advice) {
 
 static void gmem__system_discard(void *user, const void *memory, int64_t bytes) {
     (void)user;
-    gmem__advise(memory, bytes, GMEM__ADVICE_DISCARD);
+    gmem__advise((void *)(uintptr_t)memory, bytes, GMEM__ADVICE_DISCARD);
 }
 #else
 #define GMEM__SYSTEM_DISCARD NULL

@@ -76,8 +76,8 @@ GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64
 struct gmem__narrow;
 struct gmem__narrow_rows;
 
-/* The same of an image's patches as words of bf16, without floats between: `words` from the tap k on, an even one, zeros
- * beyond the depth; where whole panels lie in each output row, which gmem__packs_words tells. */
+/* The same of an image's patches as words of bf16, without floats between: `words` from the tap k on, an even one,
+ * zeros beyond the depth; where whole panels lie in each output row, which gmem__packs_words tells. */
 GMEM__FN int gmem__packs_words(const gmem__gemm *gemm, int64_t nr, int64_t column, int64_t columns);
 GMEM__FN void gmem__pack_words(const gmem__gemm *gemm, const struct gmem__narrow_rows *convert, int64_t nr, int64_t k,
                                int64_t words, int64_t column, int64_t columns, uint32_t *panels, int64_t panel_step);

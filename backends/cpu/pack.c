@@ -94,16 +94,16 @@ static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, i
 
 /* The taps of some pixels one after the other. A line serves the taps of one row of the kernel; the one before it
  * stays, as two neighbouring taps make a word. */
-typedef struct gmem__taps {
+typedef struct gmem__conv_taps {
     const gmem__conv *conv;
     int64_t row, x, count; /* of the output */
     int64_t channel, ky, kx;
     const float *line; /* NULL: to be read */
     int which;         /* of the buffers, for the next line */
     float buffer[2][GMEM__NC + 2];
-} gmem__taps;
+} gmem__conv_taps;
 
-static void gmem__begin_taps(gmem__taps *taps, int64_t k) {
+static void gmem__begin_taps(gmem__conv_taps *taps, int64_t k) {
     const int64_t kernel = taps->conv->kernel;
     taps->channel = k / (kernel * kernel);
     taps->ky = k / kernel % kernel;
@@ -112,7 +112,7 @@ static void gmem__begin_taps(gmem__taps *taps, int64_t k) {
     taps->which = 0;
 }
 
-static const float *gmem__next_tap(gmem__taps *taps) {
+static const float *gmem__next_tap(gmem__conv_taps *taps) {
     const int64_t kernel = taps->conv->kernel, pad = kernel == 3;
     if (!taps->line) {
         taps->line = gmem__pack_line(taps->conv, taps->channel, taps->row + taps->ky - pad, taps->x - pad,
@@ -138,7 +138,7 @@ GMEM__FN void gmem__pack_words(const gmem__gemm *gemm, const gmem__narrow_rows *
                                int64_t words, int64_t column, int64_t columns, uint32_t *panels, int64_t panel_step) {
     static const float zeros[GMEM__NC] = {0};
     const int64_t width = gmem__conv_width(gemm->conv);
-    gmem__taps taps;
+    gmem__conv_taps taps;
     taps.conv = gemm->conv;
     for (int64_t done = 0; done < columns; done += taps.count) { /* up to the end of each output row */
         uint32_t *panel = panels + done / nr * panel_step;
