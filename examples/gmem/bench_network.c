@@ -93,6 +93,12 @@ static outcome time_run(benchmark *b, gmem_error *error) {
     return result;
 }
 
+/* The share of the weights that every pass reads: adaLN's are read once for many times and conditions. */
+static double share_of_a_pass(const gmem_network_info *info) {
+    const int64_t modulations = info->depth * (info->shift ? 6 : 4) + 2;
+    return 1 - (double)(modulations * info->hidden * info->hidden) / (double)info->parameters;
+}
+
 static void evaluate(benchmark *b, bench_machine *machine) {
     network_result *out = b->out;
     const gmem_network_info *info = b->s.network_info;
@@ -103,8 +109,8 @@ static void evaluate(benchmark *b, bench_machine *machine) {
     }
     out->median = bench_summary(b->seconds, out->passes).median + b->prepare / (double)out->passes;
     out->resident = resident_bytes_peak(); /* before the measurements, which take memory of their own */
-    out->figures = bench_evaluate(machine, context, info->flop,
-                                  bench_weight_bytes(context, info->parameters, info->weight_bytes), out->median);
+    const double weights = bench_weight_bytes(context, info->parameters, info->weight_bytes);
+    out->figures = bench_evaluate(machine, context, info->flop, share_of_a_pass(info) * weights, out->median);
     out->bandwidth = bench_context_bandwidth(machine, context);
     out->engine = bench_engine_of(context);
     snprintf(out->path, sizeof out->path, "%s", gmem_file_path(b->s.network_file));
