@@ -6964,9 +6964,12 @@ typedef struct gmem__narrow_rows {
     void (*strip)(const struct gmem__narrow *narrow, const gmem__weight *weight, const gmem__strip_part *part,
                   uint32_t *strip);
     /* x (depth, columns), rows `stride` apart, to panels panel_step words apart, of which this fills `words` rows and
-     * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
+     * whole panels. int8 only: largest (columns) max |x| of each column, or NULL where x is the whole depth; scale
+     * (columns) or NULL, what it divides by, largest / 127. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
-                   int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
+                   int64_t columns, uint32_t *panels, int64_t panel_step, const float *largest, float *scale);
+    /* out (columns) = max |x| over rows `stride` apart; NaN where one is not finite. */
+    void (*largest)(const float *x, int64_t stride, int64_t rows, int64_t columns, float *out);
     /* Two rows of x (count; whole panels), neighbours in depth, to a row of words of bf16 panels. */
     void (*pair)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels, int64_t panel_step);
     /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it
@@ -7788,11 +7791,30 @@ static void GMEM__K(panel_bf16)(const float *x, int64_t stride, int64_t depth, i
     }
 }
 
-/* The same as four int8, each column divided by its scale, which is found first. */
+/* Row after row, as memory has them; NaN where a value is not finite. */
+static void GMEM__K(largest_rows)(const float *x, int64_t stride, int64_t rows, int64_t columns, float *out) {
+    float largest[GMEM__NC], finite[GMEM__NC];
+    for (int64_t done = 0; done < columns; done += GMEM__NC) {
+        const int64_t count = gmem__min(GMEM__NC, columns - done);
+        memset(largest, 0, sizeof largest);
+        memset(finite, 0, sizeof finite);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < count; c += V_WIDTH) {
+                const V_F32 value = GMEM__K(load_lanes)(x + r * stride + done + c, count - c);
+                V_STORE(largest + c, V_MAX(V_LOAD(largest + c), V_ABS(value)));
+                V_STORE(finite + c, V_FMA(value, V_ZERO(), V_LOAD(finite + c)));
+            }
+        for (int64_t c = 0; c < count; c += V_WIDTH)
+            GMEM__K(store_lanes)(out + done + c, V_ADD(V_LOAD(largest + c), V_LOAD(finite + c)), count - c);
+    }
+}
+
+/* The same as four int8, each column divided by its scale, which is found first where it is not known. */
 static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
-                              int unsigned_x, uint32_t *panel, float *scale) {
-    V_F32 a = V_ZERO(), b = V_ZERO(), finite = V_ZERO(), value[4];
-    for (int64_t k = 0; k < depth; k++) {
+                              int unsigned_x, uint32_t *panel, const float *known, float *scale) {
+    V_F32 a = known ? GMEM__K(load_lanes)(known, lanes) : V_ZERO(), b = V_ZERO(), value[4];
+    V_F32 finite = V_MUL(a, V_ZERO());
+    for (int64_t k = 0; !known && k < depth; k++) {
         const V_F32 row = GMEM__K(load_lanes)(x + k * stride, lanes);
         if (k % 2)
             a = V_MAX(a, V_ABS(row));
@@ -7802,7 +7824,7 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
     }
     const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
     const V_F32 inverse = V_DIV(V_SET1(127), largest);
-    GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
     for (int64_t w = 0; w < words; w++, panel += nr) {
         for (int64_t i = 0; i < 4; i++)
             value[i] =
@@ -7814,7 +7836,7 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
 
 static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth,
                                         int64_t words, int64_t columns, uint32_t *panels, int64_t panel_step,
-                                        float *scale) {
+                                        const float *largest, float *scale) {
     const int64_t nr = narrow->nr;
     for (int64_t i = 0; i < gmem__round_up(columns, nr); i += V_WIDTH) {
         uint32_t *panel = panels + i / nr * panel_step + i % nr;
@@ -7824,7 +7846,9 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
         else if (narrow->type == GMEM_BF16)
             GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
         else
-            GMEM__K(panel_i8)(x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, scale + i);
+            GMEM__K(panel_i8)
+        (x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, largest ? largest + i : NULL,
+         scale ? scale + i : NULL);
     }
 }
 
@@ -7850,8 +7874,9 @@ static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t 
 }
 
 static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
-    static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
-                                           GMEM__K(pack_narrow_panels), GMEM__K(pair_rows), GMEM__K(dequantise)};
+    static const gmem__narrow_rows rows = {GMEM__K(measure_weights),    GMEM__K(pack_narrow_strip),
+                                           GMEM__K(pack_narrow_panels), GMEM__K(largest_rows),
+                                           GMEM__K(pair_rows),          GMEM__K(dequantise)};
     return &rows;
 }
 
@@ -8982,11 +9007,30 @@ static void GMEM__K(panel_bf16)(const float *x, int64_t stride, int64_t depth, i
     }
 }
 
-/* The same as four int8, each column divided by its scale, which is found first. */
+/* Row after row, as memory has them; NaN where a value is not finite. */
+static void GMEM__K(largest_rows)(const float *x, int64_t stride, int64_t rows, int64_t columns, float *out) {
+    float largest[GMEM__NC], finite[GMEM__NC];
+    for (int64_t done = 0; done < columns; done += GMEM__NC) {
+        const int64_t count = gmem__min(GMEM__NC, columns - done);
+        memset(largest, 0, sizeof largest);
+        memset(finite, 0, sizeof finite);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < count; c += V_WIDTH) {
+                const V_F32 value = GMEM__K(load_lanes)(x + r * stride + done + c, count - c);
+                V_STORE(largest + c, V_MAX(V_LOAD(largest + c), V_ABS(value)));
+                V_STORE(finite + c, V_FMA(value, V_ZERO(), V_LOAD(finite + c)));
+            }
+        for (int64_t c = 0; c < count; c += V_WIDTH)
+            GMEM__K(store_lanes)(out + done + c, V_ADD(V_LOAD(largest + c), V_LOAD(finite + c)), count - c);
+    }
+}
+
+/* The same as four int8, each column divided by its scale, which is found first where it is not known. */
 static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
-                              int unsigned_x, uint32_t *panel, float *scale) {
-    V_F32 a = V_ZERO(), b = V_ZERO(), finite = V_ZERO(), value[4];
-    for (int64_t k = 0; k < depth; k++) {
+                              int unsigned_x, uint32_t *panel, const float *known, float *scale) {
+    V_F32 a = known ? GMEM__K(load_lanes)(known, lanes) : V_ZERO(), b = V_ZERO(), value[4];
+    V_F32 finite = V_MUL(a, V_ZERO());
+    for (int64_t k = 0; !known && k < depth; k++) {
         const V_F32 row = GMEM__K(load_lanes)(x + k * stride, lanes);
         if (k % 2)
             a = V_MAX(a, V_ABS(row));
@@ -8996,7 +9040,7 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
     }
     const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
     const V_F32 inverse = V_DIV(V_SET1(127), largest);
-    GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
     for (int64_t w = 0; w < words; w++, panel += nr) {
         for (int64_t i = 0; i < 4; i++)
             value[i] =
@@ -9008,7 +9052,7 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
 
 static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth,
                                         int64_t words, int64_t columns, uint32_t *panels, int64_t panel_step,
-                                        float *scale) {
+                                        const float *largest, float *scale) {
     const int64_t nr = narrow->nr;
     for (int64_t i = 0; i < gmem__round_up(columns, nr); i += V_WIDTH) {
         uint32_t *panel = panels + i / nr * panel_step + i % nr;
@@ -9018,7 +9062,9 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
         else if (narrow->type == GMEM_BF16)
             GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
         else
-            GMEM__K(panel_i8)(x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, scale + i);
+            GMEM__K(panel_i8)
+        (x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, largest ? largest + i : NULL,
+         scale ? scale + i : NULL);
     }
 }
 
@@ -9044,8 +9090,9 @@ static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t 
 }
 
 static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
-    static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
-                                           GMEM__K(pack_narrow_panels), GMEM__K(pair_rows), GMEM__K(dequantise)};
+    static const gmem__narrow_rows rows = {GMEM__K(measure_weights),    GMEM__K(pack_narrow_strip),
+                                           GMEM__K(pack_narrow_panels), GMEM__K(largest_rows),
+                                           GMEM__K(pair_rows),          GMEM__K(dequantise)};
     return &rows;
 }
 
@@ -9203,7 +9250,7 @@ static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gme
     float inverse[GMEM__LANES];
     GMEM__K(pack_narrow_panels)
     (head->narrow, op->q + row * op->stride + column, op->stride, head->channels, head->channel_words, queries, head->q,
-     head->channel_words * head->narrow->nr, NULL);
+     head->channel_words * head->narrow->nr, NULL, NULL);
     GMEM__K(multiply_strips)
     (head->narrow, head->k, head->tokens, head->channels, head->q, queries, head->s);
     for (int64_t i = 0; i < gmem__round_up(queries, head->narrow->nr); i += V_WIDTH)
@@ -11277,11 +11324,30 @@ static void GMEM__K(panel_bf16)(const float *x, int64_t stride, int64_t depth, i
     }
 }
 
-/* The same as four int8, each column divided by its scale, which is found first. */
+/* Row after row, as memory has them; NaN where a value is not finite. */
+static void GMEM__K(largest_rows)(const float *x, int64_t stride, int64_t rows, int64_t columns, float *out) {
+    float largest[GMEM__NC], finite[GMEM__NC];
+    for (int64_t done = 0; done < columns; done += GMEM__NC) {
+        const int64_t count = gmem__min(GMEM__NC, columns - done);
+        memset(largest, 0, sizeof largest);
+        memset(finite, 0, sizeof finite);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < count; c += V_WIDTH) {
+                const V_F32 value = GMEM__K(load_lanes)(x + r * stride + done + c, count - c);
+                V_STORE(largest + c, V_MAX(V_LOAD(largest + c), V_ABS(value)));
+                V_STORE(finite + c, V_FMA(value, V_ZERO(), V_LOAD(finite + c)));
+            }
+        for (int64_t c = 0; c < count; c += V_WIDTH)
+            GMEM__K(store_lanes)(out + done + c, V_ADD(V_LOAD(largest + c), V_LOAD(finite + c)), count - c);
+    }
+}
+
+/* The same as four int8, each column divided by its scale, which is found first where it is not known. */
 static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
-                              int unsigned_x, uint32_t *panel, float *scale) {
-    V_F32 a = V_ZERO(), b = V_ZERO(), finite = V_ZERO(), value[4];
-    for (int64_t k = 0; k < depth; k++) {
+                              int unsigned_x, uint32_t *panel, const float *known, float *scale) {
+    V_F32 a = known ? GMEM__K(load_lanes)(known, lanes) : V_ZERO(), b = V_ZERO(), value[4];
+    V_F32 finite = V_MUL(a, V_ZERO());
+    for (int64_t k = 0; !known && k < depth; k++) {
         const V_F32 row = GMEM__K(load_lanes)(x + k * stride, lanes);
         if (k % 2)
             a = V_MAX(a, V_ABS(row));
@@ -11291,7 +11357,7 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
     }
     const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
     const V_F32 inverse = V_DIV(V_SET1(127), largest);
-    GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
     for (int64_t w = 0; w < words; w++, panel += nr) {
         for (int64_t i = 0; i < 4; i++)
             value[i] =
@@ -11303,7 +11369,7 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
 
 static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth,
                                         int64_t words, int64_t columns, uint32_t *panels, int64_t panel_step,
-                                        float *scale) {
+                                        const float *largest, float *scale) {
     const int64_t nr = narrow->nr;
     for (int64_t i = 0; i < gmem__round_up(columns, nr); i += V_WIDTH) {
         uint32_t *panel = panels + i / nr * panel_step + i % nr;
@@ -11313,7 +11379,9 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
         else if (narrow->type == GMEM_BF16)
             GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
         else
-            GMEM__K(panel_i8)(x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, scale + i);
+            GMEM__K(panel_i8)
+        (x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, largest ? largest + i : NULL,
+         scale ? scale + i : NULL);
     }
 }
 
@@ -11339,8 +11407,9 @@ static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t 
 }
 
 static const gmem__narrow_rows *GMEM__K(narrow_rows)(void) {
-    static const gmem__narrow_rows rows = {GMEM__K(measure_weights), GMEM__K(pack_narrow_strip),
-                                           GMEM__K(pack_narrow_panels), GMEM__K(pair_rows), GMEM__K(dequantise)};
+    static const gmem__narrow_rows rows = {GMEM__K(measure_weights),    GMEM__K(pack_narrow_strip),
+                                           GMEM__K(pack_narrow_panels), GMEM__K(largest_rows),
+                                           GMEM__K(pair_rows),          GMEM__K(dequantise)};
     return &rows;
 }
 
@@ -11498,7 +11567,7 @@ static void GMEM__K(attend_queries)(const GMEM__K(packed_head) * head, const gme
     float inverse[GMEM__LANES];
     GMEM__K(pack_narrow_panels)
     (head->narrow, op->q + row * op->stride + column, op->stride, head->channels, head->channel_words, queries, head->q,
-     head->channel_words * head->narrow->nr, NULL);
+     head->channel_words * head->narrow->nr, NULL, NULL);
     GMEM__K(multiply_strips)
     (head->narrow, head->k, head->tokens, head->channels, head->q, queries, head->s);
     for (int64_t i = 0; i < gmem__round_up(queries, head->narrow->nr); i += V_WIDTH)
@@ -15185,9 +15254,10 @@ static gmem__narrow_shape gmem__narrow_shape_of(const gmem__narrow *narrow, cons
 
 /* the choice ------------------------------------------------------------------------------------------------------ */
 
-/* What all threads share is x in words, then the scales of its columns. */
-#define GMEM__SCALES (16 * 1024)
-#define GMEM__PANELS (GMEM__SHARED - GMEM__SCALES)
+/* What all threads share is x in words, then the scales of its columns, and what they are found by. */
+#define GMEM__SCALES  (16 * 1024)
+#define GMEM__LARGEST (64 * 1024)
+#define GMEM__PANELS  (GMEM__SHARED - GMEM__SCALES - GMEM__LARGEST)
 
 GMEM__FN const struct gmem__narrow *gmem__cpu_narrow(gmem_isa isa, gmem_type type) {
     return gmem__narrow_of(isa, type);
@@ -15247,6 +15317,7 @@ typedef struct gmem__narrow_job {
     const uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
     uint32_t *packing;      /* the same, while it is made */
     float *scales;          /* int8: (columns) */
+    float *largest;         /* int8: (blocks of rows of x, columns), or NULL */
     uint32_t *y;            /* the panels of the product that y is handed over to, or NULL */
     int64_t y_words;        /* their words */
 } gmem__narrow_job;
@@ -15323,11 +15394,22 @@ static void gmem__narrow_columns_task(const void *job_, int64_t i, float *scratc
         stride = GMEM__PACK_COLUMNS;
     }
     job->convert->panels(job->narrow, x, stride, gemm->depth, job->shape.words, count,
-                         job->packing + done * job->shape.words, job->shape.words * job->narrow->nr,
+                         job->packing + done * job->shape.words, job->shape.words * job->narrow->nr, NULL,
                          job->scales + done);
 }
 
-/* bf16: GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. */
+/* int8: GMEM__PACK_ROWS rows of x, of which the largest of each column are sought. */
+static void gmem__narrow_largest_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__gemm *gemm = job->gemm;
+    const int64_t k = i * GMEM__PACK_ROWS;
+    (void)scratch;
+    job->convert->largest(gemm->x + k * gemm->x_stride + job->column, gemm->x_stride,
+                          gmem__min(GMEM__PACK_ROWS, gemm->depth - k), job->columns, job->largest + i * job->columns);
+}
+
+/* GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. int8: the first row of `largest`
+ * holds all rows' by then. */
 static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) {
     const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
     const gmem__gemm *gemm = job->gemm;
@@ -15336,7 +15418,7 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
     const int64_t words = gmem__min(GMEM__PACK_ROWS / job->shape.per_word, job->shape.words - word);
     if (!gemm->conv) {
         job->convert->panels(job->narrow, gemm->x + k * gemm->x_stride + job->column, gemm->x_stride, rows, words,
-                             job->columns, job->packing + word * nr, step, NULL);
+                             job->columns, job->packing + word * nr, step, job->largest, i ? NULL : job->scales);
         return;
     }
     if (gmem__packs_words(gemm, nr, job->column, job->columns)) {
@@ -15349,15 +15431,23 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
         for (int64_t c = 0; c < columns; c += GMEM__PACK_COLUMNS)
             job->convert->panels(job->narrow, scratch + c * rows, GMEM__PACK_COLUMNS, rows, words,
                                  gmem__min(GMEM__PACK_COLUMNS, columns - c),
-                                 job->packing + (done + c) / nr * step + word * nr, step, NULL);
+                                 job->packing + (done + c) / nr * step + word * nr, step, NULL, NULL);
     }
 }
 
+/* int8 reads x twice, for the scales first. Row by row that is twice from memory, but column by column the rows, which
+ * often lie a power of two apart, would evict each other from the caches. */
 static void gmem__narrow_pack_x(const gmem__narrow_job *job) {
-    if (job->gemm->norm || job->narrow->type == GMEM_I8)
+    const int64_t blocks = gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS);
+    if (job->gemm->norm || (job->narrow->type == GMEM_I8 && blocks * job->columns > GMEM__LARGEST)) {
         gmem__run_tasks(job->engine, gmem__ceil_div(job->columns, GMEM__PACK_COLUMNS), gmem__narrow_columns_task, job);
-    else
-        gmem__run_tasks(job->engine, gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS), gmem__narrow_rows_task, job);
+        return;
+    }
+    if (job->narrow->type == GMEM_I8) {
+        gmem__run_tasks(job->engine, blocks, gmem__narrow_largest_task, job);
+        job->convert->largest(job->largest, job->columns, blocks, job->columns, job->largest);
+    }
+    gmem__run_tasks(job->engine, blocks, gmem__narrow_rows_task, job);
 }
 
 /* a tile ---------------------------------------------------------------------------------------------------------- */
@@ -15503,7 +15593,7 @@ static void gmem__narrow_own_panels(const gmem__narrow_tile *t, int64_t word, in
     for (int64_t c = 0; c < t->tile.columns; c += GMEM__PACK_COLUMNS)
         job->convert->panels(job->narrow, values + c * depth, GMEM__PACK_COLUMNS, depth, words,
                              gmem__min(GMEM__PACK_COLUMNS, t->tile.columns - c), panels + c / nr * words * nr,
-                             words * nr, NULL);
+                             words * nr, NULL, NULL);
 }
 
 #define GMEM__OWN_WORDS 288 /* of the depth in a block of panels of a task's own */
@@ -15580,12 +15670,14 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
         job.packing = share && !packed ? (uint32_t *)engine->scratch : NULL;
         job.panels = packed ? (const uint32_t *)(const void *)gemm->x : job.packing;
         job.scales = (float *)engine->scratch + GMEM__PANELS;
+        job.largest = narrow->type == GMEM_I8 ? job.scales + GMEM__SCALES : NULL;
         if (job.packing) gmem__narrow_pack_x(&job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__narrow_task, &job);
     }
 }
 
 #undef GMEM__SCALES
+#undef GMEM__LARGEST
 #undef GMEM__PANELS
 #undef GMEM__OWN_WORDS
 /* ---- backends/cpu/scan.c ---- */

@@ -325,6 +325,44 @@ static void test_attention(void) {
     check_attention(1, 2000, 300, 1); /* more than fits: in f32 */
 }
 
+/* What is not finite shows in its own column, wherever in the depth it is. */
+static void check_not_finite(gmem_type type) {
+    const int64_t rows = 20, depth = 200, columns = 40;
+    weights w = weights_make(GMEM_F32, rows, depth);
+    matrix x = matrix_random(depth, columns, SLACK);
+    gmem__linear op;
+    memset(&op, 0, sizeof op);
+    w.weight.compute = type == GMEM_BF16 ? GMEM_COMPUTE_BF16 : GMEM_COMPUTE_INT8;
+    x.data[10 * x.stride + 20] = -INFINITY;
+    x.data[150 * x.stride + 3] = NAN;
+    x.data[199 * x.stride + 39] = NAN;
+    op.weight = &w.weight;
+    op.x = x.data;
+    op.x_stride = x.stride;
+    op.y_stride = op.columns = columns;
+    op.activation = GMEM__ACT_NONE;
+    for (int i = 0; i < LENGTH(isas); i++) {
+        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
+        for (int k = 0; ops && k < kernel_count; k++) {
+            if (kernels[k]->type != type || !worth_running(i, kernels[k])) continue;
+            gmem__engine engine = engine_make(ops, 2);
+            matrix y = matrix_make(rows, columns, columns);
+            int right = 1;
+            engine.bf16 = engine.int8 = kernels[k];
+            op.y = y.data;
+            ops->linear(&engine, &op);
+            for (int64_t at = 0; at < rows * columns; at++) {
+                const int64_t column = at % columns;
+                right &= !isfinite(y.data[at]) == (column == 3 || column == 20 || column == 39);
+            }
+            if (!CHECK(right)) printf("    %s on %s\n", kernels[k]->name, ops->name);
+            matrix_free(&y);
+        }
+    }
+    matrix_free(&x);
+    weights_free(&w);
+}
+
 /* An image's patches: against f32 products of rounded operands on the scalar kernels, which know no narrow ones. */
 static void check_conv(int64_t in, int64_t out, int64_t height, int64_t width, int kernel, int stride, int upsample) {
     const int64_t area = (height << upsample) / stride * ((width << upsample) / stride);
@@ -404,6 +442,8 @@ int main(void) {
     test_rounded();
     test_attention();
     test_conv();
+    check_not_finite(GMEM_BF16);
+    check_not_finite(GMEM_I8);
     for (int k = 0; k < kernel_count; k++)
         printf("%s%s", k ? ", " : "kernels: ", kernels[k]->name);
     printf("\n");

@@ -97,9 +97,12 @@ typedef struct gmem__narrow_rows {
     void (*strip)(const struct gmem__narrow *narrow, const gmem__weight *weight, const gmem__strip_part *part,
                   uint32_t *strip);
     /* x (depth, columns), rows `stride` apart, to panels panel_step words apart, of which this fills `words` rows and
-     * whole panels. scale (columns), int8 only: max |x| / 127 of each column. */
+     * whole panels. int8 only: largest (columns) max |x| of each column, or NULL where x is the whole depth; scale
+     * (columns) or NULL, what it divides by, largest / 127. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
-                   int64_t columns, uint32_t *panels, int64_t panel_step, float *scale);
+                   int64_t columns, uint32_t *panels, int64_t panel_step, const float *largest, float *scale);
+    /* out (columns) = max |x| over rows `stride` apart; NaN where one is not finite. */
+    void (*largest)(const float *x, int64_t stride, int64_t rows, int64_t columns, float *out);
     /* Two rows of x (count; whole panels), neighbours in depth, to a row of words of bf16 panels. */
     void (*pair)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels, int64_t panel_step);
     /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it

@@ -24,9 +24,10 @@ static gmem__narrow_shape gmem__narrow_shape_of(const gmem__narrow *narrow, cons
 
 /* the choice ------------------------------------------------------------------------------------------------------ */
 
-/* What all threads share is x in words, then the scales of its columns. */
-#define GMEM__SCALES (16 * 1024)
-#define GMEM__PANELS (GMEM__SHARED - GMEM__SCALES)
+/* What all threads share is x in words, then the scales of its columns, and what they are found by. */
+#define GMEM__SCALES  (16 * 1024)
+#define GMEM__LARGEST (64 * 1024)
+#define GMEM__PANELS  (GMEM__SHARED - GMEM__SCALES - GMEM__LARGEST)
 
 GMEM__FN const struct gmem__narrow *gmem__cpu_narrow(gmem_isa isa, gmem_type type) {
     return gmem__narrow_of(isa, type);
@@ -86,6 +87,7 @@ typedef struct gmem__narrow_job {
     const uint32_t *panels; /* these columns, packed for all row blocks; or NULL */
     uint32_t *packing;      /* the same, while it is made */
     float *scales;          /* int8: (columns) */
+    float *largest;         /* int8: (blocks of rows of x, columns), or NULL */
     uint32_t *y;            /* the panels of the product that y is handed over to, or NULL */
     int64_t y_words;        /* their words */
 } gmem__narrow_job;
@@ -162,11 +164,22 @@ static void gmem__narrow_columns_task(const void *job_, int64_t i, float *scratc
         stride = GMEM__PACK_COLUMNS;
     }
     job->convert->panels(job->narrow, x, stride, gemm->depth, job->shape.words, count,
-                         job->packing + done * job->shape.words, job->shape.words * job->narrow->nr,
+                         job->packing + done * job->shape.words, job->shape.words * job->narrow->nr, NULL,
                          job->scales + done);
 }
 
-/* bf16: GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. */
+/* int8: GMEM__PACK_ROWS rows of x, of which the largest of each column are sought. */
+static void gmem__narrow_largest_task(const void *job_, int64_t i, float *scratch) {
+    const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
+    const gmem__gemm *gemm = job->gemm;
+    const int64_t k = i * GMEM__PACK_ROWS;
+    (void)scratch;
+    job->convert->largest(gemm->x + k * gemm->x_stride + job->column, gemm->x_stride,
+                          gmem__min(GMEM__PACK_ROWS, gemm->depth - k), job->columns, job->largest + i * job->columns);
+}
+
+/* GMEM__PACK_ROWS rows of x, all columns; of an image's patches by way of floats. int8: the first row of `largest`
+ * holds all rows' by then. */
 static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) {
     const gmem__narrow_job *job = (const gmem__narrow_job *)job_;
     const gmem__gemm *gemm = job->gemm;
@@ -175,7 +188,7 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
     const int64_t words = gmem__min(GMEM__PACK_ROWS / job->shape.per_word, job->shape.words - word);
     if (!gemm->conv) {
         job->convert->panels(job->narrow, gemm->x + k * gemm->x_stride + job->column, gemm->x_stride, rows, words,
-                             job->columns, job->packing + word * nr, step, NULL);
+                             job->columns, job->packing + word * nr, step, job->largest, i ? NULL : job->scales);
         return;
     }
     if (gmem__packs_words(gemm, nr, job->column, job->columns)) {
@@ -188,15 +201,23 @@ static void gmem__narrow_rows_task(const void *job_, int64_t i, float *scratch) 
         for (int64_t c = 0; c < columns; c += GMEM__PACK_COLUMNS)
             job->convert->panels(job->narrow, scratch + c * rows, GMEM__PACK_COLUMNS, rows, words,
                                  gmem__min(GMEM__PACK_COLUMNS, columns - c),
-                                 job->packing + (done + c) / nr * step + word * nr, step, NULL);
+                                 job->packing + (done + c) / nr * step + word * nr, step, NULL, NULL);
     }
 }
 
+/* int8 reads x twice, for the scales first. Row by row that is twice from memory, but column by column the rows, which
+ * often lie a power of two apart, would evict each other from the caches. */
 static void gmem__narrow_pack_x(const gmem__narrow_job *job) {
-    if (job->gemm->norm || job->narrow->type == GMEM_I8)
+    const int64_t blocks = gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS);
+    if (job->gemm->norm || (job->narrow->type == GMEM_I8 && blocks * job->columns > GMEM__LARGEST)) {
         gmem__run_tasks(job->engine, gmem__ceil_div(job->columns, GMEM__PACK_COLUMNS), gmem__narrow_columns_task, job);
-    else
-        gmem__run_tasks(job->engine, gmem__ceil_div(job->gemm->depth, GMEM__PACK_ROWS), gmem__narrow_rows_task, job);
+        return;
+    }
+    if (job->narrow->type == GMEM_I8) {
+        gmem__run_tasks(job->engine, blocks, gmem__narrow_largest_task, job);
+        job->convert->largest(job->largest, job->columns, blocks, job->columns, job->largest);
+    }
+    gmem__run_tasks(job->engine, blocks, gmem__narrow_rows_task, job);
 }
 
 /* a tile ---------------------------------------------------------------------------------------------------------- */
@@ -342,7 +363,7 @@ static void gmem__narrow_own_panels(const gmem__narrow_tile *t, int64_t word, in
     for (int64_t c = 0; c < t->tile.columns; c += GMEM__PACK_COLUMNS)
         job->convert->panels(job->narrow, values + c * depth, GMEM__PACK_COLUMNS, depth, words,
                              gmem__min(GMEM__PACK_COLUMNS, t->tile.columns - c), panels + c / nr * words * nr,
-                             words * nr, NULL);
+                             words * nr, NULL, NULL);
 }
 
 #define GMEM__OWN_WORDS 288 /* of the depth in a block of panels of a task's own */
@@ -419,11 +440,13 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
         job.packing = share && !packed ? (uint32_t *)engine->scratch : NULL;
         job.panels = packed ? (const uint32_t *)(const void *)gemm->x : job.packing;
         job.scales = (float *)engine->scratch + GMEM__PANELS;
+        job.largest = narrow->type == GMEM_I8 ? job.scales + GMEM__SCALES : NULL;
         if (job.packing) gmem__narrow_pack_x(&job);
         gmem__run_tasks(engine, row_tasks * job.column_tasks, gmem__narrow_task, &job);
     }
 }
 
 #undef GMEM__SCALES
+#undef GMEM__LARGEST
 #undef GMEM__PANELS
 #undef GMEM__OWN_WORDS
