@@ -1382,7 +1382,7 @@ typedef struct gmem__linear {
     const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
     int64_t gate_stride;
     int64_t tokens;             /* columns of one sample, where gate is given */
-    gmem__handover *to;         /* of y, which then is all `columns` wide; or NULL */
+    gmem__handover *to;         /* of y, where no other columns lie beside it; or NULL */
     const gmem__handover *from; /* of x; or NULL */
 } gmem__linear;
 
@@ -10419,15 +10419,16 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define V_I32   __m512i
 #define V_MASK  __mmask16
 
-#define V_LOAD(p)            _mm512_loadu_ps(p)
-#define V_STORE(p, a)        _mm512_storeu_ps((p), (a))
-#define V_ZERO()             _mm512_setzero_ps()
-#define V_SET1(a)            _mm512_set1_ps(a)
-#define V_ADD(a, b)          _mm512_add_ps((a), (b))
-#define V_SUB(a, b)          _mm512_sub_ps((a), (b))
-#define V_MUL(a, b)          _mm512_mul_ps((a), (b))
-#define V_DIV(a, b)          _mm512_div_ps((a), (b))
-#define V_QUOTIENT(a, b)     gmem__avx512_quotient((a), (b)) /* within 2 ulp, for 1 <= b < 2^126 */
+#define V_LOAD(p)     _mm512_loadu_ps(p)
+#define V_STORE(p, a) _mm512_storeu_ps((p), (a))
+#define V_ZERO()      _mm512_setzero_ps()
+#define V_SET1(a)     _mm512_set1_ps(a)
+#define V_ADD(a, b)   _mm512_add_ps((a), (b))
+#define V_SUB(a, b)   _mm512_sub_ps((a), (b))
+#define V_MUL(a, b)   _mm512_mul_ps((a), (b))
+#define V_DIV(a, b)   _mm512_div_ps((a), (b))
+#define V_QUOTIENT(a, b) \
+    gmem__avx512_quotient((a), (b)) /* within 2 ulp for 1 <= b < 2^126; 1 / b is subnormal beyond */
 #define V_MAX(a, b)          _mm512_max_ps((a), (b))
 #define V_MIN(a, b)          _mm512_min_ps((a), (b))
 #define V_SQRT(a)            _mm512_sqrt_ps(a)
@@ -15649,7 +15650,7 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
     job.row_block = gmem__row_block(engine, job.shape.rows, gemm->columns, group, most / group * group);
     const int64_t row_tasks = gmem__ceil_div(job.shape.rows, job.row_block);
     const int64_t packable = gmem__min(GMEM__PANELS / job.shape.words, GMEM__SCALES) / GMEM__NC * GMEM__NC;
-    const int64_t packed = gemm->from && gemm->from->packed; /* x is panels already */
+    const int packed = gemm->from && gemm->from->packed; /* x is panels already */
     const int share = row_tasks > 1 || narrow->type == GMEM_I8 || gemm->norm != NULL;
     if (!gemm->gate && !gemm->residual &&
         gmem__narrow_hands_over(engine, gemm->to, narrow, gemm->y, job.shape.rows, gemm->columns)) {

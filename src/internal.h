@@ -293,7 +293,7 @@ typedef struct gmem__linear {
     const float *gate; /* (samples, rows), samples gate_stride apart; or NULL for 1 */
     int64_t gate_stride;
     int64_t tokens;             /* columns of one sample, where gate is given */
-    gmem__handover *to;         /* of y, which then is all `columns` wide; or NULL */
+    gmem__handover *to;         /* of y, where no other columns lie beside it; or NULL */
     const gmem__handover *from; /* of x; or NULL */
 } gmem__linear;
 

@@ -49,7 +49,7 @@ static gmem__linear linear_of(weights *w, const matrix *x, matrix *y) {
     return op;
 }
 
-/* second(first(x)), with a residual and a gate; to NULL: by way of floats. Returns whether it was handed over. */
+/* second(first(x)), with a residual and a gate; hand 0: by way of floats. Returns whether it was handed over. */
 static int run_chain(const chain *c, weights *first, weights *second, const matrix *x, const matrix *gate, int hand,
                      int threads, matrix *y) {
     matrix inside = matrix_aligned(c->inside, c->columns, c->off);

@@ -12,15 +12,16 @@
 #define V_I32   __m512i
 #define V_MASK  __mmask16
 
-#define V_LOAD(p)            _mm512_loadu_ps(p)
-#define V_STORE(p, a)        _mm512_storeu_ps((p), (a))
-#define V_ZERO()             _mm512_setzero_ps()
-#define V_SET1(a)            _mm512_set1_ps(a)
-#define V_ADD(a, b)          _mm512_add_ps((a), (b))
-#define V_SUB(a, b)          _mm512_sub_ps((a), (b))
-#define V_MUL(a, b)          _mm512_mul_ps((a), (b))
-#define V_DIV(a, b)          _mm512_div_ps((a), (b))
-#define V_QUOTIENT(a, b)     gmem__avx512_quotient((a), (b)) /* within 2 ulp, for 1 <= b < 2^126 */
+#define V_LOAD(p)     _mm512_loadu_ps(p)
+#define V_STORE(p, a) _mm512_storeu_ps((p), (a))
+#define V_ZERO()      _mm512_setzero_ps()
+#define V_SET1(a)     _mm512_set1_ps(a)
+#define V_ADD(a, b)   _mm512_add_ps((a), (b))
+#define V_SUB(a, b)   _mm512_sub_ps((a), (b))
+#define V_MUL(a, b)   _mm512_mul_ps((a), (b))
+#define V_DIV(a, b)   _mm512_div_ps((a), (b))
+#define V_QUOTIENT(a, b) \
+    gmem__avx512_quotient((a), (b)) /* within 2 ulp for 1 <= b < 2^126; 1 / b is subnormal beyond */
 #define V_MAX(a, b)          _mm512_max_ps((a), (b))
 #define V_MIN(a, b)          _mm512_min_ps((a), (b))
 #define V_SQRT(a)            _mm512_sqrt_ps(a)

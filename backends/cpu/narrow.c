@@ -419,7 +419,7 @@ GMEM__FN void gmem__narrow_run(const gmem__engine *engine, const gmem__gemm *gem
     job.row_block = gmem__row_block(engine, job.shape.rows, gemm->columns, group, most / group * group);
     const int64_t row_tasks = gmem__ceil_div(job.shape.rows, job.row_block);
     const int64_t packable = gmem__min(GMEM__PANELS / job.shape.words, GMEM__SCALES) / GMEM__NC * GMEM__NC;
-    const int64_t packed = gemm->from && gemm->from->packed; /* x is panels already */
+    const int packed = gemm->from && gemm->from->packed; /* x is panels already */
     const int share = row_tasks > 1 || narrow->type == GMEM_I8 || gemm->norm != NULL;
     if (!gemm->gate && !gemm->residual &&
         gmem__narrow_hands_over(engine, gemm->to, narrow, gemm->y, job.shape.rows, gemm->columns)) {
