@@ -211,8 +211,9 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
 
 /* What the large matrix products compute in: the blocks' linear layers, attention and the autoencoder's convolutions.
  * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
- * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come); attention, the
- * autoencoder and the layers that suffer (network.c says which) compute in bf16. F16, OpenCL only: weights and inputs
+ * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come; of 8 bits,
+ * of 7 on AVX2 without VNNI); attention, the autoencoder and the layers that suffer (network.c says which) compute in
+ * bf16. F16, OpenCL only: weights and inputs
  * are rounded to f16; devices with cl_khr_fp16 that are no processors multiply in f16 and add up a few products in it
  * before they go to a sum, all others in f32, and the log says why. Where a processor or device lacks an instruction
  * for it, the same rounding is computed with what it has. */
@@ -6965,7 +6966,7 @@ typedef struct gmem__narrow_rows {
                   uint32_t *strip);
     /* x (depth, columns), rows `stride` apart, to panels panel_step words apart, of which this fills `words` rows and
      * whole panels. int8 only: largest (columns) max |x| of each column, or NULL where x is the whole depth; scale
-     * (columns) or NULL, what it divides by, largest / 127. */
+     * (columns) or NULL, what it divides by, largest / gmem__narrow_levels. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
                    int64_t columns, uint32_t *panels, int64_t panel_step, const float *largest, float *scale);
     /* out (columns) = max |x| over rows `stride` apart; NaN where one is not finite. */
@@ -6973,8 +6974,8 @@ typedef struct gmem__narrow_rows {
     /* Two rows of x (count; whole panels), neighbours in depth, to a row of words of bf16 panels. */
     void (*pair)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels, int64_t panel_step);
     /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it
-     * is NULL, and scale (count). weight_sums (rows), where columns were stored as x + 128, else NULL. */
-    void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
+     * is NULL, and scale (count). weight_sums (rows), as columns were stored as x + offset. */
+    void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, int offset, const int32_t *weight_sums,
                        const float *row_scale, const float *scale);
 } gmem__narrow_rows;
 
@@ -7600,14 +7601,19 @@ typedef struct gmem__narrow {
     int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC) */
     int64_t strips;   /* how many strips multiply takes at a time, at most */
     int64_t block;    /* words of a block of the depth, at most; a multiple of GMEM__TILE_WORDS */
-    int unsigned_x;   /* int8: bytes of x are stored as x + 128; the epilogue subtracts 128 * sum of the weight row */
-    int keep;         /* packed weights are kept for all passes; else each pass packs them from the file's type */
+    /* int8: bytes of x are stored as x + offset, unsigned, of which the epilogue subtracts offset * sum of the weight
+     * row; 0: they are signed. 128, or 64 where x has 7 bits. */
+    int offset;
+    int keep;            /* packed weights are kept for all passes; else each pass packs them from the file's type */
     void (*begin)(void); /* around the products of one task on one thread (AMX's configuration), or NULL */
     void (*end)(void);
     void (*multiply)(const gmem__narrow_block *block);
     /* The same with a smaller nr, maybe below 16 as only scans take; or NULL. */
     const struct gmem__narrow *thinner;
 } gmem__narrow;
+
+/* int8: the largest |x|. */
+GMEM__INLINE int gmem__narrow_levels(const gmem__narrow *narrow) { return narrow->offset == 64 ? 63 : 127; }
 
 /* narrow_portable.c: plain C, the reference, and what runs where there is no vector instruction. */
 GMEM__FN const gmem__narrow *gmem__portable_bf16(void);
@@ -7619,8 +7625,8 @@ GMEM__FN const gmem__narrow *gmem__portable_like(int i);
 /* avx512_dots.c, avx2_dots.c: NULL where the compiler lacks the instruction; whether the processor has it is
  * narrow_choose.c's question. */
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type);
-GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void); /* I8 */
-GMEM__FN const gmem__narrow *gmem__avx2_dots(void);     /* I8, always there */
+GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void);       /* I8 */
+GMEM__FN const gmem__narrow *gmem__avx2_dots(gmem_type type); /* always there */
 #endif
 
 /* amx.c: whether the processor has AMX and the system grants it to this process; its kernels, NULL without; and the
@@ -7659,7 +7665,7 @@ GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type);
 #define V_WORD_BF16(lo, hi) ((uint32_t)gmem__f32_to_bf16(lo) | (uint32_t)gmem__f32_to_bf16(hi) << 16)
 #define V_WORD_I8(a, b, c, d) \
     (gmem__byte_of(a) | gmem__byte_of(b) << 8 | gmem__byte_of(c) << 16 | gmem__byte_of(d) << 24)
-#define V_FLIP_SIGNS(word)   ((word) ^ 0x80808080u)
+#define V_ADD_BYTES(word, n) gmem__add_bytes((word), (uint32_t)(n)*0x01010101u)
 #define V_STORE_WORDS(p, a)  (*(p) = (a))
 #define V_FROM_I32(p, minus) ((float)(*(p) - (minus)))
 #define V_STORE_I8(p, a)     (*(p) = (signed char)gmem__small_int(a))
@@ -7667,6 +7673,10 @@ GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type);
 
 /* Rounded to nearest even; what is not finite has shown itself in the scale. */
 GMEM__INLINE int gmem__small_int(float a) { return a > -128.5f && a < 127.5f ? (int)rintf(a) : 0; }
+/* Byte by byte, without carries between them. */
+GMEM__INLINE uint32_t gmem__add_bytes(uint32_t a, uint32_t b) {
+    return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u);
+}
 GMEM__INLINE uint32_t gmem__byte_of(float a) { return (uint32_t)gmem__small_int(a) & 0xff; }
 GMEM__INLINE void gmem__store_bf16(char *p, float a) {
     const uint16_t half = gmem__f32_to_bf16(a);
@@ -7811,7 +7821,8 @@ static void GMEM__K(largest_rows)(const float *x, int64_t stride, int64_t rows, 
 
 /* The same as four int8, each column divided by its scale, which is found first where it is not known. */
 static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
-                              int unsigned_x, uint32_t *panel, const float *known, float *scale) {
+                              const gmem__narrow *narrow, uint32_t *panel, const float *known, float *scale) {
+    const float levels = (float)gmem__narrow_levels(narrow);
     V_F32 a = known ? GMEM__K(load_lanes)(known, lanes) : V_ZERO(), b = V_ZERO(), value[4];
     V_F32 finite = V_MUL(a, V_ZERO());
     for (int64_t k = 0; !known && k < depth; k++) {
@@ -7823,14 +7834,14 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
         finite = V_FMA(row, V_ZERO(), finite);
     }
     const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
-    const V_F32 inverse = V_DIV(V_SET1(127), largest);
-    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    const V_F32 inverse = V_DIV(V_SET1(levels), largest);
+    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / levels)), finite), lanes);
     for (int64_t w = 0; w < words; w++, panel += nr) {
         for (int64_t i = 0; i < 4; i++)
             value[i] =
                 4 * w + i < depth ? V_MUL(GMEM__K(load_lanes)(x + (4 * w + i) * stride, lanes), inverse) : V_ZERO();
         const V_I32 word = V_WORD_I8(value[0], value[1], value[2], value[3]);
-        V_STORE_WORDS(panel, unsigned_x ? V_FLIP_SIGNS(word) : word);
+        V_STORE_WORDS(panel, V_ADD_BYTES(word, narrow->offset));
     }
 }
 
@@ -7847,7 +7858,7 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
             GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
         else
             GMEM__K(panel_i8)
-        (x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, largest ? largest + i : NULL,
+        (x + i, stride, depth, words, columns - i, nr, narrow, panel, largest ? largest + i : NULL,
          scale ? scale + i : NULL);
     }
 }
@@ -7860,14 +7871,14 @@ static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t coun
                           V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)), V_ROUND_BF16(V_LOAD(high + i + lane))));
 }
 
-static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
-                                const float *row_scale, const float *scale) {
+static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, int offset,
+                                const int32_t *weight_sums, const float *row_scale, const float *scale) {
     for (int64_t r = 0; r < rows; r++) {
         const V_F32 factor = V_SET1(row_scale ? row_scale[r] : 1);
-        const int32_t offset = weight_sums ? 128 * weight_sums[r] : 0;
+        const int32_t extra = offset * weight_sums[r];
         float *out = (float *)sums + r * step;
         for (int64_t i = 0; i < count; i += V_WIDTH) {
-            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), offset);
+            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), extra);
             V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
         }
     }
@@ -7938,7 +7949,7 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_WORD_BF16
 #undef V_WORD_I8
 #undef V_WORD_WEIGHTS
-#undef V_FLIP_SIGNS
+#undef V_ADD_BYTES
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
 #undef V_STORE_HALVES
@@ -8156,7 +8167,7 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t r
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
-#define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
+#define V_ADD_BYTES(word, n)   _mm256_add_epi8((word), _mm256_set1_epi8((char)(n)))
 #define V_TURN(words)          gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
 #define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
@@ -9027,7 +9038,8 @@ static void GMEM__K(largest_rows)(const float *x, int64_t stride, int64_t rows, 
 
 /* The same as four int8, each column divided by its scale, which is found first where it is not known. */
 static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
-                              int unsigned_x, uint32_t *panel, const float *known, float *scale) {
+                              const gmem__narrow *narrow, uint32_t *panel, const float *known, float *scale) {
+    const float levels = (float)gmem__narrow_levels(narrow);
     V_F32 a = known ? GMEM__K(load_lanes)(known, lanes) : V_ZERO(), b = V_ZERO(), value[4];
     V_F32 finite = V_MUL(a, V_ZERO());
     for (int64_t k = 0; !known && k < depth; k++) {
@@ -9039,14 +9051,14 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
         finite = V_FMA(row, V_ZERO(), finite);
     }
     const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
-    const V_F32 inverse = V_DIV(V_SET1(127), largest);
-    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    const V_F32 inverse = V_DIV(V_SET1(levels), largest);
+    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / levels)), finite), lanes);
     for (int64_t w = 0; w < words; w++, panel += nr) {
         for (int64_t i = 0; i < 4; i++)
             value[i] =
                 4 * w + i < depth ? V_MUL(GMEM__K(load_lanes)(x + (4 * w + i) * stride, lanes), inverse) : V_ZERO();
         const V_I32 word = V_WORD_I8(value[0], value[1], value[2], value[3]);
-        V_STORE_WORDS(panel, unsigned_x ? V_FLIP_SIGNS(word) : word);
+        V_STORE_WORDS(panel, V_ADD_BYTES(word, narrow->offset));
     }
 }
 
@@ -9063,7 +9075,7 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
             GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
         else
             GMEM__K(panel_i8)
-        (x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, largest ? largest + i : NULL,
+        (x + i, stride, depth, words, columns - i, nr, narrow, panel, largest ? largest + i : NULL,
          scale ? scale + i : NULL);
     }
 }
@@ -9076,14 +9088,14 @@ static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t coun
                           V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)), V_ROUND_BF16(V_LOAD(high + i + lane))));
 }
 
-static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
-                                const float *row_scale, const float *scale) {
+static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, int offset,
+                                const int32_t *weight_sums, const float *row_scale, const float *scale) {
     for (int64_t r = 0; r < rows; r++) {
         const V_F32 factor = V_SET1(row_scale ? row_scale[r] : 1);
-        const int32_t offset = weight_sums ? 128 * weight_sums[r] : 0;
+        const int32_t extra = offset * weight_sums[r];
         float *out = (float *)sums + r * step;
         for (int64_t i = 0; i < count; i += V_WIDTH) {
-            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), offset);
+            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), extra);
             V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
         }
     }
@@ -10388,7 +10400,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_WORD_BF16
 #undef V_WORD_I8
 #undef V_WORD_WEIGHTS
-#undef V_FLIP_SIGNS
+#undef V_ADD_BYTES
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
 #undef V_STORE_HALVES
@@ -10475,7 +10487,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
-#define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
+#define V_ADD_BYTES(word, n)   _mm512_add_epi8((word), _mm512_set1_epi8((char)(n)))
 #define V_TURN(words)          gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
 #define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
@@ -11345,7 +11357,8 @@ static void GMEM__K(largest_rows)(const float *x, int64_t stride, int64_t rows, 
 
 /* The same as four int8, each column divided by its scale, which is found first where it is not known. */
 static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int64_t words, int64_t lanes, int64_t nr,
-                              int unsigned_x, uint32_t *panel, const float *known, float *scale) {
+                              const gmem__narrow *narrow, uint32_t *panel, const float *known, float *scale) {
+    const float levels = (float)gmem__narrow_levels(narrow);
     V_F32 a = known ? GMEM__K(load_lanes)(known, lanes) : V_ZERO(), b = V_ZERO(), value[4];
     V_F32 finite = V_MUL(a, V_ZERO());
     for (int64_t k = 0; !known && k < depth; k++) {
@@ -11357,14 +11370,14 @@ static void GMEM__K(panel_i8)(const float *x, int64_t stride, int64_t depth, int
         finite = V_FMA(row, V_ZERO(), finite);
     }
     const V_F32 largest = V_MAX(V_MAX(a, b), V_SET1(1e-30f)); /* never divides by zero */
-    const V_F32 inverse = V_DIV(V_SET1(127), largest);
-    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / 127)), finite), lanes);
+    const V_F32 inverse = V_DIV(V_SET1(levels), largest);
+    if (scale) GMEM__K(store_lanes)(scale, V_ADD(V_MUL(largest, V_SET1(1.0f / levels)), finite), lanes);
     for (int64_t w = 0; w < words; w++, panel += nr) {
         for (int64_t i = 0; i < 4; i++)
             value[i] =
                 4 * w + i < depth ? V_MUL(GMEM__K(load_lanes)(x + (4 * w + i) * stride, lanes), inverse) : V_ZERO();
         const V_I32 word = V_WORD_I8(value[0], value[1], value[2], value[3]);
-        V_STORE_WORDS(panel, unsigned_x ? V_FLIP_SIGNS(word) : word);
+        V_STORE_WORDS(panel, V_ADD_BYTES(word, narrow->offset));
     }
 }
 
@@ -11381,7 +11394,7 @@ static void GMEM__K(pack_narrow_panels)(const gmem__narrow *narrow, const float 
             GMEM__K(panel_bf16)(x + i, stride, depth, words, columns - i, nr, panel);
         else
             GMEM__K(panel_i8)
-        (x + i, stride, depth, words, columns - i, nr, narrow->unsigned_x, panel, largest ? largest + i : NULL,
+        (x + i, stride, depth, words, columns - i, nr, narrow, panel, largest ? largest + i : NULL,
          scale ? scale + i : NULL);
     }
 }
@@ -11394,14 +11407,14 @@ static void GMEM__K(pair_rows)(const float *low, const float *high, int64_t coun
                           V_WORD_BF16(V_ROUND_BF16(V_LOAD(low + i + lane)), V_ROUND_BF16(V_LOAD(high + i + lane))));
 }
 
-static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
-                                const float *row_scale, const float *scale) {
+static void GMEM__K(dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, int offset,
+                                const int32_t *weight_sums, const float *row_scale, const float *scale) {
     for (int64_t r = 0; r < rows; r++) {
         const V_F32 factor = V_SET1(row_scale ? row_scale[r] : 1);
-        const int32_t offset = weight_sums ? 128 * weight_sums[r] : 0;
+        const int32_t extra = offset * weight_sums[r];
         float *out = (float *)sums + r * step;
         for (int64_t i = 0; i < count; i += V_WIDTH) {
-            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), offset);
+            const V_F32 sum = V_FROM_I32((const int32_t *)(const void *)(out + i), extra);
             V_STORE(out + i, V_MUL(V_MUL(sum, factor), V_LOAD(scale + i)));
         }
     }
@@ -12707,7 +12720,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_WORD_BF16
 #undef V_WORD_I8
 #undef V_WORD_WEIGHTS
-#undef V_FLIP_SIGNS
+#undef V_ADD_BYTES
 #undef V_STORE_WORDS
 #undef V_STORE_BF16
 #undef V_STORE_HALVES
@@ -12769,7 +12782,10 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -12790,17 +12806,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -12813,9 +12844,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -12825,27 +12855,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 #define GMEM__K(name) gmem__avx512_bf16_16_##name
@@ -12856,7 +12899,10 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -12877,17 +12923,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -12900,9 +12961,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -12912,27 +12972,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 /* ---- backends/cpu/dots_end.inc ---- */
@@ -12946,6 +13019,9 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_ADD
 #undef D_ZERO
 #undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
@@ -12968,7 +13044,10 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -12989,17 +13068,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -13012,9 +13106,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -13024,27 +13117,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 /* ---- backends/cpu/dots_end.inc ---- */
@@ -13058,6 +13164,9 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_ADD
 #undef D_ZERO
 #undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
@@ -13081,7 +13190,10 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13102,17 +13214,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -13125,9 +13252,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -13137,27 +13263,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 #define GMEM__K(name) gmem__avx512_vnni_16_##name
@@ -13168,7 +13307,10 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13189,17 +13331,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -13212,9 +13369,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -13224,27 +13380,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 /* ---- backends/cpu/dots_end.inc ---- */
@@ -13258,6 +13427,9 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_ADD
 #undef D_ZERO
 #undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
@@ -13280,7 +13452,10 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13301,17 +13476,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -13324,9 +13514,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -13336,27 +13525,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 /* ---- backends/cpu/dots_end.inc ---- */
@@ -13370,6 +13572,9 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_ADD
 #undef D_ZERO
 #undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
@@ -13387,10 +13592,10 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
          {"avx512-bf16-16", GMEM_BF16, GMEM__MR, 16, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_16_multiply,
           &kernels[0][2]},
          {"avx512-bf16-8", GMEM_BF16, GMEM__MR, 8, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_8_multiply, NULL}},
-        {{"avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply, &kernels[1][1]},
-         {"avx512-vnni-16", GMEM_I8, GMEM__MR, 16, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_16_multiply,
+        {{"avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 128, 1, NULL, NULL, gmem__avx512_vnni_multiply, &kernels[1][1]},
+         {"avx512-vnni-16", GMEM_I8, GMEM__MR, 16, 1, 384, 128, 1, NULL, NULL, gmem__avx512_vnni_16_multiply,
           &kernels[1][2]},
-         {"avx512-vnni-8", GMEM_I8, GMEM__MR, 8, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_8_multiply, NULL}}};
+         {"avx512-vnni-8", GMEM_I8, GMEM__MR, 8, 1, 384, 128, 1, NULL, NULL, gmem__avx512_vnni_8_multiply, NULL}}};
     return kernels[type == GMEM_I8];
 #else
     (void)type;
@@ -13405,9 +13610,8 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #undef GMEM__AVX512_DOTS
 #endif /* GMEM__X86 */
 /* ---- backends/cpu/avx2_dots.c ---- */
-/* Narrow kernels on 256 bits, for int8: AVX-VNNI's dot products, and for processors without them AVX2's products of
- * pairs of 16 bits. Its products of bytes take one instruction less, but three to a dot product that compete for the
- * same two ports, against two. */
+/* Narrow kernels on 256 bits: AVX-VNNI's dot products of int8, and for processors without an instruction that takes
+ * whole words, bf16 in f32 arithmetic and int8 in AVX2's products of bytes. */
 
 #ifdef GMEM__X86
 #include <immintrin.h>
@@ -13422,6 +13626,10 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #define GMEM__LOAD_256(p)       _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define GMEM__STORE_256(p, sum) _mm256_storeu_si256((__m256i *)(void *)(p), (sum))
 
+/* 6 rows, whose sums fill 12 of 16 registers, as in f32. */
+#define GMEM__MR        6
+#define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
+
 #ifdef GMEM__AVX_VNNI
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,avxvnni"))), apply_to = function)
@@ -13430,8 +13638,6 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #pragma GCC target("avx2,avxvnni")
 #endif
 
-#define GMEM__MR            6
-#define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3) X(4) X(5)
 #define GMEM__K(name)       gmem__avx_vnni_##name
 #define D_VECTORS           2
 #define D_WIDTH             8
@@ -13451,7 +13657,10 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13472,17 +13681,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -13495,9 +13719,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -13507,27 +13730,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 /* ---- backends/cpu/dots_end.inc ---- */
@@ -13541,10 +13777,11 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_ADD
 #undef D_ZERO
 #undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
-#undef GMEM__MR
-#undef GMEM__REPEAT
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -13554,62 +13791,44 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #endif /* GMEM__AVX_VNNI */
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,fma")
 #endif
 
-/* Quads of bytes as two pairs of 16 bits: their first and third values, their second and fourth. */
-typedef struct gmem__byte_pairs {
-    __m256i even, odd;
-} gmem__byte_pairs;
+/* Words of a block: a strip, widened, and a panel stay in the first-level cache together. */
+#define GMEM__WIDENED 192
 
-GMEM__INLINE gmem__byte_pairs gmem__avx2_split(const uint32_t *p) {
-    const __m256i quads = GMEM__LOAD_256(p);
-    gmem__byte_pairs x;
-    x.even = _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8);
-    x.odd = _mm256_srai_epi16(quads, 8);
-    return x;
-}
-GMEM__INLINE __m256i gmem__avx2_dot(__m256i sum, gmem__byte_pairs w, gmem__byte_pairs x) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w.even, x.even));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(w.odd, x.odd));
-}
-
-#define GMEM__SPLIT_BLOCK 288                     /* words of a block */
-#define GMEM__SPLIT_WORDS (4 * GMEM__SPLIT_BLOCK) /* between a strip's even and odd halves */
-
-GMEM__INLINE gmem__byte_pairs gmem__avx2_broadcast(const uint32_t *p) {
-    gmem__byte_pairs w;
-    w.even = _mm256_set1_epi32((int)p[0]);
-    w.odd = _mm256_set1_epi32((int)p[GMEM__SPLIT_WORDS]);
-    return w;
-}
-
-/* 4 rows: both operands take two registers. */
-#define GMEM__MR            4
-#define GMEM__REPEAT(X)     X(0) X(1) X(2) X(3)
-#define GMEM__K(name)       gmem__avx2_i8_##name
-#define D_VECTORS           2
 #define D_WIDTH             8
-#define D_VECTOR            gmem__byte_pairs
-#define D_SUM               __m256i
-#define D_ELEMENT           int32_t
-#define D_BROADCAST(p)      gmem__avx2_broadcast(p)
-#define D_DOT(sum, w, x)    gmem__avx2_dot((sum), (w), (x))
-#define D_ADD(a, b)         _mm256_add_epi32((a), (b))
-#define D_ZERO()            _mm256_setzero_si256()
-#define D_LOAD(p)           gmem__avx2_split(p)
-#define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
-#define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
+#define D_VECTOR            __m256
+#define D_SUM               __m256
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm256_castsi256_ps(_mm256_set1_epi32((int)*(p)))
+#define D_DOT(sum, w, x)    _mm256_fmadd_ps((w), (x), (sum))
+#define D_ADD(a, b)         _mm256_add_ps((a), (b))
+#define D_ZERO()            _mm256_setzero_ps()
+#define D_LOAD(p)           _mm256_castsi256_ps(_mm256_slli_epi32(GMEM__LOAD_256(p), 16))
+#define D_LOAD_ODD(p)       _mm256_castsi256_ps(GMEM__UPPER_HALVES(GMEM__LOAD_256(p)))
+#define D_LOAD_SUM(p)       _mm256_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm256_storeu_ps((p), (sum))
+#define D_BLOCK             GMEM__WIDENED
+#define D_WIDEN(p, even, odd)                                           \
+    (GMEM__STORE_256((even), _mm256_slli_epi32(GMEM__LOAD_256(p), 16)), \
+     GMEM__STORE_256((odd), GMEM__UPPER_HALVES(GMEM__LOAD_256(p))))
+#define GMEM__UPPER_HALVES(words) _mm256_and_si256((words), _mm256_set1_epi32((int)0xffff0000))
+#define GMEM__K(name)             gmem__avx2_bf16_##name
+#define D_VECTORS                 2
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
  * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
  * depth.
  *
  * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc. */
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13630,17 +13849,32 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
         V_PREFETCH(fetch->at);
 }
 
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
 static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
                            int64_t step, GMEM__K(fetch) * fetch) {
 #define GMEM__BEGIN(r)     \
     D_SUM a##r = D_ZERO(); \
     GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                   \
-    {                                                                   \
-        const D_VECTOR w = D_BROADCAST(weights + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                      \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                        \
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
     }
 #define GMEM__JOIN(r)                                   \
     a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
@@ -13653,9 +13887,8 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
         GMEM__K(fetch_some)(fetch);
         const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
         for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            const D_VECTOR x0 = D_LOAD(panel);
-            GMEM__SECOND(const D_VECTOR x1 = D_LOAD(panel + D_WIDTH);)
-            GMEM__REPEAT(GMEM__STEP)
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
         }
         weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
     }
@@ -13665,27 +13898,40 @@ static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__TURN
 #undef GMEM__JOIN
 #undef GMEM__END
 }
 
 static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
     GMEM__K(fetch) fetch;
     fetch.at = block->next;
     fetch.lines = gmem__ceil_div(block->next_bytes, 64);
     fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-    for (int64_t i = 0; i < parts; i++) {
-        const int64_t s = i / block->panel_count, p = i % block->panel_count;
-        D_ELEMENT *product = (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL;
-        GMEM__K(strip)
-        (block->weights + s * block->strip_step, block->panels + p * block->panel_step, block->words, block->first,
-         product, block->product_step, &fetch);
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
     }
 }
 
 #undef GMEM__PANEL
 #undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
 #undef GMEM__K
 #undef D_VECTORS
 /* ---- backends/cpu/dots_end.inc ---- */
@@ -13699,23 +13945,163 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_ADD
 #undef D_ZERO
 #undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
-/* The strip is split once for all panels. */
-static void gmem__avx2_i8_multiply_split(const gmem__narrow_block *block) {
-    uint32_t halves[2 * GMEM__SPLIT_WORDS];
-    gmem__narrow_block split = *block;
-    for (int64_t i = 0; i < block->words * GMEM__MR; i += 8) {
-        const gmem__byte_pairs w = gmem__avx2_split(block->weights + i);
-        GMEM__STORE_256(halves + i, w.even);
-        GMEM__STORE_256(halves + GMEM__SPLIT_WORDS + i, w.odd);
-    }
-    split.weights = halves;
-    gmem__avx2_i8_multiply(&split);
-}
+/* Products of bytes come as sums of two, saturated at 16 bits: x has 7 bits, which keeps them below. Products of pairs
+ * of 16 bits need no such care, but a third more instructions, and more to take bytes apart. */
 #undef GMEM__MR
 #undef GMEM__REPEAT
+#define GMEM__MR        4
+#define GMEM__REPEAT(X) X(0) X(1) X(2) X(3)
+#define D_WIDTH         8
+#define D_VECTOR        __m256i
+#define D_SUM           __m256i
+#define D_ELEMENT       int32_t
+#define D_BROADCAST(p)  _mm256_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x) \
+    _mm256_add_epi32((sum), _mm256_madd_epi16(_mm256_maddubs_epi16((x), (w)), _mm256_set1_epi16(1)))
+#define D_ADD(a, b)         _mm256_add_epi32((a), (b))
+#define D_ZERO()            _mm256_setzero_si256()
+#define D_LOAD(p)           GMEM__LOAD_256(p)
+#define D_LOAD_SUM(p)       GMEM__LOAD_256(p)
+#define D_STORE_SUM(p, sum) GMEM__STORE_256((p), (sum))
+#define GMEM__K(name)       gmem__avx2_i8_##name
+#define D_VECTORS           2
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#define GMEM__SPLIT_WORDS 0
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -13725,7 +14111,7 @@ static void gmem__avx2_i8_multiply_split(const gmem__narrow_block *block) {
 
 GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 #ifdef GMEM__AVX_VNNI
-    static const gmem__narrow vnni = {"avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, 1, NULL, NULL, gmem__avx_vnni_multiply,
+    static const gmem__narrow vnni = {"avx-vnni", GMEM_I8, 6, 16, 1, 288, 128, 1, NULL, NULL, gmem__avx_vnni_multiply,
                                       NULL};
     return &vnni;
 #else
@@ -13733,15 +14119,19 @@ GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 #endif
 }
 
-GMEM__FN const gmem__narrow *gmem__avx2_dots(void) {
-    static const gmem__narrow bytes = {
-        "avx2-int8", GMEM_I8, 4, 16, 1, GMEM__SPLIT_BLOCK, 0, 1, NULL, NULL, gmem__avx2_i8_multiply_split, NULL};
-    return &bytes;
+GMEM__FN const gmem__narrow *gmem__avx2_dots(gmem_type type) {
+    static const gmem__narrow bf16 = {
+        "avx2-bf16", GMEM_BF16, 6, 16, 1, GMEM__WIDENED, 0, 1, NULL, NULL, gmem__avx2_bf16_multiply, NULL};
+    static const gmem__narrow bytes = {"avx2-int8", GMEM_I8, 4, 16, 1, 288, 64, 1, NULL, NULL, gmem__avx2_i8_multiply,
+                                       NULL};
+    return type == GMEM_BF16 ? &bf16 : &bytes;
 }
 
+#undef GMEM__MR
+#undef GMEM__REPEAT
+#undef GMEM__WIDENED
+#undef GMEM__UPPER_HALVES
 #undef V_PREFETCH
-#undef GMEM__SPLIT_BLOCK
-#undef GMEM__SPLIT_WORDS
 #undef GMEM__LOAD_256
 #undef GMEM__STORE_256
 #undef GMEM__AVX_VNNI
@@ -13758,18 +14148,18 @@ static float gmem__word_dot_bf16(uint32_t w, uint32_t x) {
 /* Byte i of a word, signed. */
 static int32_t gmem__word_byte(uint32_t word, int i) { return (int32_t)(signed char)(unsigned char)(word >> 8 * i); }
 
-/* unsigned_x: as the instruction has it; the epilogue subtracts the offset. */
-static int32_t gmem__word_dot_i8(uint32_t w, uint32_t x, int unsigned_x) {
+/* x is unsigned where there is an offset, which stays in it. */
+static int32_t gmem__word_dot_i8(uint32_t w, uint32_t x, int offset) {
     int32_t sum = 0;
     for (int i = 0; i < 4; i++)
-        sum += gmem__word_byte(w, i) * (unsigned_x ? (int32_t)(x >> 8 * i & 0xff) : gmem__word_byte(x, i));
+        sum += gmem__word_byte(w, i) * (offset ? (int32_t)(x >> 8 * i & 0xff) : gmem__word_byte(x, i));
     return sum;
 }
 
 typedef struct gmem__portable {
     int64_t mr, nr;
     gmem_type type;
-    int unsigned_x;
+    int offset;
 } gmem__portable;
 
 /* One row of a strip against one panel. */
@@ -13785,7 +14175,7 @@ static void gmem__portable_row(const gmem__portable *kernel, const gmem__narrow_
             if (kernel->type == GMEM_BF16)
                 sums[c] += gmem__word_dot_bf16(w, panel[c]);
             else
-                counts[c] += gmem__word_dot_i8(w, panel[c], kernel->unsigned_x);
+                counts[c] += gmem__word_dot_i8(w, panel[c], kernel->offset);
         }
     }
     for (int64_t c = 0; c < kernel->nr; c++, product += 4) {
@@ -13808,24 +14198,25 @@ static void gmem__portable_run(const gmem__portable *kernel, const gmem__narrow_
 }
 
 /* A kernel of given shape: multiply takes nothing but a block, so each has its own. */
-#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, unsigned_x, thinner)                 \
-    static void name##_multiply(const gmem__narrow_block *b) {                                       \
-        const gmem__portable kernel = {mr, nr, type, unsigned_x};                                    \
-        gmem__portable_run(&kernel, b);                                                              \
-    }                                                                                                \
-    static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,          block, \
-                                               unsigned_x, 1,    NULL, NULL, name##_multiply, thinner};
+#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, offset, thinner)                 \
+    static void name##_multiply(const gmem__narrow_block *b) {                                   \
+        const gmem__portable kernel = {mr, nr, type, offset};                                    \
+        gmem__portable_run(&kernel, b);                                                          \
+    }                                                                                            \
+    static const gmem__narrow name##_kernel = {text,   type, mr,   nr,   strips,          block, \
+                                               offset, 1,    NULL, NULL, name##_multiply, thinner};
 
 GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0, NULL)
 GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0, NULL)
 GMEM__PORTABLE(gmem__like_8_bf16, "like-avx512-bf16-8", GMEM_BF16, 12, 8, 1, 384, 0, NULL)
 GMEM__PORTABLE(gmem__like_16_bf16, "like-avx512-bf16-16", GMEM_BF16, 12, 16, 1, 384, 0, &gmem__like_8_bf16_kernel)
 GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0, &gmem__like_16_bf16_kernel)
-GMEM__PORTABLE(gmem__like_8_i8, "like-avx512-vnni-8", GMEM_I8, 12, 8, 1, 384, 1, NULL)
-GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384, 1, &gmem__like_8_i8_kernel)
-GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1, &gmem__like_16_i8_kernel)
-GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, NULL)
-GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0, NULL)
+GMEM__PORTABLE(gmem__like_8_i8, "like-avx512-vnni-8", GMEM_I8, 12, 8, 1, 384, 128, NULL)
+GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384, 128, &gmem__like_8_i8_kernel)
+GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 128, &gmem__like_16_i8_kernel)
+GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 128, NULL)
+GMEM__PORTABLE(gmem__like_avx2_bf16, "like-avx2-bf16", GMEM_BF16, 6, 16, 1, 192, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx2_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 64, NULL)
 
 #undef GMEM__PORTABLE
 
@@ -13833,11 +14224,11 @@ GMEM__FN const gmem__narrow *gmem__portable_bf16(void) { return &gmem__plain_bf1
 GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_kernel; }
 
 GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
-    static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,
-                                                  &gmem__like_8_bf16_kernel,    &gmem__like_dots_i8_kernel,
-                                                  &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
-                                                  &gmem__like_vnni_i8_kernel,   &gmem__like_halves_i8_kernel};
-    return i < 8 ? kernels[i] : NULL;
+    static const gmem__narrow *const kernels[] = {
+        &gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,   &gmem__like_8_bf16_kernel,
+        &gmem__like_dots_i8_kernel,   &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
+        &gmem__like_vnni_i8_kernel,   &gmem__like_avx2_bf16_kernel, &gmem__like_avx2_i8_kernel};
+    return i < 9 ? kernels[i] : NULL;
 }
 /* ---- backends/cpu/amx.c ---- */
 /* AMX: narrow kernels of tile instructions (Intel SDM, volume 1, chapter 18), and beside them the same kernels on tiles
@@ -14615,10 +15006,10 @@ static gmem__features gmem__processor_features(void) {
 static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
     const gmem__features has = gmem__processor_features();
     const gmem__narrow *wide = isa >= GMEM_ISA_AVX512 ? gmem__avx512_dots(type) : NULL;
-    if (type == GMEM_BF16) return has.avx512_bf16 && has.amd ? wide : NULL;
+    if (type == GMEM_BF16 && isa >= GMEM_ISA_AVX512) return has.avx512_bf16 && has.amd ? wide : NULL;
     if (wide && has.avx512_vnni) return wide;
-    const gmem__narrow *vnni = has.avx_vnni ? gmem__avx_vnni_dots() : NULL;
-    return vnni ? vnni : gmem__avx2_dots();
+    const gmem__narrow *vnni = type == GMEM_I8 && has.avx_vnni ? gmem__avx_vnni_dots() : NULL;
+    return vnni ? vnni : gmem__avx2_dots(type);
 }
 #endif
 
@@ -15571,8 +15962,8 @@ static void gmem__narrow_finish(const gmem__narrow_tile *t) {
             const int64_t at = half * up + i, row = gmem__narrow_row(t, half, i);
             const int32_t *sum = job->packed ? job->packed->sum + row : t->sum + at;
             const float *scale = job->packed ? job->packed->scale + row : t->scale + at;
-            job->convert->dequantise(t->product + at * GMEM__NC, GMEM__NC, 1, padded,
-                                     job->narrow->unsigned_x ? sum : NULL, scale, scales);
+            job->convert->dequantise(t->product + at * GMEM__NC, GMEM__NC, 1, padded, job->narrow->offset, sum, scale,
+                                     scales);
         }
         job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
         if (job->y && i % 2) gmem__hand_over_rows(t, i - 1);
@@ -15854,27 +16245,26 @@ static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *pane
     const uint32_t word = panels[(query / nr * words + i / per_word) * nr + query % nr];
     if (per_word == 2) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
     const int value = (int)(word >> 8 * (i % 4) & 255);
-    return (double)scales[query] * (narrow->unsigned_x ? value - 128 : value < 128 ? value : value - 256);
+    return (double)scales[query] * (narrow->offset || value < 128 ? value - narrow->offset : value - 256);
 }
 
 /* A query as the kernel multiplies it; int8 divided by its scale. */
 static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *scan, int64_t query, int64_t words,
                                   const gmem__scan_shared *shared) {
     uint32_t *panel = shared->panels + query / narrow->nr * words * narrow->nr + query % narrow->nr;
+    const float levels = (float)gmem__narrow_levels(narrow);
     float largest = 1e-30f;
     for (int64_t i = 0; i < scan->width; i++)
         largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, query, i)));
-    shared->scales[query] = largest / 127;
+    shared->scales[query] = largest / levels;
     for (int64_t i = 0; i < scan->width; i++) {
         const float unit = gmem__scan_unit(scan, query, i);
         uint32_t *word = panel + (narrow->type == GMEM_BF16 ? i / 2 : i / 4) * narrow->nr;
         if (narrow->type == GMEM_BF16)
             *word |= (uint32_t)gmem__f32_to_bf16(unit) << 16 * (i % 2);
         else
-            *word |= ((uint32_t)(int)rintf(unit * (127 / largest)) & 255) << 8 * (i % 4);
+            *word |= ((uint32_t)((int)rintf(unit * (levels / largest)) + narrow->offset) & 255) << 8 * (i % 4);
     }
-    for (int64_t w = 0; w < words && narrow->unsigned_x; w++)
-        panel[w * narrow->nr] ^= 0x80808080u;
 }
 
 /* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
@@ -16146,8 +16536,8 @@ static void gmem__scan_multiply(const gmem__scan_group *group, int64_t words) {
     }
     if (narrow->type == GMEM_I8)
         group->job->kernels->narrow()->dequantise(group->scores, GMEM__NC, group->count,
-                                                  gmem__round_up(scan->count, 16),
-                                                  narrow->unsigned_x ? group->sums : NULL, NULL, shared.scales);
+                                                  gmem__round_up(scan->count, 16), narrow->offset, group->sums, NULL,
+                                                  shared.scales);
 }
 
 static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) {

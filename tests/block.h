@@ -20,7 +20,7 @@ static inline uint32_t block_random(void) {
     return block_state ^ block_state >> 16;
 }
 
-static inline uint32_t block_operand(gmem_type type, block_values values) {
+static inline uint32_t any_operand(gmem_type type, block_values values) {
     static const uint8_t ends[] = {0x80, 0x81, 0x7f, 0xff, 0x00, 0x80, 0x7f, 0x01};
     uint32_t word = block_random();
     if (values == BLOCK_RANDOM)
@@ -32,11 +32,17 @@ static inline uint32_t block_operand(gmem_type type, block_values values) {
     return out;
 }
 
+/* The x of a kernel of 7 bits has no more. */
+static inline uint32_t block_operand(const gmem__narrow *kernel, int is_x, block_values values) {
+    const uint32_t word = any_operand(kernel->type, values);
+    return is_x && kernel->offset == 64 ? word & 0x7f7f7f7fu : word;
+}
+
 /* What a word stands for: its i-th value. The kernel's x may be unsigned. */
 static inline double block_value(const gmem__narrow *kernel, int is_x, uint32_t word, int i) {
     if (kernel->type == GMEM_BF16) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * i));
     const unsigned char byte = (unsigned char)(word >> 8 * i);
-    return is_x && kernel->unsigned_x ? (double)byte : (double)(signed char)byte;
+    return is_x && kernel->offset ? (double)byte : (double)(signed char)byte;
 }
 
 /* Words on a cache line, all of them poison: NaN, or 127. */
@@ -125,9 +131,9 @@ static inline void block_fill(const gmem__narrow *kernel, const gmem__narrow_blo
     for (int64_t k = 0; k < block->words; k++) {
         uint32_t *row = weights + k / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + k % GMEM__TILE_WORDS;
         for (int64_t r = 0; r < s->rows; r++)
-            row[r / mr * block->strip_step + r % mr * GMEM__TILE_WORDS] = block_operand(kernel->type, values);
+            row[r / mr * block->strip_step + r % mr * GMEM__TILE_WORDS] = block_operand(kernel, 0, values);
         for (int64_t c = 0; c < s->columns; c++)
-            x[c / nr * block->panel_step + k * nr + c % nr] = block_operand(kernel->type, values);
+            x[c / nr * block->panel_step + k * nr + c % nr] = block_operand(kernel, 1, values);
         for (int64_t r = 0; r < s->rows; r++)
             for (int64_t c = 0; c < s->columns; c++)
                 for (int i = 0; i < per_word; i++)
@@ -227,10 +233,13 @@ static inline void check_subnormal_bf16(const gmem__narrow *kernel) {
 }
 
 static inline void check_edges_i8(const gmem__narrow *kernel) {
-    const int x_low = kernel->unsigned_x ? 0x80 : -0x80, x_high = kernel->unsigned_x ? 0xff : -1;
-    CHECK_INT((int32_t)one_product(kernel, 0x80808080, 0x80808080), 4 * -128 * x_low);
-    CHECK_INT((int32_t)one_product(kernel, 0x80808080, 0xffffffff), 4 * -128 * x_high);
-    CHECK_INT((int32_t)one_product(kernel, 0x7f7f7f7f, 0xffffffff), 4 * 127 * x_high);
+    const int x_low = kernel->offset ? 0x80 : -0x80, x_high = kernel->offset ? 0xff : -1;
+    CHECK_INT((int32_t)one_product(kernel, 0x7f7f7f7f, 0x7f7f7f7f), 4 * 127 * 127);
+    if (kernel->offset != 64) { /* 8 bits of x */
+        CHECK_INT((int32_t)one_product(kernel, 0x80808080, 0x80808080), 4 * -128 * x_low);
+        CHECK_INT((int32_t)one_product(kernel, 0x80808080, 0xffffffff), 4 * -128 * x_high);
+        CHECK_INT((int32_t)one_product(kernel, 0x7f7f7f7f, 0xffffffff), 4 * 127 * x_high);
+    }
     CHECK_INT((int32_t)one_product(kernel, 0x80808080, 0x7f7f7f7f), -4 * 128 * 127);
     CHECK_INT((int32_t)one_product(kernel, 0x04030201, 0x01000000), 4);
 }

@@ -175,11 +175,11 @@ static inline float largest_of(const double *values, int64_t count, int64_t step
 }
 
 /* To so many levels on each side, in place; `stored` weights are on their levels already. */
-static inline void round_line(double *values, int64_t count, int64_t step, int is_weight) {
+static inline void round_line(double *values, int64_t count, int64_t step, int is_weight, int levels) {
     const float largest = largest_of(values, count, step);
-    const float inverse = is_weight ? 1 / (largest / 127) : 127 / largest;
+    const float inverse = is_weight ? 1 / (largest / (float)levels) : (float)levels / largest;
     for (int64_t i = 0; largest > 0 && i < count; i++)
-        values[i * step] = (double)rintf((float)values[i * step] * inverse) * ((double)largest / 127);
+        values[i * step] = (double)rintf((float)values[i * step] * inverse) * ((double)largest / levels);
 }
 
 static inline void round_weights(gmem_type type, const weights *w) {
@@ -187,17 +187,17 @@ static inline void round_weights(gmem_type type, const weights *w) {
     for (int64_t i = 0; i < rows * cols; i++)
         w->values[i] = to_type(type, w->values[i]);
     for (int64_t r = 0; type == GMEM_I8 && w->weight.type != GMEM_I8 && r < rows; r++)
-        round_line(w->values + r * cols, cols, 1, 1);
+        round_line(w->values + r * cols, cols, 1, 1, 127);
 }
 
-/* What the product sees of x, as doubles (depth, columns). */
-static inline double *rounded_x(gmem_type type, const matrix *x) {
+/* What the product sees of x, as doubles (depth, columns); int8: so many levels on each side of zero. */
+static inline double *rounded_x(gmem_type type, int levels, const matrix *x) {
     double *values = (double *)need(x->rows * x->columns, sizeof *values);
     for (int64_t r = 0; r < x->rows; r++)
         for (int64_t c = 0; c < x->columns; c++)
             values[r * x->columns + c] = to_type(type, (double)x->data[r * x->stride + c]);
     for (int64_t c = 0; type == GMEM_I8 && c < x->columns; c++)
-        round_line(values + c, x->rows, x->columns, 0);
+        round_line(values + c, x->rows, x->columns, 0, levels);
     return values;
 }
 

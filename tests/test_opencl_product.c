@@ -116,7 +116,7 @@ static void operands_expect(const product_case *test, operands *o) {
         b.rows = test->depth;
         c.data += i * out_rows * c.stride;
         c.rows = out_rows;
-        double *x = rounded_x(rounding, &b);
+        double *x = rounded_x(rounding, 127, &b);
         for (int64_t j = 0; j < test->depth * test->columns; j++)
             x[j] *= (double)alpha;
         op.bias = test->bias ? o->bias.data : NULL;
@@ -445,7 +445,7 @@ static void check_conv(const conv_case *test, gmem_type type, gmem_compute asked
     matrix x = matrix_random(test->in_channels, area_in, 0), rounded = matrix_copy(&x);
     matrix before = matrix_random(test->out_channels, area, 0), bias = matrix_random(1, test->out_channels, 0);
     double *expected = (double *)need(test->out_channels * area, sizeof(double));
-    double *values = rounded_x(rounding, &x);
+    double *values = rounded_x(rounding, 127, &x);
     gmem__conv op;
     memset(&op, 0, sizeof op);
     round_weights(rounding, &w);

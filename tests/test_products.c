@@ -26,7 +26,9 @@ static void add_kernel(const gmem__narrow *narrow) {
 /* Those that are not the first choice here, where AVX2 is enough for them. */
 static void add_kernels_of_this_build(void) {
 #ifdef GMEM__X86
-    if (gmem__cpu_ops(GMEM_ISA_AVX2, NULL)) add_kernel(gmem__avx2_dots());
+    if (!gmem__cpu_ops(GMEM_ISA_AVX2, NULL)) return;
+    add_kernel(gmem__avx2_dots(GMEM_BF16));
+    add_kernel(gmem__avx2_dots(GMEM_I8));
 #endif
 }
 
@@ -89,14 +91,28 @@ static void check_on(const gmem__ops *ops, const gmem__narrow *narrow, gmem__lin
     free(kept);
 }
 
-/* The rounding that the reference does once is the kernels' of all instruction sets. */
+/* By all kernels that round x to so many levels, as the reference does once for all instruction sets. */
+static void check_levels(gmem_type type, int levels, gmem__linear *op, weights *w, const matrix *x,
+                         const matrix *before) {
+    double *expected = (double *)need(before->rows * before->columns, sizeof(double));
+    double *rounded = rounded_x(type, levels, x);
+    narrow_reference(op, w, rounded, before, expected);
+    for (int i = 0; i < LENGTH(isas); i++) {
+        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
+        for (int k = 0; ops && k < kernel_count; k++)
+            if (kernels[k]->type == type && gmem__narrow_levels(kernels[k]) == levels && worth_running(i, kernels[k]))
+                check_on(ops, kernels[k], op, w, before, expected);
+    }
+    free(expected);
+    free(rounded);
+}
+
 static void check_case(const product_case *test, gmem_type type, gmem_type stored) {
     const int64_t out_rows = test->activation == GMEM__ACT_SWIGLU ? test->rows / 2 : test->rows;
     weights w = weights_make(stored, test->rows, test->depth);
     matrix x = matrix_random(test->depth, test->columns, SLACK), before = matrix_random(out_rows, test->columns, SLACK);
     matrix bias = matrix_random(1, test->rows, 0);
     matrix gate = matrix_random(test->tokens ? test->columns / test->tokens : 1, test->rows, SLACK);
-    double *expected = (double *)need(out_rows * test->columns, sizeof(double)), *rounded = rounded_x(type, &x);
     gmem__linear op;
     memset(&op, 0, sizeof op);
     w.weight.compute = type == GMEM_BF16 ? GMEM_COMPUTE_BF16 : GMEM_COMPUTE_INT8;
@@ -112,20 +128,13 @@ static void check_case(const product_case *test, gmem_type type, gmem_type store
     op.gate_stride = gate.stride;
     op.tokens = test->tokens;
     round_weights(type, &w);
-    narrow_reference(&op, &w, rounded, &before, expected);
-    for (int i = 0; i < LENGTH(isas); i++) {
-        const gmem__ops *ops = gmem__cpu_ops(isas[i], NULL);
-        for (int k = 0; ops && k < kernel_count; k++)
-            if (kernels[k]->type == type && worth_running(i, kernels[k]))
-                check_on(ops, kernels[k], &op, &w, &before, expected);
-    }
+    check_levels(type, 127, &op, &w, &x, &before);
+    if (type == GMEM_I8) check_levels(type, 63, &op, &w, &x, &before);
     CHECK(matrix_guards_hold(&x));
     matrix_free(&x);
     matrix_free(&before);
     matrix_free(&bias);
     matrix_free(&gate);
-    free(expected);
-    free(rounded);
     weights_free(&w);
 }
 
@@ -236,7 +245,7 @@ static void test_norms(void) {
 static void test_rounded(void) {
     weights w = weights_make(GMEM_F32, 29, 67);
     matrix x = matrix_random(67, 45, SLACK), before = matrix_make(29, 45, 45 + SLACK);
-    double *rounded = rounded_x(GMEM_BF16, &x), *expected = (double *)need(29 * 45, sizeof(double));
+    double *rounded = rounded_x(GMEM_BF16, 0, &x), *expected = (double *)need(29 * 45, sizeof(double));
     gmem__linear op;
     memset(&op, 0, sizeof op);
     w.weight.compute = GMEM_COMPUTE_BF16;

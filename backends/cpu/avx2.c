@@ -68,7 +68,7 @@
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
-#define V_FLIP_SIGNS(word)     _mm256_xor_si256((word), _mm256_set1_epi32((int)0x80808080))
+#define V_ADD_BYTES(word, n)   _mm256_add_epi8((word), _mm256_set1_epi8((char)(n)))
 #define V_TURN(words)          gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
 #define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))

@@ -68,7 +68,7 @@
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
 #define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
 #define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
-#define V_FLIP_SIGNS(word)     _mm512_xor_si512((word), _mm512_set1_epi32((int)0x80808080))
+#define V_ADD_BYTES(word, n)   _mm512_add_epi8((word), _mm512_set1_epi8((char)(n)))
 #define V_TURN(words)          gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
 #define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
 #define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))

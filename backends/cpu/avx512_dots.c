@@ -109,10 +109,10 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
          {"avx512-bf16-16", GMEM_BF16, GMEM__MR, 16, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_16_multiply,
           &kernels[0][2]},
          {"avx512-bf16-8", GMEM_BF16, GMEM__MR, 8, 1, 384, 0, 1, NULL, NULL, gmem__avx512_bf16_8_multiply, NULL}},
-        {{"avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 1, 1, NULL, NULL, gmem__avx512_vnni_multiply, &kernels[1][1]},
-         {"avx512-vnni-16", GMEM_I8, GMEM__MR, 16, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_16_multiply,
+        {{"avx512-vnni", GMEM_I8, GMEM__MR, 32, 1, 288, 128, 1, NULL, NULL, gmem__avx512_vnni_multiply, &kernels[1][1]},
+         {"avx512-vnni-16", GMEM_I8, GMEM__MR, 16, 1, 384, 128, 1, NULL, NULL, gmem__avx512_vnni_16_multiply,
           &kernels[1][2]},
-         {"avx512-vnni-8", GMEM_I8, GMEM__MR, 8, 1, 384, 1, 1, NULL, NULL, gmem__avx512_vnni_8_multiply, NULL}}};
+         {"avx512-vnni-8", GMEM_I8, GMEM__MR, 8, 1, 384, 128, 1, NULL, NULL, gmem__avx512_vnni_8_multiply, NULL}}};
     return kernels[type == GMEM_I8];
 #else
     (void)type;

@@ -98,7 +98,7 @@ typedef struct gmem__narrow_rows {
                   uint32_t *strip);
     /* x (depth, columns), rows `stride` apart, to panels panel_step words apart, of which this fills `words` rows and
      * whole panels. int8 only: largest (columns) max |x| of each column, or NULL where x is the whole depth; scale
-     * (columns) or NULL, what it divides by, largest / 127. */
+     * (columns) or NULL, what it divides by, largest / gmem__narrow_levels. */
     void (*panels)(const struct gmem__narrow *narrow, const float *x, int64_t stride, int64_t depth, int64_t words,
                    int64_t columns, uint32_t *panels, int64_t panel_step, const float *largest, float *scale);
     /* out (columns) = max |x| over rows `stride` apart; NaN where one is not finite. */
@@ -106,8 +106,8 @@ typedef struct gmem__narrow_rows {
     /* Two rows of x (count; whole panels), neighbours in depth, to a row of words of bf16 panels. */
     void (*pair)(const float *low, const float *high, int64_t count, int64_t nr, uint32_t *panels, int64_t panel_step);
     /* int8: sums (rows, count; whole vectors), `step` apart, in place to floats: times row_scale (rows), or 1 where it
-     * is NULL, and scale (count). weight_sums (rows), where columns were stored as x + 128, else NULL. */
-    void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, const int32_t *weight_sums,
+     * is NULL, and scale (count). weight_sums (rows), as columns were stored as x + offset. */
+    void (*dequantise)(void *sums, int64_t step, int64_t rows, int64_t count, int offset, const int32_t *weight_sums,
                        const float *row_scale, const float *scale);
 } gmem__narrow_rows;
 

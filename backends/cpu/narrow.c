@@ -340,8 +340,8 @@ static void gmem__narrow_finish(const gmem__narrow_tile *t) {
             const int64_t at = half * up + i, row = gmem__narrow_row(t, half, i);
             const int32_t *sum = job->packed ? job->packed->sum + row : t->sum + at;
             const float *scale = job->packed ? job->packed->scale + row : t->scale + at;
-            job->convert->dequantise(t->product + at * GMEM__NC, GMEM__NC, 1, padded,
-                                     job->narrow->unsigned_x ? sum : NULL, scale, scales);
+            job->convert->dequantise(t->product + at * GMEM__NC, GMEM__NC, 1, padded, job->narrow->offset, sum, scale,
+                                     scales);
         }
         job->kernels->finish_row(job->gemm, &t->tile, i, up, t->product);
         if (job->y && i % 2) gmem__hand_over_rows(t, i - 1);

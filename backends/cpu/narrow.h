@@ -37,14 +37,19 @@ typedef struct gmem__narrow {
     int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC) */
     int64_t strips;   /* how many strips multiply takes at a time, at most */
     int64_t block;    /* words of a block of the depth, at most; a multiple of GMEM__TILE_WORDS */
-    int unsigned_x;   /* int8: bytes of x are stored as x + 128; the epilogue subtracts 128 * sum of the weight row */
-    int keep;         /* packed weights are kept for all passes; else each pass packs them from the file's type */
+    /* int8: bytes of x are stored as x + offset, unsigned, of which the epilogue subtracts offset * sum of the weight
+     * row; 0: they are signed. 128, or 64 where x has 7 bits. */
+    int offset;
+    int keep;            /* packed weights are kept for all passes; else each pass packs them from the file's type */
     void (*begin)(void); /* around the products of one task on one thread (AMX's configuration), or NULL */
     void (*end)(void);
     void (*multiply)(const gmem__narrow_block *block);
     /* The same with a smaller nr, maybe below 16 as only scans take; or NULL. */
     const struct gmem__narrow *thinner;
 } gmem__narrow;
+
+/* int8: the largest |x|. */
+GMEM__INLINE int gmem__narrow_levels(const gmem__narrow *narrow) { return narrow->offset == 64 ? 63 : 127; }
 
 /* narrow_portable.c: plain C, the reference, and what runs where there is no vector instruction. */
 GMEM__FN const gmem__narrow *gmem__portable_bf16(void);
@@ -56,8 +61,8 @@ GMEM__FN const gmem__narrow *gmem__portable_like(int i);
 /* avx512_dots.c, avx2_dots.c: NULL where the compiler lacks the instruction; whether the processor has it is
  * narrow_choose.c's question. */
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type);
-GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void); /* I8 */
-GMEM__FN const gmem__narrow *gmem__avx2_dots(void);     /* I8, always there */
+GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void);       /* I8 */
+GMEM__FN const gmem__narrow *gmem__avx2_dots(gmem_type type); /* always there */
 #endif
 
 /* amx.c: whether the processor has AMX and the system grants it to this process; its kernels, NULL without; and the

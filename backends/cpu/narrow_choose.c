@@ -27,10 +27,10 @@ static gmem__features gmem__processor_features(void) {
 static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
     const gmem__features has = gmem__processor_features();
     const gmem__narrow *wide = isa >= GMEM_ISA_AVX512 ? gmem__avx512_dots(type) : NULL;
-    if (type == GMEM_BF16) return has.avx512_bf16 && has.amd ? wide : NULL;
+    if (type == GMEM_BF16 && isa >= GMEM_ISA_AVX512) return has.avx512_bf16 && has.amd ? wide : NULL;
     if (wide && has.avx512_vnni) return wide;
-    const gmem__narrow *vnni = has.avx_vnni ? gmem__avx_vnni_dots() : NULL;
-    return vnni ? vnni : gmem__avx2_dots();
+    const gmem__narrow *vnni = type == GMEM_I8 && has.avx_vnni ? gmem__avx_vnni_dots() : NULL;
+    return vnni ? vnni : gmem__avx2_dots(type);
 }
 #endif
 

@@ -10,18 +10,18 @@ static float gmem__word_dot_bf16(uint32_t w, uint32_t x) {
 /* Byte i of a word, signed. */
 static int32_t gmem__word_byte(uint32_t word, int i) { return (int32_t)(signed char)(unsigned char)(word >> 8 * i); }
 
-/* unsigned_x: as the instruction has it; the epilogue subtracts the offset. */
-static int32_t gmem__word_dot_i8(uint32_t w, uint32_t x, int unsigned_x) {
+/* x is unsigned where there is an offset, which stays in it. */
+static int32_t gmem__word_dot_i8(uint32_t w, uint32_t x, int offset) {
     int32_t sum = 0;
     for (int i = 0; i < 4; i++)
-        sum += gmem__word_byte(w, i) * (unsigned_x ? (int32_t)(x >> 8 * i & 0xff) : gmem__word_byte(x, i));
+        sum += gmem__word_byte(w, i) * (offset ? (int32_t)(x >> 8 * i & 0xff) : gmem__word_byte(x, i));
     return sum;
 }
 
 typedef struct gmem__portable {
     int64_t mr, nr;
     gmem_type type;
-    int unsigned_x;
+    int offset;
 } gmem__portable;
 
 /* One row of a strip against one panel. */
@@ -37,7 +37,7 @@ static void gmem__portable_row(const gmem__portable *kernel, const gmem__narrow_
             if (kernel->type == GMEM_BF16)
                 sums[c] += gmem__word_dot_bf16(w, panel[c]);
             else
-                counts[c] += gmem__word_dot_i8(w, panel[c], kernel->unsigned_x);
+                counts[c] += gmem__word_dot_i8(w, panel[c], kernel->offset);
         }
     }
     for (int64_t c = 0; c < kernel->nr; c++, product += 4) {
@@ -60,24 +60,25 @@ static void gmem__portable_run(const gmem__portable *kernel, const gmem__narrow_
 }
 
 /* A kernel of given shape: multiply takes nothing but a block, so each has its own. */
-#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, unsigned_x, thinner)                 \
-    static void name##_multiply(const gmem__narrow_block *b) {                                       \
-        const gmem__portable kernel = {mr, nr, type, unsigned_x};                                    \
-        gmem__portable_run(&kernel, b);                                                              \
-    }                                                                                                \
-    static const gmem__narrow name##_kernel = {text,       type, mr,   nr,   strips,          block, \
-                                               unsigned_x, 1,    NULL, NULL, name##_multiply, thinner};
+#define GMEM__PORTABLE(name, text, type, mr, nr, strips, block, offset, thinner)                 \
+    static void name##_multiply(const gmem__narrow_block *b) {                                   \
+        const gmem__portable kernel = {mr, nr, type, offset};                                    \
+        gmem__portable_run(&kernel, b);                                                          \
+    }                                                                                            \
+    static const gmem__narrow name##_kernel = {text,   type, mr,   nr,   strips,          block, \
+                                               offset, 1,    NULL, NULL, name##_multiply, thinner};
 
 GMEM__PORTABLE(gmem__plain_bf16, "portable-bf16", GMEM_BF16, 8, 32, 1, 288, 0, NULL)
 GMEM__PORTABLE(gmem__plain_i8, "portable-int8", GMEM_I8, 8, 32, 1, 288, 0, NULL)
 GMEM__PORTABLE(gmem__like_8_bf16, "like-avx512-bf16-8", GMEM_BF16, 12, 8, 1, 384, 0, NULL)
 GMEM__PORTABLE(gmem__like_16_bf16, "like-avx512-bf16-16", GMEM_BF16, 12, 16, 1, 384, 0, &gmem__like_8_bf16_kernel)
 GMEM__PORTABLE(gmem__like_dots_bf16, "like-avx512-bf16", GMEM_BF16, 12, 32, 1, 288, 0, &gmem__like_16_bf16_kernel)
-GMEM__PORTABLE(gmem__like_8_i8, "like-avx512-vnni-8", GMEM_I8, 12, 8, 1, 384, 1, NULL)
-GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384, 1, &gmem__like_8_i8_kernel)
-GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 1, &gmem__like_16_i8_kernel)
-GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 1, NULL)
-GMEM__PORTABLE(gmem__like_halves_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 0, NULL)
+GMEM__PORTABLE(gmem__like_8_i8, "like-avx512-vnni-8", GMEM_I8, 12, 8, 1, 384, 128, NULL)
+GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384, 128, &gmem__like_8_i8_kernel)
+GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 128, &gmem__like_16_i8_kernel)
+GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 128, NULL)
+GMEM__PORTABLE(gmem__like_avx2_bf16, "like-avx2-bf16", GMEM_BF16, 6, 16, 1, 192, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx2_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 64, NULL)
 
 #undef GMEM__PORTABLE
 
@@ -85,9 +86,9 @@ GMEM__FN const gmem__narrow *gmem__portable_bf16(void) { return &gmem__plain_bf1
 GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_kernel; }
 
 GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
-    static const gmem__narrow *const kernels[] = {&gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,
-                                                  &gmem__like_8_bf16_kernel,    &gmem__like_dots_i8_kernel,
-                                                  &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
-                                                  &gmem__like_vnni_i8_kernel,   &gmem__like_halves_i8_kernel};
-    return i < 8 ? kernels[i] : NULL;
+    static const gmem__narrow *const kernels[] = {
+        &gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,   &gmem__like_8_bf16_kernel,
+        &gmem__like_dots_i8_kernel,   &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
+        &gmem__like_vnni_i8_kernel,   &gmem__like_avx2_bf16_kernel, &gmem__like_avx2_i8_kernel};
+    return i < 9 ? kernels[i] : NULL;
 }

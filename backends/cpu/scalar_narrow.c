@@ -24,7 +24,7 @@
 #define V_WORD_BF16(lo, hi) ((uint32_t)gmem__f32_to_bf16(lo) | (uint32_t)gmem__f32_to_bf16(hi) << 16)
 #define V_WORD_I8(a, b, c, d) \
     (gmem__byte_of(a) | gmem__byte_of(b) << 8 | gmem__byte_of(c) << 16 | gmem__byte_of(d) << 24)
-#define V_FLIP_SIGNS(word)   ((word) ^ 0x80808080u)
+#define V_ADD_BYTES(word, n) gmem__add_bytes((word), (uint32_t)(n)*0x01010101u)
 #define V_STORE_WORDS(p, a)  (*(p) = (a))
 #define V_FROM_I32(p, minus) ((float)(*(p) - (minus)))
 #define V_STORE_I8(p, a)     (*(p) = (signed char)gmem__small_int(a))
@@ -32,6 +32,10 @@
 
 /* Rounded to nearest even; what is not finite has shown itself in the scale. */
 GMEM__INLINE int gmem__small_int(float a) { return a > -128.5f && a < 127.5f ? (int)rintf(a) : 0; }
+/* Byte by byte, without carries between them. */
+GMEM__INLINE uint32_t gmem__add_bytes(uint32_t a, uint32_t b) {
+    return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u);
+}
 GMEM__INLINE uint32_t gmem__byte_of(float a) { return (uint32_t)gmem__small_int(a) & 0xff; }
 GMEM__INLINE void gmem__store_bf16(char *p, float a) {
     const uint16_t half = gmem__f32_to_bf16(a);

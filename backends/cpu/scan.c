@@ -171,27 +171,26 @@ static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *pane
     const uint32_t word = panels[(query / nr * words + i / per_word) * nr + query % nr];
     if (per_word == 2) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
     const int value = (int)(word >> 8 * (i % 4) & 255);
-    return (double)scales[query] * (narrow->unsigned_x ? value - 128 : value < 128 ? value : value - 256);
+    return (double)scales[query] * (narrow->offset || value < 128 ? value - narrow->offset : value - 256);
 }
 
 /* A query as the kernel multiplies it; int8 divided by its scale. */
 static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *scan, int64_t query, int64_t words,
                                   const gmem__scan_shared *shared) {
     uint32_t *panel = shared->panels + query / narrow->nr * words * narrow->nr + query % narrow->nr;
+    const float levels = (float)gmem__narrow_levels(narrow);
     float largest = 1e-30f;
     for (int64_t i = 0; i < scan->width; i++)
         largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, query, i)));
-    shared->scales[query] = largest / 127;
+    shared->scales[query] = largest / levels;
     for (int64_t i = 0; i < scan->width; i++) {
         const float unit = gmem__scan_unit(scan, query, i);
         uint32_t *word = panel + (narrow->type == GMEM_BF16 ? i / 2 : i / 4) * narrow->nr;
         if (narrow->type == GMEM_BF16)
             *word |= (uint32_t)gmem__f32_to_bf16(unit) << 16 * (i % 2);
         else
-            *word |= ((uint32_t)(int)rintf(unit * (127 / largest)) & 255) << 8 * (i % 4);
+            *word |= ((uint32_t)((int)rintf(unit * (levels / largest)) + narrow->offset) & 255) << 8 * (i % 4);
     }
-    for (int64_t w = 0; w < words && narrow->unsigned_x; w++)
-        panel[w * narrow->nr] ^= 0x80808080u;
 }
 
 /* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
@@ -463,8 +462,8 @@ static void gmem__scan_multiply(const gmem__scan_group *group, int64_t words) {
     }
     if (narrow->type == GMEM_I8)
         group->job->kernels->narrow()->dequantise(group->scores, GMEM__NC, group->count,
-                                                  gmem__round_up(scan->count, 16),
-                                                  narrow->unsigned_x ? group->sums : NULL, NULL, shared.scales);
+                                                  gmem__round_up(scan->count, 16), narrow->offset, group->sums, NULL,
+                                                  shared.scales);
 }
 
 static void gmem__scan_narrow_task(const void *job_, int64_t i, float *scratch) {

@@ -21,7 +21,8 @@ peak_kind peak_of_kernels(const char *kernels) {
     for (int i = 0; i < PEAK_COUNT; i++) {
         if (strcmp(kernels, peak_name((peak_kind)i)) == 0) return (peak_kind)i;
     }
-    if (strcmp(kernels, "amx") == 0) return PEAK_AVX512_F32; /* f32 has no tiles */
+    if (strcmp(kernels, "amx") == 0) return PEAK_AVX512_F32;     /* f32 has no tiles */
+    if (strcmp(kernels, "avx2-bf16") == 0) return PEAK_AVX2_F32; /* its arithmetic */
     return PEAK_SCALAR;
 }
 
