@@ -210,10 +210,9 @@ typedef enum gmem_isa { GMEM_ISA_AUTO, GMEM_ISA_SCALAR, GMEM_ISA_AVX2, GMEM_ISA_
  * Sums and everything else are f32 always. Files of any type run in any of them. BF16: weights and inputs are rounded
  * to bf16. INT8: weights have one scale a row, inputs one a token (symmetric, found as they come; of 8 bits,
  * of 7 on AVX2 without VNNI); attention, the autoencoder and the layers that suffer (network.c says which) compute in
- * bf16. F16, OpenCL only: weights and inputs
- * are rounded to f16; devices with cl_khr_fp16 that are no processors multiply in f16 and add up a few products in it
- * before they go to a sum, all others in f32, and the log says why. Where a processor or device lacks an instruction
- * for it, the same rounding is computed with what it has. */
+ * bf16. F16, OpenCL only: weights and inputs are rounded to f16; devices with cl_khr_fp16 that are no processors
+ * multiply in f16 and add up a few products in it before they go to a sum, all others in f32, and the log says why.
+ * Where a processor or device lacks an instruction for it, the same rounding is computed with what it has. */
 typedef enum gmem_compute { GMEM_COMPUTE_F32, GMEM_COMPUTE_BF16, GMEM_COMPUTE_INT8, GMEM_COMPUTE_F16 } gmem_compute;
 
 /* Where networks and autoencoders run. AUTO: a GPU that OpenCL knows, that passes a short test against the CPU and is
