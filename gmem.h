@@ -12784,7 +12784,8 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -12810,7 +12811,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -12901,7 +12901,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -12927,7 +12928,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -13046,7 +13046,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13072,7 +13073,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -13192,7 +13192,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13218,7 +13219,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -13309,7 +13309,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13335,7 +13336,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -13454,7 +13454,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13480,7 +13481,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -13659,7 +13659,8 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13685,7 +13686,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -13827,7 +13827,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -13853,7 +13854,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -13951,7 +13951,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_STORE_SUM
 
 /* Products of bytes come as sums of two, saturated at 16 bits: x has 7 bits, which keeps them below. Products of pairs
- * of 16 bits need no such care, but a third more instructions, and more to take bytes apart. */
+ * of 16 bits need no such care, but a third more instructions, and more to take bytes apart. 4 rows leave registers for
+ * products on their way to sums. */
 #undef GMEM__MR
 #undef GMEM__REPEAT
 #define GMEM__MR        4
@@ -13979,7 +13980,8 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels. */
+ * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
 
@@ -14005,7 +14007,6 @@ GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
 #define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
 #else
 #define GMEM__ODD_TURN(code)
-#define GMEM__SPLIT_WORDS 0
 #endif
 
 /* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
@@ -14979,7 +14980,8 @@ GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type) {
 /* ---- backends/cpu/narrow_choose.c ---- */
 /* Which narrow kernel runs. An instruction's presence says nothing of its speed: AVX512-BF16 does twice the work of
  * f32's multiply-adds on AMD's Zen 4, and half of it on Intel's Sapphire Rapids, whose fast bf16 is AMX. Measured on
- * both; kept as a table, since a measurement at start could choose differently from run to run, and results with it. */
+ * both; kept as a table, since a measurement at start could choose differently from run to run, and results with it.
+ * With AVX2 alone bf16 is f32 arithmetic too, on words of bf16, which take half of the memory. */
 
 #ifdef GMEM__X86
 #include <cpuid.h>

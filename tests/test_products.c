@@ -15,12 +15,12 @@ typedef struct product_case {
 } product_case;
 
 static int kernel_count;
-static const gmem__narrow *kernels[16];
+static const gmem__narrow *kernels[32];
 
 static void add_kernel(const gmem__narrow *narrow) {
     for (int i = 0; i < kernel_count; i++)
         if (kernels[i] == narrow) return;
-    if (narrow) kernels[kernel_count++] = narrow;
+    if (narrow && CHECK(kernel_count < LENGTH(kernels))) kernels[kernel_count++] = narrow;
 }
 
 /* Those that are not the first choice here, where AVX2 is enough for them. */

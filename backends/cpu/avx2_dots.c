@@ -83,7 +83,8 @@
 #include "dots_end.inc"
 
 /* Products of bytes come as sums of two, saturated at 16 bits: x has 7 bits, which keeps them below. Products of pairs
- * of 16 bits need no such care, but a third more instructions, and more to take bytes apart. */
+ * of 16 bits need no such care, but a third more instructions, and more to take bytes apart. 4 rows leave registers for
+ * products on their way to sums. */
 #undef GMEM__MR
 #undef GMEM__REPEAT
 #define GMEM__MR        4

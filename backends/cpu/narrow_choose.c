@@ -1,6 +1,7 @@
 /* Which narrow kernel runs. An instruction's presence says nothing of its speed: AVX512-BF16 does twice the work of
  * f32's multiply-adds on AMD's Zen 4, and half of it on Intel's Sapphire Rapids, whose fast bf16 is AMX. Measured on
- * both; kept as a table, since a measurement at start could choose differently from run to run, and results with it. */
+ * both; kept as a table, since a measurement at start could choose differently from run to run, and results with it.
+ * With AVX2 alone bf16 is f32 arithmetic too, on words of bf16, which take half of the memory. */
 #include "narrow.h"
 
 #ifdef GMEM__X86
