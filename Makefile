@@ -17,6 +17,11 @@ LIBS    := -lm
 # src/gmem.c is the only list of the parts, in reading order.
 PARTS   := $(shell awk -F'"' '/^\#include ".*\.c"/ { p = "src/" $$2; sub("src/../", "", p); print p }' src/gmem.c)
 OBJECTS := $(PARTS:%.c=$(BUILD)/%.o)
+# Tests of instructions that this processor lacks (tests/emulated.h) ask another one what it has.
+ifdef EMULATED
+OBJECTS := $(OBJECTS:%/backends/cpu/features.o=%/tests/emulated_features.o)
+COMPILE += -Wno-psabi -include tests/emulated.h -mavx2 -mfma -mf16c
+endif
 TESTS   := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
 all: $(BUILD)/gmem

@@ -6862,9 +6862,8 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
 #undef GMEM__PACKED_PIECE
 
 /* ... through the operations ... */
-/* ---- backends/cpu/pack.c ---- */
-/* The GEMM's right operand, cut into panels that a micro-kernel reads from front to back: columns of a matrix, or the
- * patches of an image under a convolution (im2col, one block at a time). */
+/* ---- backends/cpu/features.c ---- */
+/* What the processor can do and the system lets it: the one place that asks (Intel SDM, volume 2, CPUID). */
 /* ---- backends/cpu/cpu.h ---- */
 /* The CPU backend's inside: what the drivers (cpu.c) ask of an instruction set (scalar*.c, avx2.c, avx512.c). A driver
  * cuts an operation into tasks and runs them on its threads; a kernel does one task on one thread. */
@@ -6877,6 +6876,26 @@ GMEM__FN gmem_status gmem__store_narrow(gmem__store *store, gmem__weight *weight
 #define GMEM__X86 1
 /* Weights lie at any address of a mapping. */
 typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
+
+/* features.c. What needs registers counts only where the system saves them; amx: a process must still ask for it. */
+typedef struct gmem__features {
+    int amd; /* by whom it is made */
+    int avx2 /* with FMA and F16C */, avx512 /* F, BW, DQ, VL */, avx512_bf16, avx512_vnni, avx_vnni, amx;
+} gmem__features;
+GMEM__FN gmem__features gmem__processor_features(void);
+
+/* Around functions that are compiled for more than the whole file is. A stand-in for the instructions needs no more. */
+#ifndef GMEM__TARGET_BEGIN
+#define GMEM__PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define GMEM__TARGET_BEGIN(features) \
+    GMEM__PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define GMEM__TARGET_END GMEM__PRAGMA(clang attribute pop)
+#else
+#define GMEM__TARGET_BEGIN(features) GMEM__PRAGMA(GCC push_options) GMEM__PRAGMA(GCC target(features))
+#define GMEM__TARGET_END             GMEM__PRAGMA(GCC pop_options)
+#endif
+#endif
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -7129,6 +7148,61 @@ GMEM__FN void gmem__host_release(const gmem__engine *engine, const gmem_context 
 GMEM__FN gmem_status gmem__host_settle(const gmem__engine *engine, int *notes, gmem_error *error);
 
 #endif /* GMEM__CPU_H */
+
+#ifdef GMEM__X86
+#include <cpuid.h>
+
+enum { GMEM__CPUID_A, GMEM__CPUID_B, GMEM__CPUID_C, GMEM__CPUID_D };
+
+typedef struct gmem__cpuid_leaf {
+    unsigned registers[4]; /* a to d; zero where the processor has no such leaf */
+} gmem__cpuid_leaf;
+
+static gmem__cpuid_leaf gmem__cpuid(unsigned leaf, unsigned subleaf) {
+    gmem__cpuid_leaf found;
+    memset(&found, 0, sizeof found);
+    unsigned *const r = found.registers;
+    if (!__get_cpuid_count(leaf, subleaf, r, r + 1, r + 2, r + 3)) memset(&found, 0, sizeof found);
+    return found;
+}
+
+static int gmem__cpuid_has(const gmem__cpuid_leaf *leaf, int name, unsigned bits) {
+    return (leaf->registers[name] & bits) == bits;
+}
+
+/* XCR0: the registers that the system saves. */
+static unsigned gmem__saved_registers(const gmem__cpuid_leaf *basic) {
+    unsigned low, high;
+    if (!gmem__cpuid_has(basic, GMEM__CPUID_C, 1u << 27)) return 0; /* OSXSAVE */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+GMEM__FN gmem__features gmem__processor_features(void) {
+    const unsigned fma_avx_f16c = 1u << 12 | 1u << 28 | 1u << 29, avx2 = 1u << 5;
+    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    const unsigned tiles = 1u << 22 | 1u << 24 | 1u << 25;             /* AMX-BF16, AMX-TILE, AMX-INT8 */
+    const unsigned ymm = 0x6, zmm = 0xe6, tile_state = 3u << 17;
+    const gmem__cpuid_leaf vendor = gmem__cpuid(0, 0), basic = gmem__cpuid(1, 0);
+    const gmem__cpuid_leaf wide = gmem__cpuid(7, 0), later = gmem__cpuid(7, 1);
+    const unsigned saved = gmem__saved_registers(&basic);
+    gmem__features has;
+    memset(&has, 0, sizeof has);
+    has.amd =
+        vendor.registers[GMEM__CPUID_B] == signature_AMD_ebx && vendor.registers[GMEM__CPUID_C] == signature_AMD_ecx;
+    has.avx2 = (saved & ymm) == ymm && gmem__cpuid_has(&basic, GMEM__CPUID_C, fma_avx_f16c) &&
+               gmem__cpuid_has(&wide, GMEM__CPUID_B, avx2);
+    has.avx512 = has.avx2 && (saved & zmm) == zmm && gmem__cpuid_has(&wide, GMEM__CPUID_B, avx512);
+    has.avx512_vnni = has.avx512 && gmem__cpuid_has(&wide, GMEM__CPUID_C, 1u << 11);
+    has.avx512_bf16 = has.avx512 && gmem__cpuid_has(&later, GMEM__CPUID_A, 1u << 5);
+    has.avx_vnni = has.avx2 && gmem__cpuid_has(&later, GMEM__CPUID_A, 1u << 4);
+    has.amx = has.avx512 && (saved & tile_state) == tile_state && gmem__cpuid_has(&wide, GMEM__CPUID_D, tiles);
+    return has;
+}
+#endif /* GMEM__X86 */
+/* ---- backends/cpu/pack.c ---- */
+/* The GEMM's right operand, cut into panels that a micro-kernel reads from front to back: columns of a matrix, or the
+ * patches of an image under a convolution (im2col, one block at a time). */
 
 /* Columns [lane, lane + count) of one row of the panels: `out` is the row's first column in the first panel. */
 static void gmem__pack_row(float *out, int64_t panel_step, int64_t nr, int64_t lane, const float *x, int64_t count) {
@@ -8193,12 +8267,7 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t r
 #define GMEM__MR        6
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+GMEM__TARGET_BEGIN("avx2,fma,f16c")
 
 GMEM__INLINE __m256i gmem__avx2_lanes(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -10318,11 +10387,7 @@ static void GMEM__K(scatter)(const double *left, const double *right, int64_t de
         GMEM__K(scatter_half)(left + half, right, depth, out + half * out_step, out_step);
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
     static const gmem__kernels kernels = {GMEM__MR,
@@ -10511,16 +10576,12 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #define GMEM__MR        12
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
+#ifndef __clang__
 #pragma GCC diagnostic push /* g++ 12 takes its own header's undefined operands for a mistake (GCC 105593) */
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+GMEM__TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 GMEM__INLINE __m256 gmem__avx512_half_sum(__m512 a) {
     return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -12637,10 +12698,8 @@ static void GMEM__K(scatter)(const double *left, const double *right, int64_t de
         GMEM__K(scatter_half)(left + half, right, depth, out + half * out_step, out_step);
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
+GMEM__TARGET_END
+#ifndef __clang__
 #pragma GCC diagnostic pop
 #endif
 
@@ -12754,13 +12813,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 
 #define GMEM__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
-#endif
+GMEM__TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
 
 #define D_WIDTH             16
 #define D_VECTOR            __m512i
@@ -13577,11 +13630,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 #endif /* GMEM__AVX512_DOTS */
 
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
@@ -13630,12 +13679,7 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
 #ifdef GMEM__AVX_VNNI
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,avxvnni"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,avxvnni")
-#endif
+GMEM__TARGET_BEGIN("avx2,avxvnni")
 
 #define GMEM__K(name)       gmem__avx_vnni_##name
 #define D_VECTORS           2
@@ -13782,19 +13826,10 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 #endif /* GMEM__AVX_VNNI */
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+GMEM__TARGET_BEGIN("avx2,fma")
 
 /* Words of a block: a strip, widened, and a panel stay in the first-level cache together. */
 #define GMEM__WIDENED 192
@@ -14103,11 +14138,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_LOAD_SUM
 #undef D_STORE_SUM
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 
 GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 #ifdef GMEM__AVX_VNNI
@@ -14630,8 +14661,6 @@ GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type) {
 #endif
 
 #ifdef GMEM__AMX
-#include <cpuid.h>
-
 static int64_t gmem__arch_prctl(int64_t code, uintptr_t argument) {
     int64_t result = 158; /* arch_prctl, which libraries don't declare */
     __asm__ volatile("syscall" : "+a"(result) : "D"(code), "S"(argument) : "rcx", "r11", "memory");
@@ -14647,15 +14676,7 @@ static int gmem__tiles_permitted(void) {
     return gmem__arch_prctl(GET_PERMISSION, (uintptr_t)&permitted) == 0 && (permitted >> TILE_DATA & 1) != 0;
 }
 
-GMEM__FN int gmem__has_amx(void) {
-    unsigned a, b, c, d, low, high;
-    const unsigned osxsave = 1u << 27, tile_state = 3u << 17; /* XCR0: configuration and data */
-    const unsigned tiles = 1u << 22 | 1u << 24 | 1u << 25;    /* AMX-BF16, AMX-TILE, AMX-INT8 */
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & osxsave)) return 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tiles) != tiles) return 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (low & tile_state) == tile_state && gmem__tiles_permitted();
-}
+GMEM__FN int gmem__has_amx(void) { return gmem__processor_features().amx && gmem__tiles_permitted(); }
 
 /* The configuration is the thread's own and is nobody's between two calls: loaded for each task, then released. */
 static void gmem__amx_begin(void) { __asm__ volatile("ldtilecfg %0" : : "m"(gmem__tile_shapes)); }
@@ -14984,26 +15005,6 @@ GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type) {
  * With AVX2 alone bf16 is f32 arithmetic too, on words of bf16, which take half of the memory. */
 
 #ifdef GMEM__X86
-#include <cpuid.h>
-
-typedef struct gmem__features {
-    int avx512_bf16, avx512_vnni, avx_vnni;
-    int amd;
-} gmem__features;
-
-static gmem__features gmem__processor_features(void) {
-    gmem__features features;
-    unsigned a, b, c, d;
-    memset(&features, 0, sizeof features);
-    if (__get_cpuid(0, &a, &b, &c, &d)) features.amd = b == signature_AMD_ebx && c == signature_AMD_ecx;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) features.avx512_vnni = (c >> 11 & 1) != 0;
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
-        features.avx512_bf16 = (a >> 5 & 1) != 0;
-        features.avx_vnni = (a >> 4 & 1) != 0;
-    }
-    return features;
-}
-
 static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
     const gmem__features has = gmem__processor_features();
     const gmem__narrow *wide = isa >= GMEM_ISA_AVX512 ? gmem__avx512_dots(type) : NULL;
@@ -15313,9 +15314,6 @@ GMEM__FN gmem_status gmem__host_settle(const gmem__engine *engine, int *notes, g
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef GMEM__X86
-#include <cpuid.h>
-#endif
 
 /* Operations with the kernels that they run on; engine->ops points to the first member. */
 typedef struct gmem__cpu {
@@ -15547,22 +15545,6 @@ static void gmem__cpu_conv(const gmem__engine *engine, const gmem__conv *op) {
 
 /* the choice ------------------------------------------------------------------------------------------------------ */
 
-#ifdef GMEM__X86
-/* The processor has the instructions and the system saves their registers. */
-static int gmem__has_isa(gmem_isa isa) {
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-    const unsigned fma = 1u << 12, xsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
-    if ((c & (fma | xsave | avx | f16c)) != (fma | xsave | avx | f16c)) return 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); /* XCR0: what the system saves */
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    const unsigned avx2 = 1u << 5, ymm = 0x6;
-    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, zmm = 0xe6; /* F, DQ, BW, VL */
-    if ((low & ymm) != ymm || !(b & avx2)) return 0;
-    return isa == GMEM_ISA_AVX2 || (isa == GMEM_ISA_AVX512 && (low & zmm) == zmm && (b & avx512) == avx512);
-}
-#endif
-
 #define GMEM__CPU_OPS(name, kernels) \
     {                                \
         {name,                       \
@@ -15601,12 +15583,11 @@ GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen) {
     static const gmem__cpu avx2 = GMEM__CPU_OPS("cpu/avx2", gmem__avx2_kernels);
     static const gmem__cpu avx512 = GMEM__CPU_OPS("cpu/avx512", gmem__avx512_kernels);
     static const gmem__cpu amx = GMEM__CPU_OPS("cpu/amx", gmem__avx512_kernels);
-    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX2) && gmem__has_isa(GMEM_ISA_AVX2))
-        cpu = &avx2, found = GMEM_ISA_AVX2;
-    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX512) && gmem__has_isa(GMEM_ISA_AVX512))
-        cpu = &avx512, found = GMEM_ISA_AVX512;
+    const gmem__features has = gmem__processor_features();
+    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX2) && has.avx2) cpu = &avx2, found = GMEM_ISA_AVX2;
+    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX512) && has.avx512) cpu = &avx512, found = GMEM_ISA_AVX512;
     /* tiles multiply narrow words; everything else is AVX-512's */
-    if (isa == GMEM_ISA_AMX && gmem__has_isa(GMEM_ISA_AVX512) && gmem__has_amx()) cpu = &amx, found = GMEM_ISA_AMX;
+    if (isa == GMEM_ISA_AMX && gmem__has_amx()) cpu = &amx, found = GMEM_ISA_AMX;
 #endif
     if (!cpu) return NULL;
     if (chosen) *chosen = found;

@@ -22,6 +22,7 @@
 #include "weights.c"
 
 /* ... through the operations ... */
+#include "../backends/cpu/features.c"
 #include "../backends/cpu/pack.c"
 #include "../backends/cpu/scalar.c"
 #include "../backends/cpu/scalar_rows.c"

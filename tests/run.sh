@@ -116,6 +116,22 @@ step_gcc() {
     variant build "CC=gcc" $all_tests
 }
 
+# The code of AVX-512 on any processor that has AVX2, as two others with AVX-512 would run it.
+step_emulated() {
+    grep -qw avx2 /proc/cpuinfo || { echo "not emulated: AVX-512, without AVX2"; return; }
+    local processor name kernels="test_narrow test_products test_handover test_bank_search"
+    local vectors="test_kernels test_gemm test_joints test_network test_autoencoder test_encoder test_bank_compress"
+    build build/emulated "EMULATED=1 CC=gcc CFLAGS=-O2" $vectors $kernels
+    for processor in zen4 intel; do
+        for name in $kernels; do
+            run "$processor $name" env GMEM_EMULATED=$processor "build/emulated/tests/$name"
+        done
+    done
+    for name in $vectors; do
+        run "emulated $name" "build/emulated/tests/$name"
+    done
+}
+
 step_clang() {
     variant build/clang "CC=clang OPENMP=-fopenmp" $quick_tests
 }
@@ -189,6 +205,7 @@ for step in "${@:-}"; do
         step_header
         step_kernels
         step_gcc
+        step_emulated
         step_clang
         step_sanitizers
         step_threads

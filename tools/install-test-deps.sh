@@ -4,7 +4,8 @@ set -eu
 
 # OpenCL: a device on the processor, the two libraries that the backend opens, and the checker of kernels. No headers.
 opencl="pocl-opencl-icd ocl-icd-libopencl1 libclblast1 oclgrind"
-packages="gcc g++ clang libclang-rt-dev libomp-dev clang-format jq pkg-config locales $opencl"
+# libsimde-dev: what stands in for instructions that the processor lacks.
+packages="gcc g++ clang libclang-rt-dev libomp-dev clang-format jq pkg-config locales libsimde-dev $opencl"
 
 missing=""
 for package in $packages; do

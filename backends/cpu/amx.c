@@ -134,8 +134,6 @@ GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type) {
 #endif
 
 #ifdef GMEM__AMX
-#include <cpuid.h>
-
 static int64_t gmem__arch_prctl(int64_t code, uintptr_t argument) {
     int64_t result = 158; /* arch_prctl, which libraries don't declare */
     __asm__ volatile("syscall" : "+a"(result) : "D"(code), "S"(argument) : "rcx", "r11", "memory");
@@ -151,15 +149,7 @@ static int gmem__tiles_permitted(void) {
     return gmem__arch_prctl(GET_PERMISSION, (uintptr_t)&permitted) == 0 && (permitted >> TILE_DATA & 1) != 0;
 }
 
-GMEM__FN int gmem__has_amx(void) {
-    unsigned a, b, c, d, low, high;
-    const unsigned osxsave = 1u << 27, tile_state = 3u << 17; /* XCR0: configuration and data */
-    const unsigned tiles = 1u << 22 | 1u << 24 | 1u << 25;    /* AMX-BF16, AMX-TILE, AMX-INT8 */
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & osxsave)) return 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tiles) != tiles) return 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (low & tile_state) == tile_state && gmem__tiles_permitted();
-}
+GMEM__FN int gmem__has_amx(void) { return gmem__processor_features().amx && gmem__tiles_permitted(); }
 
 /* The configuration is the thread's own and is nobody's between two calls: loaded for each task, then released. */
 static void gmem__amx_begin(void) { __asm__ volatile("ldtilecfg %0" : : "m"(gmem__tile_shapes)); }

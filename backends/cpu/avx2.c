@@ -95,12 +95,7 @@
 #define GMEM__MR        6
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+GMEM__TARGET_BEGIN("avx2,fma,f16c")
 
 GMEM__INLINE __m256i gmem__avx2_lanes(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -181,11 +176,7 @@ GMEM__INLINE void gmem__avx2_turn(__m256i *w) {
 #include "scan.inc"
 #include "scatter.inc"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
     static const gmem__kernels kernels = {GMEM__MR,

@@ -20,12 +20,7 @@
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
 #ifdef GMEM__AVX_VNNI
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,avxvnni"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,avxvnni")
-#endif
+GMEM__TARGET_BEGIN("avx2,avxvnni")
 
 #define GMEM__K(name)       gmem__avx_vnni_##name
 #define D_VECTORS           2
@@ -43,19 +38,10 @@
 #include "dots.inc"
 #include "dots_end.inc"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 #endif /* GMEM__AVX_VNNI */
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+GMEM__TARGET_BEGIN("avx2,fma")
 
 /* Words of a block: a strip, widened, and a panel stay in the first-level cache together. */
 #define GMEM__WIDENED 192
@@ -106,11 +92,7 @@
 #include "dots.inc"
 #include "dots_end.inc"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 
 GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void) {
 #ifdef GMEM__AVX_VNNI

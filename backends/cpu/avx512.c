@@ -93,16 +93,12 @@
 #define GMEM__MR        12
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
-                             apply_to = function)
-#else
+#ifndef __clang__
 #pragma GCC diagnostic push /* g++ 12 takes its own header's undefined operands for a mistake (GCC 105593) */
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+GMEM__TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 GMEM__INLINE __m256 gmem__avx512_half_sum(__m512 a) {
     return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -180,10 +176,8 @@ GMEM__INLINE void gmem__avx512_turn(__m512i *w) {
 #include "scan.inc"
 #include "scatter.inc"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
+GMEM__TARGET_END
+#ifndef __clang__
 #pragma GCC diagnostic pop
 #endif
 

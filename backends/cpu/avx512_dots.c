@@ -16,13 +16,7 @@
 
 #define GMEM__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
-#endif
+GMEM__TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
 
 #define D_WIDTH             16
 #define D_VECTOR            __m512i
@@ -95,11 +89,7 @@
 #include "dots.inc"
 #include "dots_end.inc"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GMEM__TARGET_END
 #endif /* GMEM__AVX512_DOTS */
 
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {

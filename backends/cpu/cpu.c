@@ -5,9 +5,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef GMEM__X86
-#include <cpuid.h>
-#endif
 
 /* Operations with the kernels that they run on; engine->ops points to the first member. */
 typedef struct gmem__cpu {
@@ -239,22 +236,6 @@ static void gmem__cpu_conv(const gmem__engine *engine, const gmem__conv *op) {
 
 /* the choice ------------------------------------------------------------------------------------------------------ */
 
-#ifdef GMEM__X86
-/* The processor has the instructions and the system saves their registers. */
-static int gmem__has_isa(gmem_isa isa) {
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-    const unsigned fma = 1u << 12, xsave = 1u << 27, avx = 1u << 28, f16c = 1u << 29;
-    if ((c & (fma | xsave | avx | f16c)) != (fma | xsave | avx | f16c)) return 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); /* XCR0: what the system saves */
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    const unsigned avx2 = 1u << 5, ymm = 0x6;
-    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, zmm = 0xe6; /* F, DQ, BW, VL */
-    if ((low & ymm) != ymm || !(b & avx2)) return 0;
-    return isa == GMEM_ISA_AVX2 || (isa == GMEM_ISA_AVX512 && (low & zmm) == zmm && (b & avx512) == avx512);
-}
-#endif
-
 #define GMEM__CPU_OPS(name, kernels) \
     {                                \
         {name,                       \
@@ -293,12 +274,11 @@ GMEM__FN const gmem__ops *gmem__cpu_ops(gmem_isa isa, gmem_isa *chosen) {
     static const gmem__cpu avx2 = GMEM__CPU_OPS("cpu/avx2", gmem__avx2_kernels);
     static const gmem__cpu avx512 = GMEM__CPU_OPS("cpu/avx512", gmem__avx512_kernels);
     static const gmem__cpu amx = GMEM__CPU_OPS("cpu/amx", gmem__avx512_kernels);
-    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX2) && gmem__has_isa(GMEM_ISA_AVX2))
-        cpu = &avx2, found = GMEM_ISA_AVX2;
-    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX512) && gmem__has_isa(GMEM_ISA_AVX512))
-        cpu = &avx512, found = GMEM_ISA_AVX512;
+    const gmem__features has = gmem__processor_features();
+    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX2) && has.avx2) cpu = &avx2, found = GMEM_ISA_AVX2;
+    if ((isa == GMEM_ISA_AUTO || isa == GMEM_ISA_AVX512) && has.avx512) cpu = &avx512, found = GMEM_ISA_AVX512;
     /* tiles multiply narrow words; everything else is AVX-512's */
-    if (isa == GMEM_ISA_AMX && gmem__has_isa(GMEM_ISA_AVX512) && gmem__has_amx()) cpu = &amx, found = GMEM_ISA_AMX;
+    if (isa == GMEM_ISA_AMX && gmem__has_amx()) cpu = &amx, found = GMEM_ISA_AMX;
 #endif
     if (!cpu) return NULL;
     if (chosen) *chosen = found;

@@ -10,6 +10,26 @@
 #define GMEM__X86 1
 /* Weights lie at any address of a mapping. */
 typedef float gmem__unaligned_f32 __attribute__((aligned(1), may_alias));
+
+/* features.c. What needs registers counts only where the system saves them; amx: a process must still ask for it. */
+typedef struct gmem__features {
+    int amd; /* by whom it is made */
+    int avx2 /* with FMA and F16C */, avx512 /* F, BW, DQ, VL */, avx512_bf16, avx512_vnni, avx_vnni, amx;
+} gmem__features;
+GMEM__FN gmem__features gmem__processor_features(void);
+
+/* Around functions that are compiled for more than the whole file is. A stand-in for the instructions needs no more. */
+#ifndef GMEM__TARGET_BEGIN
+#define GMEM__PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define GMEM__TARGET_BEGIN(features) \
+    GMEM__PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define GMEM__TARGET_END GMEM__PRAGMA(clang attribute pop)
+#else
+#define GMEM__TARGET_BEGIN(features) GMEM__PRAGMA(GCC push_options) GMEM__PRAGMA(GCC target(features))
+#define GMEM__TARGET_END             GMEM__PRAGMA(GCC pop_options)
+#endif
+#endif
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)

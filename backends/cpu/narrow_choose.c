@@ -5,26 +5,6 @@
 #include "narrow.h"
 
 #ifdef GMEM__X86
-#include <cpuid.h>
-
-typedef struct gmem__features {
-    int avx512_bf16, avx512_vnni, avx_vnni;
-    int amd;
-} gmem__features;
-
-static gmem__features gmem__processor_features(void) {
-    gmem__features features;
-    unsigned a, b, c, d;
-    memset(&features, 0, sizeof features);
-    if (__get_cpuid(0, &a, &b, &c, &d)) features.amd = b == signature_AMD_ebx && c == signature_AMD_ecx;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) features.avx512_vnni = (c >> 11 & 1) != 0;
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
-        features.avx512_bf16 = (a >> 5 & 1) != 0;
-        features.avx_vnni = (a >> 4 & 1) != 0;
-    }
-    return features;
-}
-
 static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
     const gmem__features has = gmem__processor_features();
     const gmem__narrow *wide = isa >= GMEM_ISA_AVX512 ? gmem__avx512_dots(type) : NULL;
