@@ -1514,8 +1514,8 @@ typedef struct gmem__engine {
     int threads;
     void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned, of the host */
     /* The kernels of narrow products, found once: asking the processor takes longer than a small product. bf16 NULL:
-     * f32 kernels on rounded operands. */
-    const struct gmem__narrow *bf16, *int8;
+     * f32 kernels on rounded operands. f32: of scans only; NULL: bf16 does better. */
+    const struct gmem__narrow *bf16, *int8, *f32;
     struct gmem__profiler *profiler; /* of ops that time others (profile.h), else NULL */
     struct gmem__stream *stream;     /* of a device; NULL: the CPU */
 } gmem__engine;
@@ -7638,7 +7638,8 @@ GMEM__FN void gmem__scalar_group_norm(const gmem__group_norm *op, int64_t group)
 /* ---- backends/cpu/narrow.h ---- */
 /* Products with narrow operands: bf16 or int8 on both sides, summed in f32 or int32. Both operands are made of 32-bit
  * words that hold 2 (bf16) or 4 (int8) values neighbouring in depth, the first in the lowest bits, as dot-product and
- * tile instructions read them; so one packing, one loop and one epilogue serve them all.
+ * tile instructions read them; so one packing, one loop and one epilogue serve them all. Scans, whose rows are copied
+ * anyway, take words of one f32 too.
  *
  *     weights   strips of mr rows:   (strip, words / 16, mr, 16)    an AMX tile is 16 rows of 16 words, 1 KB
  *     x         panels of nr columns: (panel, words, nr)
@@ -7670,7 +7671,7 @@ typedef struct gmem__narrow_block {
 /* The kernel of one instruction set and one type. All fields constant. */
 typedef struct gmem__narrow {
     const char *name; /* "avx512-bf16" */
-    gmem_type type;   /* GMEM_BF16 or GMEM_I8 */
+    gmem_type type;   /* GMEM_BF16 or GMEM_I8; scans' also GMEM_F32 */
     int64_t mr, nr;   /* rows of a strip (divides GMEM__MC / 2), columns of a panel (divides GMEM__NC) */
     int64_t strips;   /* how many strips multiply takes at a time, at most */
     int64_t block;    /* words of a block of the depth, at most; a multiple of GMEM__TILE_WORDS */
@@ -7685,8 +7686,26 @@ typedef struct gmem__narrow {
     const struct gmem__narrow *thinner;
 } gmem__narrow;
 
+/* Values in a word. */
+GMEM__INLINE int64_t gmem__narrow_per_word(const gmem__narrow *narrow) {
+    return narrow->type == GMEM_I8 ? 4 : narrow->type == GMEM_BF16 ? 2 : 1;
+}
+
 /* int8: the largest |x|. */
 GMEM__INLINE int gmem__narrow_levels(const gmem__narrow *narrow) { return narrow->offset == 64 ? 63 : 127; }
+
+/* A word of one f32. */
+GMEM__INLINE float gmem__word_float(uint32_t word) {
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+GMEM__INLINE uint32_t gmem__float_word(float value) {
+    uint32_t word;
+    memcpy(&word, &value, sizeof word);
+    return word;
+}
 
 /* narrow_portable.c: plain C, the reference, and what runs where there is no vector instruction. */
 GMEM__FN const gmem__narrow *gmem__portable_bf16(void);
@@ -7698,8 +7717,9 @@ GMEM__FN const gmem__narrow *gmem__portable_like(int i);
 /* avx512_dots.c, avx2_dots.c: NULL where the compiler lacks the instruction; whether the processor has it is
  * narrow_choose.c's question. */
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type);
-GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void);       /* I8 */
-GMEM__FN const gmem__narrow *gmem__avx2_dots(gmem_type type); /* always there */
+GMEM__FN const gmem__narrow *gmem__avx512_widened(gmem_type type); /* BF16 and F32 in f32 arithmetic: always there */
+GMEM__FN const gmem__narrow *gmem__avx_vnni_dots(void);            /* I8 */
+GMEM__FN const gmem__narrow *gmem__avx2_dots(gmem_type type);      /* always there */
 #endif
 
 /* amx.c: whether the processor has AMX and the system grants it to this process; its kernels, NULL without; and the
@@ -7709,8 +7729,8 @@ GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type);
 GMEM__FN const gmem__narrow *gmem__amx_stand_in(gmem_type type);
 
 /* By instruction set: the fastest that this processor has, by a table of processor families where the mere presence of
- * an instruction does not tell; NULL where f32 kernels on rounded operands (bf16) or the portable kernel (int8) is
- * better. isa: GMEM_ISA_SCALAR, AVX2, AVX512 or AMX, never AUTO. type: GMEM_BF16 or GMEM_I8. */
+ * an instruction does not tell; NULL where f32 kernels on rounded operands (bf16) are better, and for f32 where it has
+ * bf16 products that are faster. isa: GMEM_ISA_SCALAR, AVX2, AVX512 or AMX, never AUTO. type: BF16, I8 or F32. */
 GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type);
 
 #endif /* GMEM__NARROW_H */
@@ -7843,7 +7863,7 @@ static void GMEM__K(narrow_values)(const gmem__narrow *narrow, const gmem__weigh
 
 static void GMEM__K(pack_narrow_strip)(const gmem__narrow *narrow, const gmem__weight *weight,
                                        const gmem__strip_part *part, uint32_t *strip) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, run = GMEM__RUN / per_word;
+    const int64_t per_word = gmem__narrow_per_word(narrow), run = GMEM__RUN / per_word;
     char values[GMEM__RUN * 2 + 2 * V_WIDTH];
     for (int64_t r = 0; r < narrow->mr; r++) {
         uint32_t *out = strip + r * GMEM__TILE_WORDS;
@@ -8024,6 +8044,7 @@ GMEM__FN const gmem__narrow_rows *gmem__scalar_narrow(void) { return gmem__scala
 #undef V_WORD_WEIGHTS
 #undef V_ADD_BYTES
 #undef V_STORE_WORDS
+#undef V_STORE_WORDS_F32
 #undef V_STORE_BF16
 #undef V_STORE_HALVES
 #undef V_STORE_I8
@@ -8099,8 +8120,19 @@ GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
     }
 }
 
+/* A strip of words of one f32. */
+static void gmem__scalar_strip_f32(const gmem__weight *rows, int64_t mr, int64_t words, uint32_t *strip) {
+    memset(strip, 0, (size_t)(mr * words) * sizeof *strip);
+    for (int64_t r = 0; r < rows->rows; r++)
+        for (int64_t k = 0; k < rows->cols; k += GMEM__TILE_WORDS) {
+            const int64_t count = gmem__min(GMEM__TILE_WORDS, rows->cols - k);
+            float values[GMEM__TILE_WORDS];
+            gmem__scalar_weights(rows, r, k, count, values);
+            memcpy(strip + k * mr + r * GMEM__TILE_WORDS, values, (size_t)count * sizeof *values);
+        }
+}
+
 GMEM__FN void gmem__scalar_scan_strip(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
     gmem__scan_block measured = *block;
     gmem__weight rows;
     gmem__strip_part part;
@@ -8119,8 +8151,11 @@ GMEM__FN void gmem__scalar_scan_strip(const gmem__narrow *narrow, const gmem__sc
     rows.rows = part.rows = block->rows;
     rows.row_stride = block->row_stride;
     rows.cols = block->width;
-    part.words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
-    gmem__scalar_narrow()->strip(narrow, &rows, &part, strip);
+    part.words = gmem__round_up(gmem__ceil_div(block->width, gmem__narrow_per_word(narrow)), GMEM__TILE_WORDS);
+    if (narrow->type == GMEM_F32)
+        gmem__scalar_strip_f32(&rows, narrow->mr, part.words, strip);
+    else
+        gmem__scalar_narrow()->strip(narrow, &rows, &part, strip);
 }
 
 /* Four sums at a time, which processors add side by side. */
@@ -8238,12 +8273,13 @@ GMEM__FN int64_t gmem__scalar_above(const float *scores, int64_t step, int64_t r
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
 #define V_WORD_BF16(lo, hi) _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
-#define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
-#define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
-#define V_ADD_BYTES(word, n)   _mm256_add_epi8((word), _mm256_set1_epi8((char)(n)))
-#define V_TURN(words)          gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
-#define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
-#define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
+#define V_WORD_WEIGHTS(lo, hi)  gmem__avx2_word_weights((lo), (hi))
+#define V_WORD_I8(a, b, c, d)   gmem__avx2_word_i8((a), (b), (c), (d))
+#define V_ADD_BYTES(word, n)    _mm256_add_epi8((word), _mm256_set1_epi8((char)(n)))
+#define V_TURN(words)           gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
+#define V_STORE_WORDS(p, word)  _mm256_storeu_si256((__m256i *)(void *)(p), (word))
+#define V_STORE_WORDS_F32(p, a) V_STORE_WORDS((p), _mm256_castps_si256(a))
+#define V_STORE_BF16(p, a)      _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
 #define V_STORE_HALVES(p, a, b) _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx2_two_halves((a), (b)))
 #define V_STORE_I8(p, a)        _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))
@@ -9055,7 +9091,7 @@ static void GMEM__K(narrow_values)(const gmem__narrow *narrow, const gmem__weigh
 
 static void GMEM__K(pack_narrow_strip)(const gmem__narrow *narrow, const gmem__weight *weight,
                                        const gmem__strip_part *part, uint32_t *strip) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, run = GMEM__RUN / per_word;
+    const int64_t per_word = gmem__narrow_per_word(narrow), run = GMEM__RUN / per_word;
     char values[GMEM__RUN * 2 + 2 * V_WIDTH];
     for (int64_t r = 0; r < narrow->mr; r++) {
         uint32_t *out = strip + r * GMEM__TILE_WORDS;
@@ -9528,46 +9564,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -9576,6 +9633,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -9739,46 +9879,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -9787,6 +9948,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -9950,46 +10194,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -9998,6 +10263,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -10188,46 +10536,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -10236,6 +10605,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -10271,20 +10723,20 @@ static void GMEM__K(scan)(const gmem__scan_block *block) {
 }
 
 static void GMEM__K(scan_strip)(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
-    const int64_t words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
+    const int64_t words = gmem__round_up(gmem__ceil_div(block->width, gmem__narrow_per_word(narrow)), GMEM__TILE_WORDS);
+    const int wide = narrow->type == GMEM_F32;
     switch (block->type) {
     case GMEM_F16:
-        GMEM__K(f16_scan_strip)(block, narrow->mr, words, strip);
+        (wide ? GMEM__K(f16_f32_scan_strip) : GMEM__K(f16_scan_strip))(block, narrow->mr, words, strip);
         break;
     case GMEM_BF16:
-        GMEM__K(bf16_scan_strip)(block, narrow->mr, words, strip);
+        (wide ? GMEM__K(bf16_f32_scan_strip) : GMEM__K(bf16_scan_strip))(block, narrow->mr, words, strip);
         break;
     case GMEM_I8:
         GMEM__K(i8_scan_strip)(block, narrow->mr, words, strip);
         break;
     default:
-        GMEM__K(f32_scan_strip)(block, narrow->mr, words, strip);
+        (wide ? GMEM__K(f32_f32_scan_strip) : GMEM__K(f32_scan_strip))(block, narrow->mr, words, strip);
     }
 }
 
@@ -10466,6 +10918,7 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 #undef V_WORD_WEIGHTS
 #undef V_ADD_BYTES
 #undef V_STORE_WORDS
+#undef V_STORE_WORDS_F32
 #undef V_STORE_BF16
 #undef V_STORE_HALVES
 #undef V_STORE_I8
@@ -10549,12 +11002,13 @@ GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
 #define V_WORD_BF16(lo, hi) _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
-#define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
-#define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
-#define V_ADD_BYTES(word, n)   _mm512_add_epi8((word), _mm512_set1_epi8((char)(n)))
-#define V_TURN(words)          gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
-#define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
-#define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
+#define V_WORD_WEIGHTS(lo, hi)  gmem__avx512_word_weights((lo), (hi))
+#define V_WORD_I8(a, b, c, d)   gmem__avx512_word_i8((a), (b), (c), (d))
+#define V_ADD_BYTES(word, n)    _mm512_add_epi8((word), _mm512_set1_epi8((char)(n)))
+#define V_TURN(words)           gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
+#define V_STORE_WORDS(p, word)  _mm512_storeu_si512((p), (word))
+#define V_STORE_WORDS_F32(p, a) V_STORE_WORDS((p), _mm512_castps_si512(a))
+#define V_STORE_BF16(p, a)      _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
 #define V_STORE_HALVES(p, a, b) _mm512_storeu_si512((p), gmem__avx512_two_halves((a), (b)))
 #define V_STORE_I8(p, a)        _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))
@@ -11366,7 +11820,7 @@ static void GMEM__K(narrow_values)(const gmem__narrow *narrow, const gmem__weigh
 
 static void GMEM__K(pack_narrow_strip)(const gmem__narrow *narrow, const gmem__weight *weight,
                                        const gmem__strip_part *part, uint32_t *strip) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, run = GMEM__RUN / per_word;
+    const int64_t per_word = gmem__narrow_per_word(narrow), run = GMEM__RUN / per_word;
     char values[GMEM__RUN * 2 + 2 * V_WIDTH];
     for (int64_t r = 0; r < narrow->mr; r++) {
         uint32_t *out = strip + r * GMEM__TILE_WORDS;
@@ -11839,46 +12293,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -11887,6 +12362,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -12050,46 +12608,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -12098,6 +12677,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -12261,46 +12923,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -12309,6 +12992,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -12499,46 +13265,67 @@ static void S_K(scan)(const gmem__scan_block *block) {
     }
 }
 
-/* A row's values in a row of a tile. */
-#define S_TILE (GMEM__TILE_WORDS * 4 / S_NARROW_BYTES)
+#define S_STRIP(name)                    S_K(name)
+#define S_STRIP_BYTES                    S_NARROW_BYTES
+#define S_STORE_STRIP(to, then, p, v, w) S_STORE_NARROW((to), (p), (v), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
 
-/* One of those, from p: squares a and b, whose additions would wait for one another if they were one. */
-#define S_STEP(p, out, a, b)                                                                     \
-    for (int64_t j = 0; j < S_TILE; j += 2 * S_WIDTH) {                                          \
-        const S_VECTOR v = S_LOAD((p) + j * S_BYTES), w = S_LOAD((p) + (j + S_WIDTH) * S_BYTES); \
-        square##a = S_MULTIPLY(v, v, square##a);                                                 \
-        square##b = S_MULTIPLY(w, w, square##b);                                                 \
-        S_SUM_UP(v, w, sum##a)                                                                   \
-        S_STORE_NARROW((char *)(out) + j * S_NARROW_BYTES, (p) + j * S_BYTES, v, w);             \
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
     }
 
 /* Row r of the block to row r of a strip. */
-static void S_K(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
     const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
-    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
     S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
-    char rest[S_TILE * S_BYTES];
     int64_t i = 0;
-    for (; i + 2 * S_TILE <= width; i += 2 * S_TILE, out += 2 * step) {
-        if ((const char *)block->end - (row + i * S_BYTES) > block->ahead) V_PREFETCH(row + i * S_BYTES + block->ahead);
-        S_STEP(row + i * S_BYTES, out, 0, 1)
-        S_STEP(row + (i + S_TILE) * S_BYTES, out + step, 2, 3)
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
-    for (; i < words * (4 / S_NARROW_BYTES); i += S_TILE, out += step) {
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
         memset(rest, 0, sizeof rest);
-        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_TILE, width - i) * S_BYTES);
-        S_STEP(rest, out, 0, 1)
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
     }
     block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
     if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
 }
 #undef S_STEP
 
-static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
     for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
         if (r < block->rows) {
-            S_K(strip_row)(block, r, mr, words, strip);
+            S_STRIP(strip_row)(block, r, mr, words, strip);
             continue;
         }
         for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
@@ -12547,6 +13334,89 @@ static void S_K(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t w
 }
 
 #undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+
+#if S_BYTES != 1 /* as f32 too */
+#define S_STRIP(name)                    S_K(f32_##name)
+#define S_STRIP_BYTES                    4
+#define S_STORE_STRIP(to, then, p, v, w) V_STORE_WORDS_F32((to), (v)), V_STORE_WORDS_F32((then), (w))
+/* ---- backends/cpu/scan_strip.inc ---- */
+/* Template: rows of one type (scan_rows.inc) as strips of narrow kernels, with their squares, and sums of int8.
+ *
+ * S_STRIP(name); S_STRIP_BYTES of a value there; S_STORE_STRIP(to, then, row's, two vectors of it): the second vector
+ * goes to `then` where it does not follow the first. */
+
+/* A row's values in a row of a tile, and those that are taken at a time: four vectors, whole tiles. */
+#define S_TILE  (GMEM__TILE_WORDS * 4 / S_STRIP_BYTES)
+#define S_CHUNK (4 * S_WIDTH)
+
+/* Where value i of a chunk lies, whose tiles are `step` words apart. */
+#define S_PLACE(out, step, i) ((out) + (i) / S_TILE * (step) + (i) % S_TILE * S_STRIP_BYTES / 4)
+
+/* Two vectors of a chunk from value i on: squares a and b, whose additions would wait for one another if they were one.
+ */
+#define S_STEP(from, out, step, i, a, b)                                                            \
+    {                                                                                               \
+        const char *p = (from) + (i)*S_BYTES;                                                       \
+        const S_VECTOR v = S_LOAD(p), w = S_LOAD(p + S_WIDTH * S_BYTES);                            \
+        square##a = S_MULTIPLY(v, v, square##a);                                                    \
+        square##b = S_MULTIPLY(w, w, square##b);                                                    \
+        S_SUM_UP(v, w, sum##a)                                                                      \
+        S_STORE_STRIP(S_PLACE((out), (step), (i)), S_PLACE((out), (step), (i) + S_WIDTH), p, v, w); \
+    }
+
+/* Row r of the block to row r of a strip. */
+static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t mr, int64_t words, uint32_t *out) {
+    const char *row = (const char *)block->data + r * block->row_stride * S_BYTES;
+    const int64_t width = block->width, step = mr * GMEM__TILE_WORDS, tiles = S_CHUNK / S_TILE;
+    const int64_t values = words * (4 / S_STRIP_BYTES);
+    S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
+    S_SUM sum0 = S_ZERO(), sum2 = S_ZERO();
+    int64_t i = 0;
+    for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
+        const char *from = row + i * S_BYTES;
+        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        S_STEP(from, out, step, 0, 0, 1)
+        S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
+    }
+    for (; i < values; i += S_CHUNK) {
+        char rest[S_CHUNK * S_BYTES];
+        uint32_t last[S_CHUNK * S_STRIP_BYTES / 4];
+        memset(rest, 0, sizeof rest);
+        if (i < width) memcpy(rest, row + i * S_BYTES, (size_t)gmem__min(S_CHUNK, width - i) * S_BYTES);
+        S_STEP(rest, last, GMEM__TILE_WORDS, 0, 0, 1)
+        S_STEP(rest, last, GMEM__TILE_WORDS, 2 * S_WIDTH, 2, 3)
+        for (int64_t tile = 0; tile < tiles && i + tile * S_TILE < values; tile++, out += step)
+            memcpy(out, last + tile * GMEM__TILE_WORDS, GMEM__TILE_WORDS * sizeof *out);
+    }
+    block->squares[r] = V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (block->products) block->products[r] = V_SUM(S_FLOATS(S_ADD(sum0, sum2)));
+}
+#undef S_STEP
+
+static void S_STRIP(scan_strip)(const gmem__scan_block *block, int64_t mr, int64_t words, uint32_t *strip) {
+    for (int64_t r = 0; r < mr; r++, strip += GMEM__TILE_WORDS) {
+        if (r < block->rows) {
+            S_STRIP(strip_row)(block, r, mr, words, strip);
+            continue;
+        }
+        for (int64_t word = 0; word < words; word += GMEM__TILE_WORDS)
+            memset(strip + word * mr, 0, GMEM__TILE_WORDS * sizeof *strip);
+    }
+}
+
+#undef S_TILE
+#undef S_CHUNK
+#undef S_PLACE
+#undef S_STRIP
+#undef S_STRIP_BYTES
+#undef S_STORE_STRIP
+#endif
+
 #undef S_FETCH
 #undef S_K
 #undef S_BYTES
@@ -12582,20 +13452,20 @@ static void GMEM__K(scan)(const gmem__scan_block *block) {
 }
 
 static void GMEM__K(scan_strip)(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
-    const int64_t words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
+    const int64_t words = gmem__round_up(gmem__ceil_div(block->width, gmem__narrow_per_word(narrow)), GMEM__TILE_WORDS);
+    const int wide = narrow->type == GMEM_F32;
     switch (block->type) {
     case GMEM_F16:
-        GMEM__K(f16_scan_strip)(block, narrow->mr, words, strip);
+        (wide ? GMEM__K(f16_f32_scan_strip) : GMEM__K(f16_scan_strip))(block, narrow->mr, words, strip);
         break;
     case GMEM_BF16:
-        GMEM__K(bf16_scan_strip)(block, narrow->mr, words, strip);
+        (wide ? GMEM__K(bf16_f32_scan_strip) : GMEM__K(bf16_scan_strip))(block, narrow->mr, words, strip);
         break;
     case GMEM_I8:
         GMEM__K(i8_scan_strip)(block, narrow->mr, words, strip);
         break;
     default:
-        GMEM__K(f32_scan_strip)(block, narrow->mr, words, strip);
+        (wide ? GMEM__K(f32_f32_scan_strip) : GMEM__K(f32_scan_strip))(block, narrow->mr, words, strip);
     }
 }
 
@@ -12780,6 +13650,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #undef V_WORD_WEIGHTS
 #undef V_ADD_BYTES
 #undef V_STORE_WORDS
+#undef V_STORE_WORDS_F32
 #undef V_STORE_BF16
 #undef V_STORE_HALVES
 #undef V_STORE_I8
@@ -12797,37 +13668,45 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #endif /* GMEM__X86 */
 /* ---- backends/cpu/avx512_dots.c ---- */
 /* Narrow kernels of AVX-512: pairs of bf16 (AVX512-BF16) and quads of int8 (AVX512-VNNI), one instruction a dot
- * product. */
+ * product; and where the former are missing or slow, pairs of bf16 and single f32 in f32 arithmetic. */
 
 #ifdef GMEM__X86
 #include <immintrin.h>
-
-/* AVX512-BF16's intrinsics came with gcc 10 and clang 9. */
-#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
-#define GMEM__AVX512_DOTS
 
 /* 12 rows, whose sums fill 24 of 32 registers, as in f32. */
 #define GMEM__MR        12
 #define GMEM__REPEAT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define V_PREFETCH(p)   __asm__ volatile("prefetcht1 %0" : : "m"(*(const char *)(p)))
 
-#define GMEM__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+#ifndef __clang__
+#pragma GCC diagnostic push /* GCC 105593, as in avx512.c */
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+GMEM__TARGET_BEGIN("avx512f")
 
-GMEM__TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
+/* Words of a block: a strip, widened, and a panel stay in a first-level cache of 32 KB together. */
+#define GMEM__WIDENED 128
 
 #define D_WIDTH             16
-#define D_VECTOR            __m512i
+#define D_VECTOR            __m512
 #define D_SUM               __m512
 #define D_ELEMENT           float
-#define D_BROADCAST(p)      _mm512_set1_epi32((int)*(p))
-#define D_DOT(sum, w, x)    _mm512_dpbf16_ps((sum), (__m512bh)(w), (__m512bh)(x))
+#define D_BROADCAST(p)      _mm512_castsi512_ps(_mm512_set1_epi32((int)*(p)))
+#define D_DOT(sum, w, x)    _mm512_fmadd_ps((w), (x), (sum))
 #define D_ADD(a, b)         _mm512_add_ps((a), (b))
 #define D_ZERO()            _mm512_setzero_ps()
-#define D_LOAD(p)           _mm512_loadu_si512(p)
+#define D_LOAD(p)           _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))
+#define D_LOAD_ODD(p)       _mm512_castsi512_ps(GMEM__UPPER_HALVES(_mm512_loadu_si512(p)))
 #define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
 #define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
-#define GMEM__K(name)       gmem__avx512_bf16_##name
-#define D_VECTORS           2
+#define D_BLOCK             GMEM__WIDENED
+#define D_WIDEN(p, even, odd)                                                   \
+    (_mm512_storeu_si512((even), _mm512_slli_epi32(_mm512_loadu_si512(p), 16)), \
+     _mm512_storeu_si512((odd), GMEM__UPPER_HALVES(_mm512_loadu_si512(p))))
+#define GMEM__UPPER_HALVES(words) _mm512_and_si512((words), _mm512_set1_epi32((int)0xffff0000))
+#define GMEM__K(name)             gmem__avx512f_bf16_##name
+#define D_VECTORS                 2
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
  * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
@@ -12837,7 +13716,7 @@ GMEM__TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -12925,7 +13804,427 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+#define D_WIDTH             16
+#define D_VECTOR            __m512
+#define D_SUM               __m512
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm512_castsi512_ps(_mm512_set1_epi32((int)*(p)))
+#define D_DOT(sum, w, x)    _mm512_fmadd_ps((w), (x), (sum))
+#define D_ADD(a, b)         _mm512_add_ps((a), (b))
+#define D_ZERO()            _mm512_setzero_ps()
+#define D_LOAD(p)           _mm512_castsi512_ps(_mm512_loadu_si512(p))
+#define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx512f_f32_##name
+#define D_VECTORS           2
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+#define GMEM__K(name) gmem__avx512f_f32_16_##name
+#define D_VECTORS     1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+GMEM__TARGET_END
+#ifndef __clang__
+#pragma GCC diagnostic pop
+#endif
+
+/* AVX512-BF16's intrinsics came with gcc 10 and clang 9. */
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define GMEM__AVX512_DOTS
+
+#define GMEM__LOAD_256(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+
+GMEM__TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")
+
+#define D_WIDTH             16
+#define D_VECTOR            __m512i
+#define D_SUM               __m512
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm512_set1_epi32((int)*(p))
+#define D_DOT(sum, w, x)    _mm512_dpbf16_ps((sum), (__m512bh)(w), (__m512bh)(x))
+#define D_ADD(a, b)         _mm512_add_ps((a), (b))
+#define D_ZERO()            _mm512_setzero_ps()
+#define D_LOAD(p)           _mm512_loadu_si512(p)
+#define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx512_bf16_##name
+#define D_VECTORS           2
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -12954,7 +14253,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -13042,7 +14341,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -13099,7 +14398,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -13187,7 +14486,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -13245,7 +14544,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -13333,7 +14632,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -13362,7 +14661,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -13450,7 +14749,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -13507,7 +14806,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -13595,7 +14894,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -13633,6 +14932,16 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 GMEM__TARGET_END
 #endif /* GMEM__AVX512_DOTS */
 
+GMEM__FN const gmem__narrow *gmem__avx512_widened(gmem_type type) {
+    static const gmem__narrow bf16 = {
+        "avx512f-bf16", GMEM_BF16, GMEM__MR, 32, 1, GMEM__WIDENED, 0, 1, NULL, NULL, gmem__avx512f_bf16_multiply, NULL};
+    static const gmem__narrow thin = {
+        "avx512f-f32-16", GMEM_F32, GMEM__MR, 16, 1, 160, 0, 1, NULL, NULL, gmem__avx512f_f32_16_multiply, NULL};
+    static const gmem__narrow f32 = {
+        "avx512f-f32", GMEM_F32, GMEM__MR, 32, 1, 160, 0, 1, NULL, NULL, gmem__avx512f_f32_multiply, &thin};
+    return type == GMEM_BF16 ? &bf16 : type == GMEM_F32 ? &f32 : NULL;
+}
+
 GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #ifdef GMEM__AVX512_DOTS
     static const gmem__narrow kernels[2][3] = {
@@ -13656,6 +14965,8 @@ GMEM__FN const gmem__narrow *gmem__avx512_dots(gmem_type type) {
 #undef V_PREFETCH
 #undef GMEM__LOAD_256
 #undef GMEM__AVX512_DOTS
+#undef GMEM__WIDENED
+#undef GMEM__UPPER_HALVES
 #endif /* GMEM__X86 */
 /* ---- backends/cpu/avx2_dots.c ---- */
 /* Narrow kernels on 256 bits: AVX-VNNI's dot products of int8, and for processors without an instruction that takes
@@ -13703,7 +15014,7 @@ GMEM__TARGET_BEGIN("avx2,avxvnni")
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -13791,7 +15102,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -13862,7 +15173,7 @@ GMEM__TARGET_BEGIN("avx2,fma")
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -13950,7 +15261,270 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+/* ---- backends/cpu/dots_end.inc ---- */
+/* Forgets the vectors that dots.inc was written in. */
+#undef D_WIDTH
+#undef D_VECTOR
+#undef D_SUM
+#undef D_ELEMENT
+#undef D_BROADCAST
+#undef D_DOT
+#undef D_ADD
+#undef D_ZERO
+#undef D_LOAD
+#undef D_LOAD_ODD
+#undef D_WIDEN
+#undef D_BLOCK
+#undef D_LOAD_SUM
+#undef D_STORE_SUM
+
+/* f32 as it is. */
+#define D_WIDTH             8
+#define D_VECTOR            __m256
+#define D_SUM               __m256
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm256_castsi256_ps(_mm256_set1_epi32((int)*(p)))
+#define D_DOT(sum, w, x)    _mm256_fmadd_ps((w), (x), (sum))
+#define D_ADD(a, b)         _mm256_add_ps((a), (b))
+#define D_ZERO()            _mm256_setzero_ps()
+#define D_LOAD(p)           _mm256_castsi256_ps(GMEM__LOAD_256(p))
+#define D_LOAD_SUM(p)       _mm256_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm256_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx2_f32_##name
+#define D_VECTORS           2
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+#define GMEM__K(name) gmem__avx2_f32_8_##name
+#define D_VECTORS     1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -14015,7 +15589,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
  * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
  *
  * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of eight words of weights, once for all panels of a block of up to D_BLOCK words.
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
  */
 
 #define GMEM__PANEL (D_VECTORS * D_WIDTH)
@@ -14103,7 +15677,7 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
     for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
         const uint32_t *left = weights;
 #ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += 8)
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
             D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
         left = widened;
 #endif
@@ -14155,7 +15729,11 @@ GMEM__FN const gmem__narrow *gmem__avx2_dots(gmem_type type) {
         "avx2-bf16", GMEM_BF16, 6, 16, 1, GMEM__WIDENED, 0, 1, NULL, NULL, gmem__avx2_bf16_multiply, NULL};
     static const gmem__narrow bytes = {"avx2-int8", GMEM_I8, 4, 16, 1, 288, 64, 1, NULL, NULL, gmem__avx2_i8_multiply,
                                        NULL};
-    return type == GMEM_BF16 ? &bf16 : &bytes;
+    static const gmem__narrow thin = {"avx2-f32-8", GMEM_F32, 6, 8, 1, 256, 0, 1, NULL, NULL, gmem__avx2_f32_8_multiply,
+                                      NULL};
+    static const gmem__narrow f32 = {"avx2-f32", GMEM_F32, 6, 16, 1, 256, 0, 1, NULL, NULL, gmem__avx2_f32_multiply,
+                                     &thin};
+    return type == GMEM_BF16 ? &bf16 : type == GMEM_F32 ? &f32 : &bytes;
 }
 
 #undef GMEM__MR
@@ -14203,7 +15781,9 @@ static void gmem__portable_row(const gmem__portable *kernel, const gmem__narrow_
     for (int64_t word = 0; word < block->words; word++, panel += kernel->nr) {
         const uint32_t w = row[word / GMEM__TILE_WORDS * kernel->mr * GMEM__TILE_WORDS + word % GMEM__TILE_WORDS];
         for (int64_t c = 0; c < kernel->nr; c++) {
-            if (kernel->type == GMEM_BF16)
+            if (kernel->type == GMEM_F32)
+                sums[c] += gmem__word_float(w) * gmem__word_float(panel[c]);
+            else if (kernel->type == GMEM_BF16)
                 sums[c] += gmem__word_dot_bf16(w, panel[c]);
             else
                 counts[c] += gmem__word_dot_i8(w, panel[c], kernel->offset);
@@ -14214,7 +15794,7 @@ static void gmem__portable_row(const gmem__portable *kernel, const gmem__narrow_
         int32_t count = 0;
         if (!block->first) memcpy(&sum, product, 4), memcpy(&count, product, 4);
         sum += sums[c], count += counts[c];
-        memcpy(product, kernel->type == GMEM_BF16 ? (const void *)&sum : (const void *)&count, 4);
+        memcpy(product, kernel->type == GMEM_I8 ? (const void *)&count : (const void *)&sum, 4);
     }
 }
 
@@ -14247,6 +15827,11 @@ GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384,
 GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 128, &gmem__like_16_i8_kernel)
 GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 128, NULL)
 GMEM__PORTABLE(gmem__like_avx2_bf16, "like-avx2-bf16", GMEM_BF16, 6, 16, 1, 192, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx512f_bf16, "like-avx512f-bf16", GMEM_BF16, 12, 32, 1, 128, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx512f_16, "like-avx512f-f32-16", GMEM_F32, 12, 16, 1, 160, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx512f_f32, "like-avx512f-f32", GMEM_F32, 12, 32, 1, 160, 0, &gmem__like_avx512f_16_kernel)
+GMEM__PORTABLE(gmem__like_avx2_f32_8, "like-avx2-f32-8", GMEM_F32, 6, 8, 1, 256, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx2_f32, "like-avx2-f32", GMEM_F32, 6, 16, 1, 256, 0, &gmem__like_avx2_f32_8_kernel)
 GMEM__PORTABLE(gmem__like_avx2_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 64, NULL)
 
 #undef GMEM__PORTABLE
@@ -14256,10 +15841,12 @@ GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_ke
 
 GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
     static const gmem__narrow *const kernels[] = {
-        &gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,   &gmem__like_8_bf16_kernel,
-        &gmem__like_dots_i8_kernel,   &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
-        &gmem__like_vnni_i8_kernel,   &gmem__like_avx2_bf16_kernel, &gmem__like_avx2_i8_kernel};
-    return i < 9 ? kernels[i] : NULL;
+        &gmem__like_dots_bf16_kernel,    &gmem__like_16_bf16_kernel,     &gmem__like_8_bf16_kernel,
+        &gmem__like_dots_i8_kernel,      &gmem__like_16_i8_kernel,       &gmem__like_8_i8_kernel,
+        &gmem__like_vnni_i8_kernel,      &gmem__like_avx2_bf16_kernel,   &gmem__like_avx2_i8_kernel,
+        &gmem__like_avx512f_bf16_kernel, &gmem__like_avx512f_f32_kernel, &gmem__like_avx512f_16_kernel,
+        &gmem__like_avx2_f32_kernel,     &gmem__like_avx2_f32_8_kernel};
+    return i < (int)(sizeof kernels / sizeof *kernels) ? kernels[i] : NULL;
 }
 /* ---- backends/cpu/amx.c ---- */
 /* AMX: narrow kernels of tile instructions (Intel SDM, volume 1, chapter 18), and beside them the same kernels on tiles
@@ -15002,14 +16589,20 @@ GMEM__FN const gmem__narrow *gmem__amx_narrow(gmem_type type) {
 /* Which narrow kernel runs. An instruction's presence says nothing of its speed: AVX512-BF16 does twice the work of
  * f32's multiply-adds on AMD's Zen 4, and half of it on Intel's Sapphire Rapids, whose fast bf16 is AMX. Measured on
  * both; kept as a table, since a measurement at start could choose differently from run to run, and results with it.
- * With AVX2 alone bf16 is f32 arithmetic too, on words of bf16, which take half of the memory. */
+ * Elsewhere bf16 is f32 arithmetic, on words of bf16, which take half of the memory. */
 
 #ifdef GMEM__X86
+static const gmem__narrow *gmem__wide_dots(const gmem__features *has, gmem_type type) {
+    const int fast_bf16 = has->avx512_bf16 && has->amd && gmem__avx512_dots(GMEM_BF16) != NULL;
+    if (type == GMEM_I8) return has->avx512_vnni ? gmem__avx512_dots(type) : NULL;
+    if (type == GMEM_F32 && fast_bf16) return NULL;
+    return fast_bf16 ? gmem__avx512_dots(type) : gmem__avx512_widened(type);
+}
+
 static const gmem__narrow *gmem__vector_dots(gmem_isa isa, gmem_type type) {
     const gmem__features has = gmem__processor_features();
-    const gmem__narrow *wide = isa >= GMEM_ISA_AVX512 ? gmem__avx512_dots(type) : NULL;
-    if (type == GMEM_BF16 && isa >= GMEM_ISA_AVX512) return has.avx512_bf16 && has.amd ? wide : NULL;
-    if (wide && has.avx512_vnni) return wide;
+    const gmem__narrow *wide = isa >= GMEM_ISA_AVX512 ? gmem__wide_dots(&has, type) : NULL;
+    if (wide || (isa >= GMEM_ISA_AVX512 && type != GMEM_I8)) return wide;
     const gmem__narrow *vnni = type == GMEM_I8 && has.avx_vnni ? gmem__avx_vnni_dots() : NULL;
     return vnni ? vnni : gmem__avx2_dots(type);
 }
@@ -15021,7 +16614,7 @@ GMEM__FN const gmem__narrow *gmem__narrow_of(gmem_isa isa, gmem_type type) {
     if (isa >= GMEM_ISA_AVX2) return gmem__vector_dots(isa, type);
 #endif
     (void)isa;
-    return type == GMEM_BF16 ? NULL : gmem__portable_i8(); /* the f32 loops are plain enough to be fast */
+    return type == GMEM_I8 ? gmem__portable_i8() : NULL; /* the f32 loops are plain enough to be fast */
 }
 /* ---- backends/cpu/drivers.c ---- */
 /* The row operations of the CPU backend, cut into tasks. Columns don't depend on each other, so neither do results on
@@ -15617,7 +17210,7 @@ typedef struct gmem__narrow_shape {
 
 static gmem__narrow_shape gmem__narrow_shape_of(const gmem__narrow *narrow, const gmem__weight *weight, int swiglu) {
     gmem__narrow_shape shape;
-    shape.per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    shape.per_word = gmem__narrow_per_word(narrow);
     shape.words = gmem__round_up(gmem__ceil_div(weight->cols, shape.per_word), GMEM__TILE_WORDS);
     shape.halves = swiglu ? 2 : 1;
     shape.rows = weight->rows / shape.halves;
@@ -16169,18 +17762,20 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
     }
 }
 
-/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are; no wider than
- * the queries need. Rows that stand for others are short, and to decide one takes long: f32 leaves fewer. */
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are; of f32 for one
+ * panel of queries, above which words of two bf16 take less of the cache; no wider than the queries need. Rows that
+ * stand for others are short, and to decide one takes long: f32 leaves fewer. */
 static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
     if (scan->form) return NULL;
-    const gmem__narrow *narrow = !scan->fill && scan->type == GMEM_I8 ? engine->int8 : engine->bf16;
+    const gmem__narrow *wide = engine->f32 && scan->count <= engine->f32->nr ? engine->f32 : engine->bf16;
+    const gmem__narrow *narrow = !scan->fill && scan->type == GMEM_I8 ? engine->int8 : wide;
     while (narrow && narrow->thinner && scan->count <= narrow->thinner->nr)
         narrow = narrow->thinner;
     return narrow;
 }
 
 static int64_t gmem__scan_words(const gmem__narrow *narrow, int64_t width) {
-    return gmem__round_up(gmem__ceil_div(width, narrow->type == GMEM_BF16 ? 2 : 4), GMEM__TILE_WORDS);
+    return gmem__round_up(gmem__ceil_div(width, gmem__narrow_per_word(narrow)), GMEM__TILE_WORDS);
 }
 
 /* What the threads share then: the panels, the columns' scales. */
@@ -16223,11 +17818,19 @@ static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const 
 /* Element i of a packed query. */
 static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *panels, const float *scales, int64_t words,
                                 int64_t query, int64_t i) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, nr = narrow->nr;
+    const int64_t per_word = gmem__narrow_per_word(narrow), nr = narrow->nr;
     const uint32_t word = panels[(query / nr * words + i / per_word) * nr + query % nr];
-    if (per_word == 2) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
+    if (narrow->type == GMEM_F32) return (double)gmem__word_float(word);
+    if (narrow->type == GMEM_BF16) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
     const int value = (int)(word >> 8 * (i % 4) & 255);
     return (double)scales[query] * (narrow->offset || value < 128 ? value - narrow->offset : value - 256);
+}
+
+/* A value in its place in a word; int8 as `levels` of a scale. */
+static uint32_t gmem__scan_word(const gmem__narrow *narrow, float value, float levels, int64_t i) {
+    if (narrow->type == GMEM_F32) return gmem__float_word(value);
+    if (narrow->type == GMEM_BF16) return (uint32_t)gmem__f32_to_bf16(value) << 16 * (i % 2);
+    return ((uint32_t)((int)rintf(value * levels) + narrow->offset) & 255) << 8 * (i % 4);
 }
 
 /* A query as the kernel multiplies it; int8 divided by its scale. */
@@ -16235,18 +17838,14 @@ static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *
                                   const gmem__scan_shared *shared) {
     uint32_t *panel = shared->panels + query / narrow->nr * words * narrow->nr + query % narrow->nr;
     const float levels = (float)gmem__narrow_levels(narrow);
+    const int64_t per_word = gmem__narrow_per_word(narrow);
     float largest = 1e-30f;
     for (int64_t i = 0; i < scan->width; i++)
         largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, query, i)));
     shared->scales[query] = largest / levels;
-    for (int64_t i = 0; i < scan->width; i++) {
-        const float unit = gmem__scan_unit(scan, query, i);
-        uint32_t *word = panel + (narrow->type == GMEM_BF16 ? i / 2 : i / 4) * narrow->nr;
-        if (narrow->type == GMEM_BF16)
-            *word |= (uint32_t)gmem__f32_to_bf16(unit) << 16 * (i % 2);
-        else
-            *word |= ((uint32_t)((int)rintf(unit * (levels / largest)) + narrow->offset) & 255) << 8 * (i % 4);
-    }
+    for (int64_t i = 0; i < scan->width; i++)
+        panel[i / per_word * narrow->nr] |=
+            gmem__scan_word(narrow, gmem__scan_unit(scan, query, i), levels / largest, i);
 }
 
 /* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
@@ -16254,7 +17853,7 @@ static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *
 static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narrow *narrow, const gmem__scan *scan) {
     const gmem__scan_shared shared = gmem__scan_shared_of(engine, narrow, scan);
     const int64_t words = gmem__scan_words(narrow, scan->width);
-    const int exact = !scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8);
+    const int exact = narrow->type == GMEM_F32 || (!scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8));
     memset(shared.panels, 0, (size_t)gmem__scan_panel_words(narrow, scan) * sizeof *shared.panels);
     memset(shared.scales, 0, GMEM__NC * sizeof *shared.scales);
     for (int64_t q = 0; q < scan->count; q++) {
@@ -28807,6 +30406,7 @@ static gmem__engine gmem__search_engine(const gmem_context *context) {
     if (context->isa == GMEM_ISA_SCALAR) return engine;
     engine.bf16 = gmem__cpu_narrow(tiles, GMEM_BF16);
     engine.int8 = gmem__cpu_narrow(tiles, GMEM_I8);
+    if (!engine.bf16) engine.f32 = gmem__cpu_narrow(context->isa, GMEM_F32);
     if (!engine.bf16) engine.bf16 = gmem__cpu_narrow(context->isa, GMEM_BF16);
     if (!engine.int8) engine.int8 = gmem__cpu_narrow(context->isa, GMEM_I8);
     return engine;

@@ -136,6 +136,7 @@ static gmem__engine gmem__search_engine(const gmem_context *context) {
     if (context->isa == GMEM_ISA_SCALAR) return engine;
     engine.bf16 = gmem__cpu_narrow(tiles, GMEM_BF16);
     engine.int8 = gmem__cpu_narrow(tiles, GMEM_I8);
+    if (!engine.bf16) engine.f32 = gmem__cpu_narrow(context->isa, GMEM_F32);
     if (!engine.bf16) engine.bf16 = gmem__cpu_narrow(context->isa, GMEM_BF16);
     if (!engine.int8) engine.int8 = gmem__cpu_narrow(context->isa, GMEM_I8);
     return engine;

@@ -425,8 +425,8 @@ typedef struct gmem__engine {
     int threads;
     void *scratch; /* ops->scratch_bytes(threads), 64-byte aligned, of the host */
     /* The kernels of narrow products, found once: asking the processor takes longer than a small product. bf16 NULL:
-     * f32 kernels on rounded operands. */
-    const struct gmem__narrow *bf16, *int8;
+     * f32 kernels on rounded operands. f32: of scans only; NULL: bf16 does better. */
+    const struct gmem__narrow *bf16, *int8, *f32;
     struct gmem__profiler *profiler; /* of ops that time others (profile.h), else NULL */
     struct gmem__stream *stream;     /* of a device; NULL: the CPU */
 } gmem__engine;

@@ -9,8 +9,8 @@
 
 #define BLOCK_BAR 1e-6 /* relative L2 error of f32 sums */
 
-/* RANDOM: bf16 from 2^-2 to 2^2 in magnitude, every int8. EDGES: numbers that any order of sums gives exactly, in bf16
- * from -8 to 8, in int8 the ends of the range and zero. */
+/* RANDOM: f32 from -4 to 4, bf16 from 2^-2 to 2^2 in magnitude, every int8. EDGES: numbers that any order of sums gives
+ * exactly, in f32 and bf16 from -8 to 8, in int8 the ends of the range and zero. */
 typedef enum block_values { BLOCK_RANDOM, BLOCK_EDGES } block_values;
 
 static uint32_t block_state = 1;
@@ -23,6 +23,10 @@ static inline uint32_t block_random(void) {
 static inline uint32_t any_operand(gmem_type type, block_values values) {
     static const uint8_t ends[] = {0x80, 0x81, 0x7f, 0xff, 0x00, 0x80, 0x7f, 0x01};
     uint32_t word = block_random();
+    if (type == GMEM_F32) {
+        const int whole = (int)(word % 17) - 8, thousandths = (int)(word % 8001) - 4000;
+        return gmem__float_word(values == BLOCK_EDGES ? (float)whole : (float)thousandths / 1000);
+    }
     if (values == BLOCK_RANDOM)
         return type == GMEM_I8 ? word : (word & 0x80ff80ffu) | (0x3e803e80u + (word >> 8 & 0x01000100u));
     uint32_t out = 0;
@@ -40,6 +44,7 @@ static inline uint32_t block_operand(const gmem__narrow *kernel, int is_x, block
 
 /* What a word stands for: its i-th value. The kernel's x may be unsigned. */
 static inline double block_value(const gmem__narrow *kernel, int is_x, uint32_t word, int i) {
+    if (kernel->type == GMEM_F32) return (double)gmem__word_float(word);
     if (kernel->type == GMEM_BF16) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * i));
     const unsigned char byte = (unsigned char)(word >> 8 * i);
     return is_x && kernel->offset ? (double)byte : (double)(signed char)byte;
@@ -127,7 +132,7 @@ static inline void block_multiply(const gmem__narrow *kernel, const gmem__narrow
 static inline void block_fill(const gmem__narrow *kernel, const gmem__narrow_block *block, block_values values,
                               uint32_t *weights, uint32_t *x, const sums *s) {
     const int64_t mr = kernel->mr, nr = kernel->nr;
-    const int per_word = kernel->type == GMEM_I8 ? 4 : 2;
+    const int per_word = (int)gmem__narrow_per_word(kernel);
     for (int64_t k = 0; k < block->words; k++) {
         uint32_t *row = weights + k / GMEM__TILE_WORDS * mr * GMEM__TILE_WORDS + k % GMEM__TILE_WORDS;
         for (int64_t r = 0; r < s->rows; r++)
@@ -218,6 +223,12 @@ static inline uint32_t one_product(const gmem__narrow *kernel, uint32_t weight, 
     free(panel.memory);
     free(product.memory);
     return result;
+}
+
+static inline void check_edges_f32(const gmem__narrow *kernel) {
+    CHECK_INT(one_product(kernel, 0x40400000, 0x40000000), 0x40c00000);             /* 3 . 2 = 6 */
+    CHECK((one_product(kernel, 0x7fc00000, 0x3f800000) & 0x7fffffff) > 0x7f800000); /* NaN */
+    CHECK_INT(one_product(kernel, 0x7f800000, 0xbf800000), 0xff800000);             /* infinity . -1 */
 }
 
 static inline void check_edges_bf16(const gmem__narrow *kernel) {

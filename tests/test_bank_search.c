@@ -185,8 +185,10 @@ static void check_shape(const shape *s, gmem_type type) {
     for (int64_t q = 0; q < s->queries; q += 2) /* every other one is near a row */
         for (int64_t i = 0; i < s->width; i++)
             queries[q * s->width + i] = 3 * values[q * 7 % s->rows * s->width + i] + 0.001f * (float)(i % 3);
-    for (int i = 0; i < 4 * golden_isa_count; i++) {
-        gmem_context *context = context_of(golden_isas[i / 4], i % 4 ? i % 4 : 1);
+    for (int i = 0; i < 5 * golden_isa_count; i++) {
+        const gmem_isa isa = golden_isas[i / 5];
+        const int threads = i % 5, of_machine = threads >= 1 && threads <= 3; /* else kernels that it may lack */
+        gmem_context *context = context_of(isa, of_machine ? threads : 1);
         if (!context) continue;
         made m = open_made(context, list_of(type, s->rows, s->width, values));
         gmem_bank_search_desc desc = desc_of(queries, s->queries, s->k);
@@ -194,17 +196,18 @@ static void check_shape(const shape *s, gmem_type type) {
         gmem_status status;
         if (!expected) expected = brute_force(m.rows, s->rows, s->width, queries, s->queries);
         memset(matches, 255, (size_t)(s->queries * s->k) * sizeof *matches);
-        if (i % 4) {
+        if (of_machine) {
             status = gmem_bank_search(m.bank, &desc, matches, NULL);
-        } else { /* without hardware for it */
-            engine.bf16 = i == 0 ? gmem__amx_stand_in(GMEM_BF16) : i == 4 ? like(GMEM_BF16) : gmem__portable_bf16();
-            engine.int8 = i == 0 ? gmem__amx_stand_in(GMEM_I8) : i == 4 ? like(GMEM_I8) : gmem__portable_i8();
+        } else {
+            engine.bf16 = i == 0 ? gmem__amx_stand_in(GMEM_BF16) : i == 5 ? like(GMEM_BF16) : gmem__portable_bf16();
+            engine.int8 = i == 0 ? gmem__amx_stand_in(GMEM_I8) : i == 5 ? like(GMEM_I8) : gmem__portable_i8();
+            engine.f32 = i % 5 == 4 ? like(GMEM_F32) : NULL;
             status = gmem__bank_search_on(&engine, m.bank, &desc, matches, NULL);
         }
         CHECK_OK(status);
         if (!CHECK(agrees(matches, expected, s->rows, s->queries, s->k)))
             printf("%s %lld x %lld, %lld queries, isa %s\n", gmem_type_name(type), (long long)s->rows,
-                   (long long)s->width, (long long)s->queries, golden_isa_name(golden_isas[i / 4]));
+                   (long long)s->width, (long long)s->queries, golden_isa_name(isa));
         if (runs++ == 0) memcpy(first, matches, (size_t)(s->queries * s->k) * sizeof *first);
         for (int64_t j = 0; j < s->queries * s->k; j++)
             if (first[j].row != matches[j].row || first[j].cosine != matches[j].cosine) {

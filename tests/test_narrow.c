@@ -4,7 +4,9 @@
 
 static void check_kernel_and_edges(const gmem__narrow *kernel) {
     check_kernel(kernel);
-    if (kernel->type == GMEM_BF16)
+    if (kernel->type == GMEM_F32)
+        check_edges_f32(kernel);
+    else if (kernel->type == GMEM_BF16)
         check_edges_bf16(kernel);
     else
         check_edges_i8(kernel);
@@ -51,9 +53,12 @@ static void test_instructions(void) {
     const gmem__narrow *const half = gmem__avx512_dots(GMEM_BF16);
     check_instruction(has.avx512_bf16, half);
     check_instruction(has.avx512_vnni, gmem__avx512_dots(GMEM_I8));
+    check_instruction(has.avx512, gmem__avx512_widened(GMEM_BF16));
+    check_instruction(has.avx512, gmem__avx512_widened(GMEM_F32));
     check_instruction(has.avx_vnni, gmem__avx_vnni_dots());
     check_instruction(has.avx2, gmem__avx2_dots(GMEM_BF16));
     check_instruction(has.avx2, gmem__avx2_dots(GMEM_I8));
+    check_instruction(has.avx2, gmem__avx2_dots(GMEM_F32));
 #ifndef EMULATED_H /* arithmetic in f32 keeps subnormals */
     for (const gmem__narrow *kernel = has.avx512_bf16 ? half : NULL; kernel; kernel = kernel->thinner)
         check_subnormal_bf16(kernel);
@@ -63,13 +68,15 @@ static void test_instructions(void) {
 /* A choice of what the processor lacks would end in an illegal instruction. */
 static void test_choice(void) {
     const gmem__features has = gmem__processor_features();
-    const gmem__narrow *half = gmem__narrow_of(GMEM_ISA_AVX512, GMEM_BF16), *vnni = gmem__avx_vnni_dots();
-    const gmem__narrow *bytes = has.avx_vnni && vnni ? vnni : gmem__avx2_dots(GMEM_I8),
-                       *wide = gmem__avx512_dots(GMEM_I8);
+    const gmem__narrow *const half = gmem__avx512_dots(GMEM_BF16), *const wide = gmem__avx512_dots(GMEM_I8);
+    const gmem__narrow *const vnni = gmem__avx_vnni_dots();
+    const gmem__narrow *const bytes = has.avx_vnni && vnni ? vnni : gmem__avx2_dots(GMEM_I8);
+    const int fast_half = has.avx512_bf16 && has.amd && half != NULL;
     CHECK(gmem__narrow_of(GMEM_ISA_AVX2, GMEM_BF16) == gmem__avx2_dots(GMEM_BF16));
-    CHECK(half == NULL || half == gmem__avx512_dots(GMEM_BF16));
-    if (!has.avx512_bf16) CHECK(half == NULL);
+    CHECK(gmem__narrow_of(GMEM_ISA_AVX2, GMEM_F32) == gmem__avx2_dots(GMEM_F32));
     CHECK(gmem__narrow_of(GMEM_ISA_AVX2, GMEM_I8) == bytes);
+    CHECK(gmem__narrow_of(GMEM_ISA_AVX512, GMEM_BF16) == (fast_half ? half : gmem__avx512_widened(GMEM_BF16)));
+    CHECK(gmem__narrow_of(GMEM_ISA_AVX512, GMEM_F32) == (fast_half ? NULL : gmem__avx512_widened(GMEM_F32)));
     CHECK(gmem__narrow_of(GMEM_ISA_AVX512, GMEM_I8) == (has.avx512_vnni && wide ? wide : bytes));
 }
 
@@ -100,6 +107,7 @@ static void test_features(void) {}
 
 int main(void) {
     CHECK(gmem__narrow_of(GMEM_ISA_SCALAR, GMEM_BF16) == NULL);
+    CHECK(gmem__narrow_of(GMEM_ISA_SCALAR, GMEM_F32) == NULL);
     CHECK(gmem__narrow_of(GMEM_ISA_SCALAR, GMEM_I8) == gmem__portable_i8());
     test_features();
     test_choice();

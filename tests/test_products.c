@@ -443,7 +443,8 @@ int main(void) {
     add_kernel(gmem__portable_i8());
     add_kernels_of_this_build();
     for (int i = 0; gmem__portable_like(i); i++)
-        if (gmem__portable_like(i)->nr >= 16) add_kernel(gmem__portable_like(i)); /* thinner ones are the scans' */
+        if (gmem__portable_like(i)->nr >= 16 && gmem__portable_like(i)->type != GMEM_F32) /* others are the scans' */
+            add_kernel(gmem__portable_like(i));
     test_shapes();
     test_depths();
     test_epilogues();

@@ -66,12 +66,13 @@
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
 #define V_WORD_BF16(lo, hi) _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(lo), 16), _mm256_castps_si256(hi))
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
-#define V_WORD_WEIGHTS(lo, hi) gmem__avx2_word_weights((lo), (hi))
-#define V_WORD_I8(a, b, c, d)  gmem__avx2_word_i8((a), (b), (c), (d))
-#define V_ADD_BYTES(word, n)   _mm256_add_epi8((word), _mm256_set1_epi8((char)(n)))
-#define V_TURN(words)          gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
-#define V_STORE_WORDS(p, word) _mm256_storeu_si256((__m256i *)(void *)(p), (word))
-#define V_STORE_BF16(p, a)     _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
+#define V_WORD_WEIGHTS(lo, hi)  gmem__avx2_word_weights((lo), (hi))
+#define V_WORD_I8(a, b, c, d)   gmem__avx2_word_i8((a), (b), (c), (d))
+#define V_ADD_BYTES(word, n)    _mm256_add_epi8((word), _mm256_set1_epi8((char)(n)))
+#define V_TURN(words)           gmem__avx2_turn(words) /* a square of 8 vectors of words: rows to columns */
+#define V_STORE_WORDS(p, word)  _mm256_storeu_si256((__m256i *)(void *)(p), (word))
+#define V_STORE_WORDS_F32(p, a) V_STORE_WORDS((p), _mm256_castps_si256(a))
+#define V_STORE_BF16(p, a)      _mm_storeu_si128((__m128i *)(void *)(p), gmem__avx2_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
 #define V_STORE_HALVES(p, a, b) _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx2_two_halves((a), (b)))
 #define V_STORE_I8(p, a)        _mm_storel_epi64((__m128i *)(void *)(p), gmem__avx2_bytes(a))

@@ -68,6 +68,26 @@ GMEM__TARGET_BEGIN("avx2,fma")
 #include "dots.inc"
 #include "dots_end.inc"
 
+/* f32 as it is. */
+#define D_WIDTH             8
+#define D_VECTOR            __m256
+#define D_SUM               __m256
+#define D_ELEMENT           float
+#define D_BROADCAST(p)      _mm256_castsi256_ps(_mm256_set1_epi32((int)*(p)))
+#define D_DOT(sum, w, x)    _mm256_fmadd_ps((w), (x), (sum))
+#define D_ADD(a, b)         _mm256_add_ps((a), (b))
+#define D_ZERO()            _mm256_setzero_ps()
+#define D_LOAD(p)           _mm256_castsi256_ps(GMEM__LOAD_256(p))
+#define D_LOAD_SUM(p)       _mm256_loadu_ps(p)
+#define D_STORE_SUM(p, sum) _mm256_storeu_ps((p), (sum))
+#define GMEM__K(name)       gmem__avx2_f32_##name
+#define D_VECTORS           2
+#include "dots.inc"
+#define GMEM__K(name) gmem__avx2_f32_8_##name
+#define D_VECTORS     1
+#include "dots.inc"
+#include "dots_end.inc"
+
 /* Products of bytes come as sums of two, saturated at 16 bits: x has 7 bits, which keeps them below. Products of pairs
  * of 16 bits need no such care, but a third more instructions, and more to take bytes apart. 4 rows leave registers for
  * products on their way to sums. */
@@ -109,7 +129,11 @@ GMEM__FN const gmem__narrow *gmem__avx2_dots(gmem_type type) {
         "avx2-bf16", GMEM_BF16, 6, 16, 1, GMEM__WIDENED, 0, 1, NULL, NULL, gmem__avx2_bf16_multiply, NULL};
     static const gmem__narrow bytes = {"avx2-int8", GMEM_I8, 4, 16, 1, 288, 64, 1, NULL, NULL, gmem__avx2_i8_multiply,
                                        NULL};
-    return type == GMEM_BF16 ? &bf16 : &bytes;
+    static const gmem__narrow thin = {"avx2-f32-8", GMEM_F32, 6, 8, 1, 256, 0, 1, NULL, NULL, gmem__avx2_f32_8_multiply,
+                                      NULL};
+    static const gmem__narrow f32 = {"avx2-f32", GMEM_F32, 6, 16, 1, 256, 0, 1, NULL, NULL, gmem__avx2_f32_multiply,
+                                     &thin};
+    return type == GMEM_BF16 ? &bf16 : type == GMEM_F32 ? &f32 : &bytes;
 }
 
 #undef GMEM__MR

@@ -66,12 +66,13 @@
 /* Words of two rounded bf16, or of four integral floats below 128, the first in the lowest bits. */
 #define V_WORD_BF16(lo, hi) _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(lo), 16), _mm512_castps_si512(hi))
 /* The same of two floats between 0 and 1 that are not rounded yet: to nearest, ties up, and NaN to anything. */
-#define V_WORD_WEIGHTS(lo, hi) gmem__avx512_word_weights((lo), (hi))
-#define V_WORD_I8(a, b, c, d)  gmem__avx512_word_i8((a), (b), (c), (d))
-#define V_ADD_BYTES(word, n)   _mm512_add_epi8((word), _mm512_set1_epi8((char)(n)))
-#define V_TURN(words)          gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
-#define V_STORE_WORDS(p, word) _mm512_storeu_si512((p), (word))
-#define V_STORE_BF16(p, a)     _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
+#define V_WORD_WEIGHTS(lo, hi)  gmem__avx512_word_weights((lo), (hi))
+#define V_WORD_I8(a, b, c, d)   gmem__avx512_word_i8((a), (b), (c), (d))
+#define V_ADD_BYTES(word, n)    _mm512_add_epi8((word), _mm512_set1_epi8((char)(n)))
+#define V_TURN(words)           gmem__avx512_turn(words) /* a square of 16 vectors of words: rows to columns */
+#define V_STORE_WORDS(p, word)  _mm512_storeu_si512((p), (word))
+#define V_STORE_WORDS_F32(p, a) V_STORE_WORDS((p), _mm512_castps_si512(a))
+#define V_STORE_BF16(p, a)      _mm256_storeu_si256((__m256i *)(void *)(p), gmem__avx512_halves(a))
 /* Two vectors, one after the other, to the nearest bf16; ties up, and NaN to anything. */
 #define V_STORE_HALVES(p, a, b) _mm512_storeu_si512((p), gmem__avx512_two_halves((a), (b)))
 #define V_STORE_I8(p, a)        _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)))

@@ -13,7 +13,7 @@ typedef struct gmem__narrow_shape {
 
 static gmem__narrow_shape gmem__narrow_shape_of(const gmem__narrow *narrow, const gmem__weight *weight, int swiglu) {
     gmem__narrow_shape shape;
-    shape.per_word = narrow->type == GMEM_BF16 ? 2 : 4;
+    shape.per_word = gmem__narrow_per_word(narrow);
     shape.words = gmem__round_up(gmem__ceil_div(weight->cols, shape.per_word), GMEM__TILE_WORDS);
     shape.halves = swiglu ? 2 : 1;
     shape.rows = weight->rows / shape.halves;

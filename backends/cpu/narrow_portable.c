@@ -34,7 +34,9 @@ static void gmem__portable_row(const gmem__portable *kernel, const gmem__narrow_
     for (int64_t word = 0; word < block->words; word++, panel += kernel->nr) {
         const uint32_t w = row[word / GMEM__TILE_WORDS * kernel->mr * GMEM__TILE_WORDS + word % GMEM__TILE_WORDS];
         for (int64_t c = 0; c < kernel->nr; c++) {
-            if (kernel->type == GMEM_BF16)
+            if (kernel->type == GMEM_F32)
+                sums[c] += gmem__word_float(w) * gmem__word_float(panel[c]);
+            else if (kernel->type == GMEM_BF16)
                 sums[c] += gmem__word_dot_bf16(w, panel[c]);
             else
                 counts[c] += gmem__word_dot_i8(w, panel[c], kernel->offset);
@@ -45,7 +47,7 @@ static void gmem__portable_row(const gmem__portable *kernel, const gmem__narrow_
         int32_t count = 0;
         if (!block->first) memcpy(&sum, product, 4), memcpy(&count, product, 4);
         sum += sums[c], count += counts[c];
-        memcpy(product, kernel->type == GMEM_BF16 ? (const void *)&sum : (const void *)&count, 4);
+        memcpy(product, kernel->type == GMEM_I8 ? (const void *)&count : (const void *)&sum, 4);
     }
 }
 
@@ -78,6 +80,11 @@ GMEM__PORTABLE(gmem__like_16_i8, "like-avx512-vnni-16", GMEM_I8, 12, 16, 1, 384,
 GMEM__PORTABLE(gmem__like_dots_i8, "like-avx512-vnni", GMEM_I8, 12, 32, 1, 288, 128, &gmem__like_16_i8_kernel)
 GMEM__PORTABLE(gmem__like_vnni_i8, "like-avx-vnni", GMEM_I8, 6, 16, 1, 288, 128, NULL)
 GMEM__PORTABLE(gmem__like_avx2_bf16, "like-avx2-bf16", GMEM_BF16, 6, 16, 1, 192, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx512f_bf16, "like-avx512f-bf16", GMEM_BF16, 12, 32, 1, 128, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx512f_16, "like-avx512f-f32-16", GMEM_F32, 12, 16, 1, 160, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx512f_f32, "like-avx512f-f32", GMEM_F32, 12, 32, 1, 160, 0, &gmem__like_avx512f_16_kernel)
+GMEM__PORTABLE(gmem__like_avx2_f32_8, "like-avx2-f32-8", GMEM_F32, 6, 8, 1, 256, 0, NULL)
+GMEM__PORTABLE(gmem__like_avx2_f32, "like-avx2-f32", GMEM_F32, 6, 16, 1, 256, 0, &gmem__like_avx2_f32_8_kernel)
 GMEM__PORTABLE(gmem__like_avx2_i8, "like-avx2-int8", GMEM_I8, 4, 16, 1, 288, 64, NULL)
 
 #undef GMEM__PORTABLE
@@ -87,8 +94,10 @@ GMEM__FN const gmem__narrow *gmem__portable_i8(void) { return &gmem__plain_i8_ke
 
 GMEM__FN const gmem__narrow *gmem__portable_like(int i) {
     static const gmem__narrow *const kernels[] = {
-        &gmem__like_dots_bf16_kernel, &gmem__like_16_bf16_kernel,   &gmem__like_8_bf16_kernel,
-        &gmem__like_dots_i8_kernel,   &gmem__like_16_i8_kernel,     &gmem__like_8_i8_kernel,
-        &gmem__like_vnni_i8_kernel,   &gmem__like_avx2_bf16_kernel, &gmem__like_avx2_i8_kernel};
-    return i < 9 ? kernels[i] : NULL;
+        &gmem__like_dots_bf16_kernel,    &gmem__like_16_bf16_kernel,     &gmem__like_8_bf16_kernel,
+        &gmem__like_dots_i8_kernel,      &gmem__like_16_i8_kernel,       &gmem__like_8_i8_kernel,
+        &gmem__like_vnni_i8_kernel,      &gmem__like_avx2_bf16_kernel,   &gmem__like_avx2_i8_kernel,
+        &gmem__like_avx512f_bf16_kernel, &gmem__like_avx512f_f32_kernel, &gmem__like_avx512f_16_kernel,
+        &gmem__like_avx2_f32_kernel,     &gmem__like_avx2_f32_8_kernel};
+    return i < (int)(sizeof kernels / sizeof *kernels) ? kernels[i] : NULL;
 }

@@ -59,8 +59,19 @@ GMEM__FN void gmem__scalar_scan(const gmem__scan_block *block) {
     }
 }
 
+/* A strip of words of one f32. */
+static void gmem__scalar_strip_f32(const gmem__weight *rows, int64_t mr, int64_t words, uint32_t *strip) {
+    memset(strip, 0, (size_t)(mr * words) * sizeof *strip);
+    for (int64_t r = 0; r < rows->rows; r++)
+        for (int64_t k = 0; k < rows->cols; k += GMEM__TILE_WORDS) {
+            const int64_t count = gmem__min(GMEM__TILE_WORDS, rows->cols - k);
+            float values[GMEM__TILE_WORDS];
+            gmem__scalar_weights(rows, r, k, count, values);
+            memcpy(strip + k * mr + r * GMEM__TILE_WORDS, values, (size_t)count * sizeof *values);
+        }
+}
+
 GMEM__FN void gmem__scalar_scan_strip(const gmem__narrow *narrow, const gmem__scan_block *block, uint32_t *strip) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4;
     gmem__scan_block measured = *block;
     gmem__weight rows;
     gmem__strip_part part;
@@ -79,8 +90,11 @@ GMEM__FN void gmem__scalar_scan_strip(const gmem__narrow *narrow, const gmem__sc
     rows.rows = part.rows = block->rows;
     rows.row_stride = block->row_stride;
     rows.cols = block->width;
-    part.words = gmem__round_up(gmem__ceil_div(block->width, per_word), GMEM__TILE_WORDS);
-    gmem__scalar_narrow()->strip(narrow, &rows, &part, strip);
+    part.words = gmem__round_up(gmem__ceil_div(block->width, gmem__narrow_per_word(narrow)), GMEM__TILE_WORDS);
+    if (narrow->type == GMEM_F32)
+        gmem__scalar_strip_f32(&rows, narrow->mr, part.words, strip);
+    else
+        gmem__scalar_narrow()->strip(narrow, &rows, &part, strip);
 }
 
 /* Four sums at a time, which processors add side by side. */

@@ -113,18 +113,20 @@ static void gmem__scan_pack(const gmem__scan *scan, int64_t nr, float *panels) {
     }
 }
 
-/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are; no wider than
- * the queries need. Rows that stand for others are short, and to decide one takes long: f32 leaves fewer. */
+/* The kernel that finds candidates for many queries: int8 for rows of int8, which then stay as they are; of f32 for one
+ * panel of queries, above which words of two bf16 take less of the cache; no wider than the queries need. Rows that
+ * stand for others are short, and to decide one takes long: f32 leaves fewer. */
 static const gmem__narrow *gmem__scan_narrow(const gmem__engine *engine, const gmem__scan *scan) {
     if (scan->form) return NULL;
-    const gmem__narrow *narrow = !scan->fill && scan->type == GMEM_I8 ? engine->int8 : engine->bf16;
+    const gmem__narrow *wide = engine->f32 && scan->count <= engine->f32->nr ? engine->f32 : engine->bf16;
+    const gmem__narrow *narrow = !scan->fill && scan->type == GMEM_I8 ? engine->int8 : wide;
     while (narrow && narrow->thinner && scan->count <= narrow->thinner->nr)
         narrow = narrow->thinner;
     return narrow;
 }
 
 static int64_t gmem__scan_words(const gmem__narrow *narrow, int64_t width) {
-    return gmem__round_up(gmem__ceil_div(width, narrow->type == GMEM_BF16 ? 2 : 4), GMEM__TILE_WORDS);
+    return gmem__round_up(gmem__ceil_div(width, gmem__narrow_per_word(narrow)), GMEM__TILE_WORDS);
 }
 
 /* What the threads share then: the panels, the columns' scales. */
@@ -167,11 +169,19 @@ static gmem__scan_shared gmem__scan_shared_of(const gmem__engine *engine, const 
 /* Element i of a packed query. */
 static double gmem__scan_packed(const gmem__narrow *narrow, const uint32_t *panels, const float *scales, int64_t words,
                                 int64_t query, int64_t i) {
-    const int64_t per_word = narrow->type == GMEM_BF16 ? 2 : 4, nr = narrow->nr;
+    const int64_t per_word = gmem__narrow_per_word(narrow), nr = narrow->nr;
     const uint32_t word = panels[(query / nr * words + i / per_word) * nr + query % nr];
-    if (per_word == 2) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
+    if (narrow->type == GMEM_F32) return (double)gmem__word_float(word);
+    if (narrow->type == GMEM_BF16) return (double)gmem__bf16_to_f32((uint16_t)(word >> 16 * (i % 2)));
     const int value = (int)(word >> 8 * (i % 4) & 255);
     return (double)scales[query] * (narrow->offset || value < 128 ? value - narrow->offset : value - 256);
+}
+
+/* A value in its place in a word; int8 as `levels` of a scale. */
+static uint32_t gmem__scan_word(const gmem__narrow *narrow, float value, float levels, int64_t i) {
+    if (narrow->type == GMEM_F32) return gmem__float_word(value);
+    if (narrow->type == GMEM_BF16) return (uint32_t)gmem__f32_to_bf16(value) << 16 * (i % 2);
+    return ((uint32_t)((int)rintf(value * levels) + narrow->offset) & 255) << 8 * (i % 4);
 }
 
 /* A query as the kernel multiplies it; int8 divided by its scale. */
@@ -179,18 +189,14 @@ static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *
                                   const gmem__scan_shared *shared) {
     uint32_t *panel = shared->panels + query / narrow->nr * words * narrow->nr + query % narrow->nr;
     const float levels = (float)gmem__narrow_levels(narrow);
+    const int64_t per_word = gmem__narrow_per_word(narrow);
     float largest = 1e-30f;
     for (int64_t i = 0; i < scan->width; i++)
         largest = fmaxf(largest, fabsf(gmem__scan_unit(scan, query, i)));
     shared->scales[query] = largest / levels;
-    for (int64_t i = 0; i < scan->width; i++) {
-        const float unit = gmem__scan_unit(scan, query, i);
-        uint32_t *word = panel + (narrow->type == GMEM_BF16 ? i / 2 : i / 4) * narrow->nr;
-        if (narrow->type == GMEM_BF16)
-            *word |= (uint32_t)gmem__f32_to_bf16(unit) << 16 * (i % 2);
-        else
-            *word |= ((uint32_t)((int)rintf(unit * (levels / largest)) + narrow->offset) & 255) << 8 * (i % 4);
-    }
+    for (int64_t i = 0; i < scan->width; i++)
+        panel[i / per_word * narrow->nr] |=
+            gmem__scan_word(narrow, gmem__scan_unit(scan, query, i), levels / largest, i);
 }
 
 /* Packs the queries, and adds to the slack what that and the rows' rounding change: the queries' part is measured, a
@@ -198,7 +204,7 @@ static void gmem__scan_pack_query(const gmem__narrow *narrow, const gmem__scan *
 static void gmem__scan_pack_narrow(const gmem__engine *engine, const gmem__narrow *narrow, const gmem__scan *scan) {
     const gmem__scan_shared shared = gmem__scan_shared_of(engine, narrow, scan);
     const int64_t words = gmem__scan_words(narrow, scan->width);
-    const int exact = !scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8);
+    const int exact = narrow->type == GMEM_F32 || (!scan->fill && (scan->type == GMEM_BF16 || scan->type == GMEM_I8));
     memset(shared.panels, 0, (size_t)gmem__scan_panel_words(narrow, scan) * sizeof *shared.panels);
     memset(shared.scales, 0, GMEM__NC * sizeof *shared.scales);
     for (int64_t q = 0; q < scan->count; q++) {

@@ -23,6 +23,7 @@ peak_kind peak_of_kernels(const char *kernels) {
     }
     if (strcmp(kernels, "amx") == 0) return PEAK_AVX512_F32;     /* f32 has no tiles */
     if (strcmp(kernels, "avx2-bf16") == 0) return PEAK_AVX2_F32; /* its arithmetic */
+    if (strcmp(kernels, "avx512f-bf16") == 0) return PEAK_AVX512_F32;
     return PEAK_SCALAR;
 }
 
