@@ -6927,6 +6927,7 @@ typedef struct gmem__gemm {
     int64_t x_stride;
     const gmem__norm *norm; /* or what x comes from, computed while it is packed */
     const gmem__conv *conv; /* or the image whose patches are x, which is then never stored whole */
+    int64_t line; /* of the image: where tiles copy lines of so many pixels (gmem__lines) instead of panels, else 0 */
     int64_t rows, depth, columns;
     /* epilogue: y = residual + gate * activation(W x + bias) */
     const float *bias; /* (rows) or NULL */
@@ -6958,6 +6959,24 @@ GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *ti
  * floats apart, the last one padded with zeros. */
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
                          int64_t panel_step, float *panels);
+
+/* What a tile needs of an image under a 3 x 3 kernel: lines with a pixel more at either end, those of a channel one
+ * after the other. A line serves nine taps, which read it at different places; as panels it would be copied for each.
+ */
+typedef struct gmem__lines {
+    int64_t width, step, channel_step; /* pixels of a line without the ends; floats between lines, and channels */
+} gmem__lines;
+
+/* How long such lines are for panels of nr columns; 0: patches can't be taken from lines. */
+GMEM__FN int64_t gmem__line_width(const gmem__conv *conv, int64_t nr);
+GMEM__FN gmem__lines gmem__lines_of(int64_t width);
+/* Where the patches begin of the pixels from a tile's `column` on, in its first channel. */
+GMEM__INLINE const float *gmem__line_at(const gmem__lines *lines, const float *first, int64_t column) {
+    return first + column / lines->width * lines->step + column % lines->width;
+}
+/* Those of `channels` channels from `first` on around the columns of a tile. */
+GMEM__FN void gmem__pack_lines(const gmem__gemm *gemm, const gmem__lines *lines, int64_t first, int64_t channels,
+                               const gmem__tile *tile, float *out);
 
 struct gmem__narrow;
 struct gmem__narrow_rows;
@@ -7022,6 +7041,7 @@ typedef struct gmem__exact_sums {
 
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
+    int lines;      /* it takes lines (gemm->line) */
     /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
      * the whole depth; or NULL, then the kernel packs them. scratch (GMEM__SCRATCH). */
     void (*gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch);
@@ -7292,6 +7312,35 @@ static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, i
     }
 }
 
+/* lines ----------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN int64_t gmem__line_width(const gmem__conv *conv, int64_t nr) {
+    const int64_t width = conv->width << conv->upsample;
+    const int whole = width % GMEM__NC == 0 || GMEM__NC % width == 0; /* no tile ends within a line */
+    return conv->kernel == 3 && conv->stride == 1 && width % nr == 0 && whole ? gmem__min(width, GMEM__NC) : 0;
+}
+
+GMEM__FN gmem__lines gmem__lines_of(int64_t width) {
+    gmem__lines lines;
+    lines.width = width;
+    lines.step = gmem__round_up(width + 2, 8);
+    lines.channel_step = width ? (GMEM__NC / width + 2) * lines.step : 0;
+    return lines;
+}
+
+GMEM__FN void gmem__pack_lines(const gmem__gemm *gemm, const gmem__lines *lines, int64_t first, int64_t channels,
+                               const gmem__tile *tile, float *out) {
+    const gmem__conv *conv = gemm->conv;
+    const int64_t width = conv->width << conv->upsample, count = lines->width + 2;
+    const int64_t row = tile->column / width, x = tile->column % width, rows = tile->columns / lines->width;
+    for (int64_t channel = first; channel < first + channels; channel++, out += lines->channel_step)
+        for (int64_t r = 0; r < rows + 2; r++) {
+            float *to = out + r * lines->step;
+            const float *line = gmem__pack_line(conv, channel, row + r - 1, x - 1, count, to);
+            if (line != to) memcpy(to, line, (size_t)count * sizeof *line);
+        }
+}
+
 /* words of bf16 -------------------------------------------------------------------------------------------------- */
 
 /* The taps of some pixels one after the other. A line serves the taps of one row of the kernel; the one before it
@@ -7487,6 +7536,7 @@ static void gmem__scalar_scatter(const double *left, const double *right, int64_
 GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
     static const gmem__kernels kernels = {1,
                                           GMEM__SCALAR_NR,
+                                          0,
                                           gmem__scalar_gemm,
                                           gmem__scalar_norm,
                                           gmem__scalar_rotate,
@@ -8540,63 +8590,129 @@ static void GMEM__K(prefetch)(const GMEM__K(strips) * strips, int64_t strip, int
     }
 }
 
-/* The left operand's row r: every third row has a pointer, as a processor addresses 0, 1 and 2 steps from it. */
-#define GMEM__LEFT(r) (r / 3 == 0 ? left : r / 3 == 1 ? left3 : r / 3 == 2 ? left6 : left9)[r % 3 * row_step]
-
-/* out (GMEM__MR, 2 vectors; rows out_step apart) += left * panel, where left (GMEM__MR, depth) lies at any steps and
- * panel is (depth, 2 vectors). The sum starts from zero: over several blocks of the depth, rounding errors grow with
- * the block, not with the whole. */
-GMEM__ALWAYS_INLINE void GMEM__K(tile)(const gmem__unaligned_f32 *left, int64_t row_step, int64_t k_step,
-                                       const float *panel, int64_t depth, float *out, int64_t out_step) {
-    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
+/* The left operand's row r, k further: every third row has a pointer, as a processor addresses 0, 1 and 2 steps from
+ * it. */
+#define GMEM__LEFT(r, k) (r / 3 == 0 ? left : r / 3 == 1 ? left3 : r / 3 == 2 ? left6 : left9)[r % 3 * row_step + (k)]
+#define GMEM__LEFT_ROWS                                                                    \
+    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step, \
                               *left9 = left6 + 3 * row_step;
+#define GMEM__LEFT_ON(k) left += (k), left3 += (k), left6 += (k), left9 += (k)
+
+/* The sums of a micro-kernel, two vectors of each row. */
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO(), b##r = V_ZERO();
-#define GMEM__STEP(r)          \
-    w = V_SET1(GMEM__LEFT(r)); \
-    a##r = V_FMA(w, x0, a##r); \
+#define GMEM__JOIN(r)                               \
+    a##r = V_ADD(a##r, V_LOAD(out + r * out_step)); \
+    b##r = V_ADD(b##r, V_LOAD(out + r * out_step + V_WIDTH));
+#define GMEM__END(r)                   \
+    V_STORE(out + r * out_step, a##r); \
+    V_STORE(out + r * out_step + V_WIDTH, b##r);
+
+/* out (GMEM__MR, 2 vectors; rows out_step apart) = left * panel, or += unless it is the first, where left (GMEM__MR,
+ * depth) lies at any steps and panel is (depth, 2 vectors). The sum starts from zero: over several blocks of the depth,
+ * rounding errors grow with the block, not with the whole. */
+GMEM__ALWAYS_INLINE void GMEM__K(tile)(const gmem__unaligned_f32 *left, int64_t row_step, int64_t k_step,
+                                       const float *panel, int64_t depth, int first, float *out, int64_t out_step) {
+    GMEM__LEFT_ROWS
+#define GMEM__STEP(r)             \
+    w = V_SET1(GMEM__LEFT(r, 0)); \
+    a##r = V_FMA(w, x0, a##r);    \
     b##r = V_FMA(w, x1, b##r);
-#define GMEM__END(r)                                                      \
-    V_STORE(out + r * out_step, V_ADD(a##r, V_LOAD(out + r * out_step))); \
-    V_STORE(out + r * out_step + V_WIDTH, V_ADD(b##r, V_LOAD(out + r * out_step + V_WIDTH)));
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x0 = V_LOAD(panel), x1 = V_LOAD(panel + V_WIDTH);
         V_F32 w;
         GMEM__REPEAT(GMEM__STEP)
-        left += k_step, left3 += k_step, left6 += k_step, left9 += k_step;
+        GMEM__LEFT_ON(k_step);
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
     }
     GMEM__REPEAT(GMEM__END)
-#undef GMEM__BEGIN
 #undef GMEM__STEP
-#undef GMEM__END
 }
 
-/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart) += left * panel. */
+/* The same of two vectors of pixels, from a tile's lines, of which `panel` is the first channel's upper left one. */
+static void GMEM__K(multiply_lines)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel,
+                                    int64_t channels, const gmem__lines *lines, int first, float *out) {
+    const int64_t out_step = GMEM__NC;
+    GMEM__LEFT_ROWS
+#define GMEM__STEP(r)               \
+    w = V_SET1(GMEM__LEFT(r, tap)); \
+    a##r = V_FMA(w, x0, a##r);      \
+    b##r = V_FMA(w, x1, b##r);
+#define GMEM__TAP(number)                                                       \
+    {                                                                           \
+        enum { tap = number };                                                  \
+        const V_F32 x0 = V_LOAD(line + tap), x1 = V_LOAD(line + tap + V_WIDTH); \
+        V_F32 w;                                                                \
+        GMEM__REPEAT(GMEM__STEP)                                                \
+    }
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t channel = 0; channel < channels; channel++, panel += lines->channel_step) {
+        const float *line = panel;
+        for (int y = 0; y < 3; y++, line += lines->step) {
+            GMEM__TAP(0)
+            GMEM__TAP(1)
+            GMEM__TAP(2)
+            GMEM__LEFT_ON(3);
+        }
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__STEP
+#undef GMEM__TAP
+}
+#undef GMEM__BEGIN
+#undef GMEM__JOIN
+#undef GMEM__END
+
+/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart), of which this is the first block of the depth or a later one. */
 static void GMEM__K(multiply2)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
-                               float *product) {
-    GMEM__K(tile)(left, row_step, 1, panel, depth, product, GMEM__NC);
+                               int first, float *product) {
+    GMEM__K(tile)(left, row_step, 1, panel, depth, first, product, GMEM__NC);
 }
 
 /* The same for a panel of which only the first vector matters. */
 static void GMEM__K(multiply1)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
-                               float *product) {
-    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
-                              *left9 = left6 + 3 * row_step;
+                               int first, float *product) {
+    GMEM__LEFT_ROWS
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO();
-#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(GMEM__LEFT(r)), x, a##r);
-#define GMEM__END(r)   V_STORE(product + r * GMEM__NC, V_ADD(a##r, V_LOAD(product + r * GMEM__NC)));
+#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(GMEM__LEFT(r, 0)), x, a##r);
+#define GMEM__JOIN(r)  a##r = V_ADD(a##r, V_LOAD(product + r * GMEM__NC));
+#define GMEM__END(r)   V_STORE(product + r * GMEM__NC, a##r);
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x = V_LOAD(panel);
         GMEM__REPEAT(GMEM__STEP)
-        left++, left3++, left6++, left9++;
+        GMEM__LEFT_ON(1);
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
     }
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__JOIN
 #undef GMEM__END
 }
 #undef GMEM__LEFT
+#undef GMEM__LEFT_ROWS
+#undef GMEM__LEFT_ON
+
+/* One strip's part by one panel, of which `columns` matter, or by lines. */
+static void GMEM__K(multiply)(const gmem__gemm *gemm, const gmem__lines *lines, const GMEM__K(part) * part,
+                              const gmem__unaligned_f32 *left, int64_t row_step, const float *right, int64_t columns,
+                              float *product) {
+    const int first = part->k == 0;
+    if (gemm->line)
+        GMEM__K(multiply_lines)(left, row_step, right, part->depth / 9, lines, first, product);
+    else if (columns > V_WIDTH)
+        GMEM__K(multiply2)(left, row_step, right, part->depth, first, product);
+    else
+        GMEM__K(multiply1)(left, row_step, right, part->depth, first, product);
+}
 
 /* row (count) = activation(row + bias), whole vectors. */
 static void GMEM__K(activate)(gmem__activation activation, float bias, int64_t count, float *row) {
@@ -8661,6 +8777,17 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
     }
 }
 
+/* x's part in a block of the depth: panels of it, one after the other, or lines. */
+static void GMEM__K(pack)(const gmem__gemm *gemm, const gmem__tile *tile, const gmem__lines *lines, int64_t k,
+                          int64_t depth, float *out) {
+    if (gemm->line)
+        gmem__pack_lines(gemm, lines, k / 9, depth / 9, tile, out);
+    else
+        gmem__pack(gemm, k, depth, tile->column, tile->columns, GMEM__NR, depth * GMEM__NR, out);
+    const int64_t columns = gmem__round_up(tile->columns, GMEM__NR);
+    if (gemm->round_bf16) GMEM__K(round_bf16)(out, gemm->line ? depth / 9 * lines->channel_step : columns * depth);
+}
+
 /* While a strip is multiplied with one panel after the other, the one after the next is fetched and the next one
  * converted, if need be, part by part. */
 static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
@@ -8668,14 +8795,14 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
     float *buffers = own + GMEM__KC * GMEM__NC; /* (2, GMEM__MR, GMEM__KC) */
     const int64_t blocks = gmem__ceil_div(gemm->depth, GMEM__KC), parts = gmem__ceil_div(tile->columns, GMEM__NR);
+    const gmem__lines lines = gmem__lines_of(gemm->line);
     GMEM__K(strips) strips;
     strips.gemm = gemm;
     strips.tile = tile;
     strips.rows = gmem__tile_rows(gemm, tile);
-    strips.block = gmem__ceil_div(gemm->depth, blocks);
+    strips.block = gemm->line ? gmem__ceil_div(gemm->depth / 9, blocks) * 9 : gmem__ceil_div(gemm->depth, blocks);
     strips.per_block = gmem__ceil_div(strips.rows, GMEM__MR);
     strips.count = strips.per_block * gmem__ceil_div(gemm->depth, strips.block);
-    memset(product, 0, (size_t)(strips.per_block * GMEM__MR * GMEM__NC) * sizeof *product);
     for (int64_t s = 0; s < gmem__min(2, strips.count); s++)
         GMEM__K(prefetch)(&strips, s, 0, 1);
     if (!GMEM__K(in_place)(&strips, 0)) GMEM__K(pack_strip)(&strips, 0, 0, 1, buffers);
@@ -8687,18 +8814,13 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
         const int64_t panel_step = (panels ? gemm->depth : at.depth) * GMEM__NR;
         const float *panel = panels ? panels + at.k * GMEM__NR : own;
-        if (!panels && at.first == 0) {
-            gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
-            if (gemm->round_bf16) GMEM__K(round_bf16)(own, parts * panel_step);
-        }
-        for (int64_t i = 0; i < parts; i++, panel += panel_step) {
+        if (!panels && at.first == 0) GMEM__K(pack)(gemm, tile, &lines, at.k, at.depth, own);
+        for (int64_t i = 0; i < parts; i++) {
             float *sums = product + at.first * GMEM__NC + i * GMEM__NR;
             if (s + 2 < strips.count) GMEM__K(prefetch)(&strips, s + 2, i, parts);
             if (convert) GMEM__K(pack_strip)(&strips, s + 1, i, parts, buffers + (s + 1) % 2 * GMEM__MR * GMEM__KC);
-            if (tile->columns - i * GMEM__NR > V_WIDTH)
-                GMEM__K(multiply2)(left, row_step, panel, at.depth, sums);
-            else
-                GMEM__K(multiply1)(left, row_step, panel, at.depth, sums);
+            const float *right = gemm->line ? gmem__line_at(&lines, own, i * GMEM__NR) : panel + i * panel_step;
+            GMEM__K(multiply)(gemm, &lines, &at, left, row_step, right, tile->columns - i * GMEM__NR, sums);
         }
     }
     for (int64_t i = 0; i < tile->rows; i++)
@@ -8896,8 +9018,9 @@ static void GMEM__K(group_norm)(const gmem__group_norm *op, int64_t group) {
  * tile, which broadcasts from its left operand. Y itself is the accumulator: heads of any width do with the same
  * scratch. */
 
-/* Keys of a block (a multiple of GMEM__MR), channels of a head copied at a time, queries of a panel. */
-#define GMEM__KEYS     96
+/* Keys of a block (a multiple of GMEM__MR; one block is all of a picture's 256), channels of a head copied at a time,
+ * queries of a panel. */
+#define GMEM__KEYS     264
 #define GMEM__CHANNELS 128
 #define GMEM__LANES    (2 * V_WIDTH)
 
@@ -8927,12 +9050,12 @@ static void GMEM__K(copy_queries)(GMEM__K(blocks) * blocks, const float *from, i
         }
 }
 
-/* p += the scores of the queries that were copied against `keys` copied keys, over these channels. */
-static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries) {
-    for (int64_t i = 0; i * GMEM__LANES < queries; i++)
-        for (int64_t key = 0; key < keys; key += GMEM__MR)
+/* The scores of the queries that were copied against `keys` copied keys over these channels: p, or added to it. */
+static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries, int first) {
+    for (int64_t key = 0; key < keys; key += GMEM__MR)
+        for (int64_t i = 0; i * GMEM__LANES < queries; i++)
             GMEM__K(tile)
-    (blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, blocks->p[i][key], GMEM__LANES);
+    (blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, first, blocks->p[i][key], GMEM__LANES);
 }
 
 /* p = exp(p - largest), with the largest score so far; the maximum and the sum of each query follow. A NaN may get
@@ -8969,8 +9092,7 @@ static void GMEM__K(values)(GMEM__K(blocks) * blocks, float *y, int64_t stride, 
     float tile[GMEM__MR][GMEM__LANES];
     for (int64_t i = 0; i < queries; i += GMEM__LANES)
         for (int64_t c = 0; c < channels; c += GMEM__MR) {
-            memset(tile, 0, sizeof tile);
-            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, tile[0], GMEM__LANES);
+            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, 1, tile[0], GMEM__LANES);
             for (int64_t r = 0; r < gmem__min(GMEM__MR, channels - c); r++)
                 for (int64_t j = i; j < gmem__min(i + GMEM__LANES, queries); j += V_WIDTH) {
                     float *out = y + (c + r) * stride + j;
@@ -8990,14 +9112,13 @@ static void GMEM__K(attention)(const gmem__attention *op, int64_t sample, int64_
     for (int64_t key = 0; key < op->tokens; key += GMEM__KEYS) {
         const int64_t keys = gmem__min(GMEM__KEYS, op->tokens - key);
         const int first = key == 0, last = key + keys == op->tokens;
-        memset(blocks->p, 0, sizeof blocks->p);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
             const int64_t channels = gmem__min(GMEM__CHANNELS, op->head_dim - c);
             const int64_t at = (row + c) * op->stride + column;
             GMEM__K(copy_keys)(blocks, op->k + at + key, op->stride, channels, keys);
             if (first || op->head_dim > GMEM__CHANNELS) /* else they are still there */
                 GMEM__K(copy_queries)(blocks, op->q + at + begin, op->stride, channels, queries, op->scale);
-            GMEM__K(scores)(blocks, channels, keys, queries);
+            GMEM__K(scores)(blocks, channels, keys, queries, c == 0);
         }
         GMEM__K(softmax)(blocks, keys, queries, first);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
@@ -10844,6 +10965,7 @@ GMEM__TARGET_END
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
     static const gmem__kernels kernels = {GMEM__MR,
                                           2 * V_WIDTH,
+                                          1,
                                           gmem__avx2_gemm,
                                           gmem__avx2_norm,
                                           gmem__avx2_rotate,
@@ -11269,63 +11391,129 @@ static void GMEM__K(prefetch)(const GMEM__K(strips) * strips, int64_t strip, int
     }
 }
 
-/* The left operand's row r: every third row has a pointer, as a processor addresses 0, 1 and 2 steps from it. */
-#define GMEM__LEFT(r) (r / 3 == 0 ? left : r / 3 == 1 ? left3 : r / 3 == 2 ? left6 : left9)[r % 3 * row_step]
-
-/* out (GMEM__MR, 2 vectors; rows out_step apart) += left * panel, where left (GMEM__MR, depth) lies at any steps and
- * panel is (depth, 2 vectors). The sum starts from zero: over several blocks of the depth, rounding errors grow with
- * the block, not with the whole. */
-GMEM__ALWAYS_INLINE void GMEM__K(tile)(const gmem__unaligned_f32 *left, int64_t row_step, int64_t k_step,
-                                       const float *panel, int64_t depth, float *out, int64_t out_step) {
-    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
+/* The left operand's row r, k further: every third row has a pointer, as a processor addresses 0, 1 and 2 steps from
+ * it. */
+#define GMEM__LEFT(r, k) (r / 3 == 0 ? left : r / 3 == 1 ? left3 : r / 3 == 2 ? left6 : left9)[r % 3 * row_step + (k)]
+#define GMEM__LEFT_ROWS                                                                    \
+    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step, \
                               *left9 = left6 + 3 * row_step;
+#define GMEM__LEFT_ON(k) left += (k), left3 += (k), left6 += (k), left9 += (k)
+
+/* The sums of a micro-kernel, two vectors of each row. */
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO(), b##r = V_ZERO();
-#define GMEM__STEP(r)          \
-    w = V_SET1(GMEM__LEFT(r)); \
-    a##r = V_FMA(w, x0, a##r); \
+#define GMEM__JOIN(r)                               \
+    a##r = V_ADD(a##r, V_LOAD(out + r * out_step)); \
+    b##r = V_ADD(b##r, V_LOAD(out + r * out_step + V_WIDTH));
+#define GMEM__END(r)                   \
+    V_STORE(out + r * out_step, a##r); \
+    V_STORE(out + r * out_step + V_WIDTH, b##r);
+
+/* out (GMEM__MR, 2 vectors; rows out_step apart) = left * panel, or += unless it is the first, where left (GMEM__MR,
+ * depth) lies at any steps and panel is (depth, 2 vectors). The sum starts from zero: over several blocks of the depth,
+ * rounding errors grow with the block, not with the whole. */
+GMEM__ALWAYS_INLINE void GMEM__K(tile)(const gmem__unaligned_f32 *left, int64_t row_step, int64_t k_step,
+                                       const float *panel, int64_t depth, int first, float *out, int64_t out_step) {
+    GMEM__LEFT_ROWS
+#define GMEM__STEP(r)             \
+    w = V_SET1(GMEM__LEFT(r, 0)); \
+    a##r = V_FMA(w, x0, a##r);    \
     b##r = V_FMA(w, x1, b##r);
-#define GMEM__END(r)                                                      \
-    V_STORE(out + r * out_step, V_ADD(a##r, V_LOAD(out + r * out_step))); \
-    V_STORE(out + r * out_step + V_WIDTH, V_ADD(b##r, V_LOAD(out + r * out_step + V_WIDTH)));
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x0 = V_LOAD(panel), x1 = V_LOAD(panel + V_WIDTH);
         V_F32 w;
         GMEM__REPEAT(GMEM__STEP)
-        left += k_step, left3 += k_step, left6 += k_step, left9 += k_step;
+        GMEM__LEFT_ON(k_step);
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
     }
     GMEM__REPEAT(GMEM__END)
-#undef GMEM__BEGIN
 #undef GMEM__STEP
-#undef GMEM__END
 }
 
-/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart) += left * panel. */
+/* The same of two vectors of pixels, from a tile's lines, of which `panel` is the first channel's upper left one. */
+static void GMEM__K(multiply_lines)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel,
+                                    int64_t channels, const gmem__lines *lines, int first, float *out) {
+    const int64_t out_step = GMEM__NC;
+    GMEM__LEFT_ROWS
+#define GMEM__STEP(r)               \
+    w = V_SET1(GMEM__LEFT(r, tap)); \
+    a##r = V_FMA(w, x0, a##r);      \
+    b##r = V_FMA(w, x1, b##r);
+#define GMEM__TAP(number)                                                       \
+    {                                                                           \
+        enum { tap = number };                                                  \
+        const V_F32 x0 = V_LOAD(line + tap), x1 = V_LOAD(line + tap + V_WIDTH); \
+        V_F32 w;                                                                \
+        GMEM__REPEAT(GMEM__STEP)                                                \
+    }
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t channel = 0; channel < channels; channel++, panel += lines->channel_step) {
+        const float *line = panel;
+        for (int y = 0; y < 3; y++, line += lines->step) {
+            GMEM__TAP(0)
+            GMEM__TAP(1)
+            GMEM__TAP(2)
+            GMEM__LEFT_ON(3);
+        }
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__STEP
+#undef GMEM__TAP
+}
+#undef GMEM__BEGIN
+#undef GMEM__JOIN
+#undef GMEM__END
+
+/* product (GMEM__MR, 2 vectors; rows GMEM__NC apart), of which this is the first block of the depth or a later one. */
 static void GMEM__K(multiply2)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
-                               float *product) {
-    GMEM__K(tile)(left, row_step, 1, panel, depth, product, GMEM__NC);
+                               int first, float *product) {
+    GMEM__K(tile)(left, row_step, 1, panel, depth, first, product, GMEM__NC);
 }
 
 /* The same for a panel of which only the first vector matters. */
 static void GMEM__K(multiply1)(const gmem__unaligned_f32 *left, int64_t row_step, const float *panel, int64_t depth,
-                               float *product) {
-    const gmem__unaligned_f32 *left3 = left + 3 * row_step, *left6 = left3 + 3 * row_step,
-                              *left9 = left6 + 3 * row_step;
+                               int first, float *product) {
+    GMEM__LEFT_ROWS
 #define GMEM__BEGIN(r) V_F32 a##r = V_ZERO();
-#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(GMEM__LEFT(r)), x, a##r);
-#define GMEM__END(r)   V_STORE(product + r * GMEM__NC, V_ADD(a##r, V_LOAD(product + r * GMEM__NC)));
+#define GMEM__STEP(r)  a##r = V_FMA(V_SET1(GMEM__LEFT(r, 0)), x, a##r);
+#define GMEM__JOIN(r)  a##r = V_ADD(a##r, V_LOAD(product + r * GMEM__NC));
+#define GMEM__END(r)   V_STORE(product + r * GMEM__NC, a##r);
     GMEM__REPEAT(GMEM__BEGIN)
     for (int64_t k = 0; k < depth; k++, panel += GMEM__NR) {
         const V_F32 x = V_LOAD(panel);
         GMEM__REPEAT(GMEM__STEP)
-        left++, left3++, left6++, left9++;
+        GMEM__LEFT_ON(1);
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
     }
     GMEM__REPEAT(GMEM__END)
 #undef GMEM__BEGIN
 #undef GMEM__STEP
+#undef GMEM__JOIN
 #undef GMEM__END
 }
 #undef GMEM__LEFT
+#undef GMEM__LEFT_ROWS
+#undef GMEM__LEFT_ON
+
+/* One strip's part by one panel, of which `columns` matter, or by lines. */
+static void GMEM__K(multiply)(const gmem__gemm *gemm, const gmem__lines *lines, const GMEM__K(part) * part,
+                              const gmem__unaligned_f32 *left, int64_t row_step, const float *right, int64_t columns,
+                              float *product) {
+    const int first = part->k == 0;
+    if (gemm->line)
+        GMEM__K(multiply_lines)(left, row_step, right, part->depth / 9, lines, first, product);
+    else if (columns > V_WIDTH)
+        GMEM__K(multiply2)(left, row_step, right, part->depth, first, product);
+    else
+        GMEM__K(multiply1)(left, row_step, right, part->depth, first, product);
+}
 
 /* row (count) = activation(row + bias), whole vectors. */
 static void GMEM__K(activate)(gmem__activation activation, float bias, int64_t count, float *row) {
@@ -11390,6 +11578,17 @@ static void GMEM__K(finish_row)(const gmem__gemm *gemm, const gmem__tile *tile, 
     }
 }
 
+/* x's part in a block of the depth: panels of it, one after the other, or lines. */
+static void GMEM__K(pack)(const gmem__gemm *gemm, const gmem__tile *tile, const gmem__lines *lines, int64_t k,
+                          int64_t depth, float *out) {
+    if (gemm->line)
+        gmem__pack_lines(gemm, lines, k / 9, depth / 9, tile, out);
+    else
+        gmem__pack(gemm, k, depth, tile->column, tile->columns, GMEM__NR, depth * GMEM__NR, out);
+    const int64_t columns = gmem__round_up(tile->columns, GMEM__NR);
+    if (gemm->round_bf16) GMEM__K(round_bf16)(out, gemm->line ? depth / 9 * lines->channel_step : columns * depth);
+}
+
 /* While a strip is multiplied with one panel after the other, the one after the next is fetched and the next one
  * converted, if need be, part by part. */
 static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch) {
@@ -11397,14 +11596,14 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
     float *own = product + GMEM__MC * GMEM__NC; /* panels of one block of the depth */
     float *buffers = own + GMEM__KC * GMEM__NC; /* (2, GMEM__MR, GMEM__KC) */
     const int64_t blocks = gmem__ceil_div(gemm->depth, GMEM__KC), parts = gmem__ceil_div(tile->columns, GMEM__NR);
+    const gmem__lines lines = gmem__lines_of(gemm->line);
     GMEM__K(strips) strips;
     strips.gemm = gemm;
     strips.tile = tile;
     strips.rows = gmem__tile_rows(gemm, tile);
-    strips.block = gmem__ceil_div(gemm->depth, blocks);
+    strips.block = gemm->line ? gmem__ceil_div(gemm->depth / 9, blocks) * 9 : gmem__ceil_div(gemm->depth, blocks);
     strips.per_block = gmem__ceil_div(strips.rows, GMEM__MR);
     strips.count = strips.per_block * gmem__ceil_div(gemm->depth, strips.block);
-    memset(product, 0, (size_t)(strips.per_block * GMEM__MR * GMEM__NC) * sizeof *product);
     for (int64_t s = 0; s < gmem__min(2, strips.count); s++)
         GMEM__K(prefetch)(&strips, s, 0, 1);
     if (!GMEM__K(in_place)(&strips, 0)) GMEM__K(pack_strip)(&strips, 0, 0, 1, buffers);
@@ -11416,18 +11615,13 @@ static void GMEM__K(gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const 
         const int convert = s + 1 < strips.count && !GMEM__K(in_place)(&strips, s + 1);
         const int64_t panel_step = (panels ? gemm->depth : at.depth) * GMEM__NR;
         const float *panel = panels ? panels + at.k * GMEM__NR : own;
-        if (!panels && at.first == 0) {
-            gmem__pack(gemm, at.k, at.depth, tile->column, tile->columns, GMEM__NR, panel_step, own);
-            if (gemm->round_bf16) GMEM__K(round_bf16)(own, parts * panel_step);
-        }
-        for (int64_t i = 0; i < parts; i++, panel += panel_step) {
+        if (!panels && at.first == 0) GMEM__K(pack)(gemm, tile, &lines, at.k, at.depth, own);
+        for (int64_t i = 0; i < parts; i++) {
             float *sums = product + at.first * GMEM__NC + i * GMEM__NR;
             if (s + 2 < strips.count) GMEM__K(prefetch)(&strips, s + 2, i, parts);
             if (convert) GMEM__K(pack_strip)(&strips, s + 1, i, parts, buffers + (s + 1) % 2 * GMEM__MR * GMEM__KC);
-            if (tile->columns - i * GMEM__NR > V_WIDTH)
-                GMEM__K(multiply2)(left, row_step, panel, at.depth, sums);
-            else
-                GMEM__K(multiply1)(left, row_step, panel, at.depth, sums);
+            const float *right = gemm->line ? gmem__line_at(&lines, own, i * GMEM__NR) : panel + i * panel_step;
+            GMEM__K(multiply)(gemm, &lines, &at, left, row_step, right, tile->columns - i * GMEM__NR, sums);
         }
     }
     for (int64_t i = 0; i < tile->rows; i++)
@@ -11625,8 +11819,9 @@ static void GMEM__K(group_norm)(const gmem__group_norm *op, int64_t group) {
  * tile, which broadcasts from its left operand. Y itself is the accumulator: heads of any width do with the same
  * scratch. */
 
-/* Keys of a block (a multiple of GMEM__MR), channels of a head copied at a time, queries of a panel. */
-#define GMEM__KEYS     96
+/* Keys of a block (a multiple of GMEM__MR; one block is all of a picture's 256), channels of a head copied at a time,
+ * queries of a panel. */
+#define GMEM__KEYS     264
 #define GMEM__CHANNELS 128
 #define GMEM__LANES    (2 * V_WIDTH)
 
@@ -11656,12 +11851,12 @@ static void GMEM__K(copy_queries)(GMEM__K(blocks) * blocks, const float *from, i
         }
 }
 
-/* p += the scores of the queries that were copied against `keys` copied keys, over these channels. */
-static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries) {
-    for (int64_t i = 0; i * GMEM__LANES < queries; i++)
-        for (int64_t key = 0; key < keys; key += GMEM__MR)
+/* The scores of the queries that were copied against `keys` copied keys over these channels: p, or added to it. */
+static void GMEM__K(scores)(GMEM__K(blocks) * blocks, int64_t channels, int64_t keys, int64_t queries, int first) {
+    for (int64_t key = 0; key < keys; key += GMEM__MR)
+        for (int64_t i = 0; i * GMEM__LANES < queries; i++)
             GMEM__K(tile)
-    (blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, blocks->p[i][key], GMEM__LANES);
+    (blocks->kv[0] + key, 1, GMEM__KEYS, blocks->q[i][0], channels, first, blocks->p[i][key], GMEM__LANES);
 }
 
 /* p = exp(p - largest), with the largest score so far; the maximum and the sum of each query follow. A NaN may get
@@ -11698,8 +11893,7 @@ static void GMEM__K(values)(GMEM__K(blocks) * blocks, float *y, int64_t stride, 
     float tile[GMEM__MR][GMEM__LANES];
     for (int64_t i = 0; i < queries; i += GMEM__LANES)
         for (int64_t c = 0; c < channels; c += GMEM__MR) {
-            memset(tile, 0, sizeof tile);
-            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, tile[0], GMEM__LANES);
+            GMEM__K(tile)(blocks->kv[c], GMEM__KEYS, 1, blocks->p[i / GMEM__LANES][0], keys, 1, tile[0], GMEM__LANES);
             for (int64_t r = 0; r < gmem__min(GMEM__MR, channels - c); r++)
                 for (int64_t j = i; j < gmem__min(i + GMEM__LANES, queries); j += V_WIDTH) {
                     float *out = y + (c + r) * stride + j;
@@ -11719,14 +11913,13 @@ static void GMEM__K(attention)(const gmem__attention *op, int64_t sample, int64_
     for (int64_t key = 0; key < op->tokens; key += GMEM__KEYS) {
         const int64_t keys = gmem__min(GMEM__KEYS, op->tokens - key);
         const int first = key == 0, last = key + keys == op->tokens;
-        memset(blocks->p, 0, sizeof blocks->p);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
             const int64_t channels = gmem__min(GMEM__CHANNELS, op->head_dim - c);
             const int64_t at = (row + c) * op->stride + column;
             GMEM__K(copy_keys)(blocks, op->k + at + key, op->stride, channels, keys);
             if (first || op->head_dim > GMEM__CHANNELS) /* else they are still there */
                 GMEM__K(copy_queries)(blocks, op->q + at + begin, op->stride, channels, queries, op->scale);
-            GMEM__K(scores)(blocks, channels, keys, queries);
+            GMEM__K(scores)(blocks, channels, keys, queries, c == 0);
         }
         GMEM__K(softmax)(blocks, keys, queries, first);
         for (int64_t c = 0; c < op->head_dim; c += GMEM__CHANNELS) {
@@ -13576,6 +13769,7 @@ GMEM__TARGET_END
 GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
     static const gmem__kernels kernels = {GMEM__MR,
                                           2 * V_WIDTH,
+                                          1,
                                           gmem__avx512_gemm,
                                           gmem__avx512_norm,
                                           gmem__avx512_rotate,
@@ -13685,160 +13879,7 @@ GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
 #endif
 GMEM__TARGET_BEGIN("avx512f")
 
-/* Words of a block: a strip, widened, and a panel stay in a first-level cache of 32 KB together. */
-#define GMEM__WIDENED 128
-
-#define D_WIDTH             16
-#define D_VECTOR            __m512
-#define D_SUM               __m512
-#define D_ELEMENT           float
-#define D_BROADCAST(p)      _mm512_castsi512_ps(_mm512_set1_epi32((int)*(p)))
-#define D_DOT(sum, w, x)    _mm512_fmadd_ps((w), (x), (sum))
-#define D_ADD(a, b)         _mm512_add_ps((a), (b))
-#define D_ZERO()            _mm512_setzero_ps()
-#define D_LOAD(p)           _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))
-#define D_LOAD_ODD(p)       _mm512_castsi512_ps(GMEM__UPPER_HALVES(_mm512_loadu_si512(p)))
-#define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
-#define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
-#define D_BLOCK             GMEM__WIDENED
-#define D_WIDEN(p, even, odd)                                                   \
-    (_mm512_storeu_si512((even), _mm512_slli_epi32(_mm512_loadu_si512(p), 16)), \
-     _mm512_storeu_si512((odd), GMEM__UPPER_HALVES(_mm512_loadu_si512(p))))
-#define GMEM__UPPER_HALVES(words) _mm512_and_si512((words), _mm512_set1_epi32((int)0xffff0000))
-#define GMEM__K(name)             gmem__avx512f_bf16_##name
-#define D_VECTORS                 2
-/* ---- backends/cpu/dots.inc ---- */
-/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
- * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
- * depth.
- *
- * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
- *
- * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
- */
-
-#define GMEM__PANEL (D_VECTORS * D_WIDTH)
-
-#if D_VECTORS == 2
-#define GMEM__SECOND(code) code
-#else
-#define GMEM__SECOND(code)
-#endif
-
-/* The weights that come next from memory. */
-typedef struct GMEM__K(fetch) {
-    const char *at;
-    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
-} GMEM__K(fetch);
-
-GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
-    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
-        V_PREFETCH(fetch->at);
-}
-
-#ifdef D_WIDEN
-#define GMEM__ODD_TURN(code) code
-#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
-#else
-#define GMEM__ODD_TURN(code)
-#endif
-
-/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
-static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
-                           int64_t step, GMEM__K(fetch) * fetch) {
-#define GMEM__BEGIN(r)     \
-    D_SUM a##r = D_ZERO(); \
-    GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                \
-    {                                                                \
-        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                   \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
-    }
-#define GMEM__TURN(load, words)                                  \
-    {                                                            \
-        const uint32_t *const left = weights + (words);          \
-        const D_VECTOR x0 = load(panel);                         \
-        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
-        GMEM__REPEAT(GMEM__STEP)                                 \
-    }
-#define GMEM__JOIN(r)                                   \
-    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
-    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
-#define GMEM__END(r)                       \
-    D_STORE_SUM(product + r * step, a##r); \
-    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
-    GMEM__REPEAT(GMEM__BEGIN)
-    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
-        GMEM__K(fetch_some)(fetch);
-        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
-        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            GMEM__TURN(D_LOAD, 0)
-            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
-        }
-        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
-    }
-    if (!first) {
-        GMEM__REPEAT(GMEM__JOIN)
-    }
-    GMEM__REPEAT(GMEM__END)
-#undef GMEM__BEGIN
-#undef GMEM__STEP
-#undef GMEM__TURN
-#undef GMEM__JOIN
-#undef GMEM__END
-}
-
-static void GMEM__K(multiply)(const gmem__narrow_block *block) {
-    const int64_t parts = block->strips * block->panel_count;
-    const uint32_t *weights = block->weights;
-    GMEM__K(fetch) fetch;
-    fetch.at = block->next;
-    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
-    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-#ifdef D_WIDEN
-    uint32_t widened[2 * GMEM__SPLIT_WORDS];
-#endif
-    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
-        const uint32_t *left = weights;
-#ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
-            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
-        left = widened;
-#endif
-        for (int64_t p = 0; p < block->panel_count; p++)
-            GMEM__K(strip)
-        (left, block->panels + p * block->panel_step, block->words, block->first,
-         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
-         &fetch);
-    }
-}
-
-#undef GMEM__PANEL
-#undef GMEM__SECOND
-#undef GMEM__ODD_TURN
-#undef GMEM__SPLIT_WORDS
-#undef GMEM__K
-#undef D_VECTORS
-/* ---- backends/cpu/dots_end.inc ---- */
-/* Forgets the vectors that dots.inc was written in. */
-#undef D_WIDTH
-#undef D_VECTOR
-#undef D_SUM
-#undef D_ELEMENT
-#undef D_BROADCAST
-#undef D_DOT
-#undef D_ADD
-#undef D_ZERO
-#undef D_LOAD
-#undef D_LOAD_ODD
-#undef D_WIDEN
-#undef D_BLOCK
-#undef D_LOAD_SUM
-#undef D_STORE_SUM
-
+/* f32 arithmetic: words of one f32, then of two bf16, which are widened. */
 #define D_WIDTH             16
 #define D_VECTOR            __m512
 #define D_SUM               __m512
@@ -13969,6 +14010,135 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_VECTORS
 #define GMEM__K(name) gmem__avx512f_f32_16_##name
 #define D_VECTORS     1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+
+/* Words of a block: a strip, widened, and a panel stay in a first-level cache of 32 KB together. */
+#define GMEM__WIDENED 128
+
+#define GMEM__UPPER_HALVES(words) _mm512_and_si512((words), _mm512_set1_epi32((int)0xffff0000))
+#undef D_LOAD
+#define D_LOAD(p)     _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))
+#define D_LOAD_ODD(p) _mm512_castsi512_ps(GMEM__UPPER_HALVES(_mm512_loadu_si512(p)))
+#define D_BLOCK       GMEM__WIDENED
+#define D_WIDEN(p, even, odd)                                                   \
+    (_mm512_storeu_si512((even), _mm512_slli_epi32(_mm512_loadu_si512(p), 16)), \
+     _mm512_storeu_si512((odd), GMEM__UPPER_HALVES(_mm512_loadu_si512(p))))
+#define GMEM__K(name) gmem__avx512f_bf16_##name
+#define D_VECTORS     2
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
  * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
@@ -15142,161 +15312,7 @@ GMEM__TARGET_END
 
 GMEM__TARGET_BEGIN("avx2,fma")
 
-/* Words of a block: a strip, widened, and a panel stay in the first-level cache together. */
-#define GMEM__WIDENED 192
-
-#define D_WIDTH             8
-#define D_VECTOR            __m256
-#define D_SUM               __m256
-#define D_ELEMENT           float
-#define D_BROADCAST(p)      _mm256_castsi256_ps(_mm256_set1_epi32((int)*(p)))
-#define D_DOT(sum, w, x)    _mm256_fmadd_ps((w), (x), (sum))
-#define D_ADD(a, b)         _mm256_add_ps((a), (b))
-#define D_ZERO()            _mm256_setzero_ps()
-#define D_LOAD(p)           _mm256_castsi256_ps(_mm256_slli_epi32(GMEM__LOAD_256(p), 16))
-#define D_LOAD_ODD(p)       _mm256_castsi256_ps(GMEM__UPPER_HALVES(GMEM__LOAD_256(p)))
-#define D_LOAD_SUM(p)       _mm256_loadu_ps(p)
-#define D_STORE_SUM(p, sum) _mm256_storeu_ps((p), (sum))
-#define D_BLOCK             GMEM__WIDENED
-#define D_WIDEN(p, even, odd)                                           \
-    (GMEM__STORE_256((even), _mm256_slli_epi32(GMEM__LOAD_256(p), 16)), \
-     GMEM__STORE_256((odd), GMEM__UPPER_HALVES(GMEM__LOAD_256(p))))
-#define GMEM__UPPER_HALVES(words) _mm256_and_si256((words), _mm256_set1_epi32((int)0xffff0000))
-#define GMEM__K(name)             gmem__avx2_bf16_##name
-#define D_VECTORS                 2
-/* ---- backends/cpu/dots.inc ---- */
-/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
- * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
- * depth.
- *
- * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
- * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
- *
- * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
- * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
- */
-
-#define GMEM__PANEL (D_VECTORS * D_WIDTH)
-
-#if D_VECTORS == 2
-#define GMEM__SECOND(code) code
-#else
-#define GMEM__SECOND(code)
-#endif
-
-/* The weights that come next from memory. */
-typedef struct GMEM__K(fetch) {
-    const char *at;
-    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
-} GMEM__K(fetch);
-
-GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
-    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
-        V_PREFETCH(fetch->at);
-}
-
-#ifdef D_WIDEN
-#define GMEM__ODD_TURN(code) code
-#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
-#else
-#define GMEM__ODD_TURN(code)
-#endif
-
-/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
-static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
-                           int64_t step, GMEM__K(fetch) * fetch) {
-#define GMEM__BEGIN(r)     \
-    D_SUM a##r = D_ZERO(); \
-    GMEM__SECOND(D_SUM b##r = D_ZERO();)
-#define GMEM__STEP(r)                                                \
-    {                                                                \
-        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
-        a##r = D_DOT(a##r, w, x0);                                   \
-        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
-    }
-#define GMEM__TURN(load, words)                                  \
-    {                                                            \
-        const uint32_t *const left = weights + (words);          \
-        const D_VECTOR x0 = load(panel);                         \
-        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
-        GMEM__REPEAT(GMEM__STEP)                                 \
-    }
-#define GMEM__JOIN(r)                                   \
-    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
-    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
-#define GMEM__END(r)                       \
-    D_STORE_SUM(product + r * step, a##r); \
-    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
-    GMEM__REPEAT(GMEM__BEGIN)
-    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
-        GMEM__K(fetch_some)(fetch);
-        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
-        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
-            GMEM__TURN(D_LOAD, 0)
-            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
-        }
-        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
-    }
-    if (!first) {
-        GMEM__REPEAT(GMEM__JOIN)
-    }
-    GMEM__REPEAT(GMEM__END)
-#undef GMEM__BEGIN
-#undef GMEM__STEP
-#undef GMEM__TURN
-#undef GMEM__JOIN
-#undef GMEM__END
-}
-
-static void GMEM__K(multiply)(const gmem__narrow_block *block) {
-    const int64_t parts = block->strips * block->panel_count;
-    const uint32_t *weights = block->weights;
-    GMEM__K(fetch) fetch;
-    fetch.at = block->next;
-    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
-    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
-#ifdef D_WIDEN
-    uint32_t widened[2 * GMEM__SPLIT_WORDS];
-#endif
-    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
-        const uint32_t *left = weights;
-#ifdef D_WIDEN
-        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
-            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
-        left = widened;
-#endif
-        for (int64_t p = 0; p < block->panel_count; p++)
-            GMEM__K(strip)
-        (left, block->panels + p * block->panel_step, block->words, block->first,
-         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
-         &fetch);
-    }
-}
-
-#undef GMEM__PANEL
-#undef GMEM__SECOND
-#undef GMEM__ODD_TURN
-#undef GMEM__SPLIT_WORDS
-#undef GMEM__K
-#undef D_VECTORS
-/* ---- backends/cpu/dots_end.inc ---- */
-/* Forgets the vectors that dots.inc was written in. */
-#undef D_WIDTH
-#undef D_VECTOR
-#undef D_SUM
-#undef D_ELEMENT
-#undef D_BROADCAST
-#undef D_DOT
-#undef D_ADD
-#undef D_ZERO
-#undef D_LOAD
-#undef D_LOAD_ODD
-#undef D_WIDEN
-#undef D_BLOCK
-#undef D_LOAD_SUM
-#undef D_STORE_SUM
-
-/* f32 as it is. */
+/* f32 arithmetic: words of one f32, then of two bf16, which are widened. */
 #define D_WIDTH             8
 #define D_VECTOR            __m256
 #define D_SUM               __m256
@@ -15427,6 +15443,135 @@ static void GMEM__K(multiply)(const gmem__narrow_block *block) {
 #undef D_VECTORS
 #define GMEM__K(name) gmem__avx2_f32_8_##name
 #define D_VECTORS     1
+/* ---- backends/cpu/dots.inc ---- */
+/* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
+ * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
+ * depth.
+ *
+ * D_WIDTH lanes of D_VECTOR, summed in D_SUM; D_BROADCAST(p), D_DOT(sum, w, x), D_ADD, D_ZERO, D_LOAD_SUM,
+ * D_STORE_SUM on D_ELEMENT, D_LOAD; these stay for kernels of another D_VECTORS, until dots_end.inc.
+ *
+ * Without an instruction for a whole word, its values are taken in two turns: D_LOAD and D_LOAD_ODD make wider values
+ * of x's, and D_WIDEN(p, even, odd) of D_WIDTH words of weights, once for all panels of a block of up to D_BLOCK words.
+ */
+
+#define GMEM__PANEL (D_VECTORS * D_WIDTH)
+
+#if D_VECTORS == 2
+#define GMEM__SECOND(code) code
+#else
+#define GMEM__SECOND(code)
+#endif
+
+/* The weights that come next from memory. */
+typedef struct GMEM__K(fetch) {
+    const char *at;
+    int64_t lines, burst; /* still to be asked for; at a time: many at once would keep loads waiting */
+} GMEM__K(fetch);
+
+GMEM__ALWAYS_INLINE void GMEM__K(fetch_some)(GMEM__K(fetch) * fetch) {
+    for (int64_t i = 0; i < fetch->burst && fetch->lines > 0; i++, fetch->at += 64, fetch->lines--)
+        V_PREFETCH(fetch->at);
+}
+
+#ifdef D_WIDEN
+#define GMEM__ODD_TURN(code) code
+#define GMEM__SPLIT_WORDS    (GMEM__MR * D_BLOCK) /* between a strip's even and odd values */
+#else
+#define GMEM__ODD_TURN(code)
+#endif
+
+/* product (GMEM__MR, GMEM__PANEL) of one strip and one panel. */
+static void GMEM__K(strip)(const uint32_t *weights, const uint32_t *panel, int64_t words, int first, D_ELEMENT *product,
+                           int64_t step, GMEM__K(fetch) * fetch) {
+#define GMEM__BEGIN(r)     \
+    D_SUM a##r = D_ZERO(); \
+    GMEM__SECOND(D_SUM b##r = D_ZERO();)
+#define GMEM__STEP(r)                                                \
+    {                                                                \
+        const D_VECTOR w = D_BROADCAST(left + r * GMEM__TILE_WORDS); \
+        a##r = D_DOT(a##r, w, x0);                                   \
+        GMEM__SECOND(b##r = D_DOT(b##r, w, x1);)                     \
+    }
+#define GMEM__TURN(load, words)                                  \
+    {                                                            \
+        const uint32_t *const left = weights + (words);          \
+        const D_VECTOR x0 = load(panel);                         \
+        GMEM__SECOND(const D_VECTOR x1 = load(panel + D_WIDTH);) \
+        GMEM__REPEAT(GMEM__STEP)                                 \
+    }
+#define GMEM__JOIN(r)                                   \
+    a##r = D_ADD(a##r, D_LOAD_SUM(product + r * step)); \
+    GMEM__SECOND(b##r = D_ADD(b##r, D_LOAD_SUM(product + r * step + D_WIDTH));)
+#define GMEM__END(r)                       \
+    D_STORE_SUM(product + r * step, a##r); \
+    GMEM__SECOND(D_STORE_SUM(product + r * step + D_WIDTH, b##r);)
+    GMEM__REPEAT(GMEM__BEGIN)
+    for (int64_t tile = 0; tile < words; tile += GMEM__TILE_WORDS) {
+        GMEM__K(fetch_some)(fetch);
+        const int count = (int)gmem__min(GMEM__TILE_WORDS, words - tile);
+        for (int i = 0; i < count; i++, weights++, panel += GMEM__PANEL) {
+            GMEM__TURN(D_LOAD, 0)
+            GMEM__ODD_TURN(GMEM__TURN(D_LOAD_ODD, GMEM__SPLIT_WORDS))
+        }
+        weights += (GMEM__MR - 1) * GMEM__TILE_WORDS;
+    }
+    if (!first) {
+        GMEM__REPEAT(GMEM__JOIN)
+    }
+    GMEM__REPEAT(GMEM__END)
+#undef GMEM__BEGIN
+#undef GMEM__STEP
+#undef GMEM__TURN
+#undef GMEM__JOIN
+#undef GMEM__END
+}
+
+static void GMEM__K(multiply)(const gmem__narrow_block *block) {
+    const int64_t parts = block->strips * block->panel_count;
+    const uint32_t *weights = block->weights;
+    GMEM__K(fetch) fetch;
+    fetch.at = block->next;
+    fetch.lines = gmem__ceil_div(block->next_bytes, 64);
+    fetch.burst = gmem__ceil_div(fetch.lines, parts * gmem__ceil_div(block->words, GMEM__TILE_WORDS));
+#ifdef D_WIDEN
+    uint32_t widened[2 * GMEM__SPLIT_WORDS];
+#endif
+    for (int64_t s = 0; s < block->strips; s++, weights += block->strip_step) {
+        const uint32_t *left = weights;
+#ifdef D_WIDEN
+        for (int64_t i = 0; i < gmem__round_up(block->words, GMEM__TILE_WORDS) * GMEM__MR; i += D_WIDTH)
+            D_WIDEN(weights + i, widened + i, widened + GMEM__SPLIT_WORDS + i);
+        left = widened;
+#endif
+        for (int64_t p = 0; p < block->panel_count; p++)
+            GMEM__K(strip)
+        (left, block->panels + p * block->panel_step, block->words, block->first,
+         (D_ELEMENT *)block->product + s * GMEM__MR * block->product_step + p * GMEM__PANEL, block->product_step,
+         &fetch);
+    }
+}
+
+#undef GMEM__PANEL
+#undef GMEM__SECOND
+#undef GMEM__ODD_TURN
+#undef GMEM__SPLIT_WORDS
+#undef GMEM__K
+#undef D_VECTORS
+
+/* Words of a block: a strip, widened, and a panel stay in a first-level cache of 32 KB together. */
+#define GMEM__WIDENED 192
+
+#define GMEM__UPPER_HALVES(words) _mm256_and_si256((words), _mm256_set1_epi32((int)0xffff0000))
+#undef D_LOAD
+#define D_LOAD(p)     _mm256_castsi256_ps(_mm256_slli_epi32(GMEM__LOAD_256(p), 16))
+#define D_LOAD_ODD(p) _mm256_castsi256_ps(GMEM__UPPER_HALVES(GMEM__LOAD_256(p)))
+#define D_BLOCK       GMEM__WIDENED
+#define D_WIDEN(p, even, odd)                                           \
+    (GMEM__STORE_256((even), _mm256_slli_epi32(GMEM__LOAD_256(p), 16)), \
+     GMEM__STORE_256((odd), GMEM__UPPER_HALVES(GMEM__LOAD_256(p))))
+#define GMEM__K(name) gmem__avx2_bf16_##name
+#define D_VECTORS     2
 /* ---- backends/cpu/dots.inc ---- */
 /* Template: a narrow kernel (narrow.h) of dot-product instructions. GMEM__MR words of weights are broadcast, one after
  * the other, against one or two vectors of columns (D_VECTORS), whose sums stay in registers over one block of the
@@ -17070,7 +17215,7 @@ static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
     const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
     /* x is packed once for all row blocks where there are several and it fits */
     const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
-    const int share = row_tasks > 1 && packable > 0;
+    const int share = row_tasks > 1 && packable > 0 && !gemm->line;
     if (gemm->norm && (!share || !gmem__norm_fits(gemm))) {
         gmem__cpu_norm(engine, gemm->norm);
         plain.norm = NULL;
@@ -17089,7 +17234,9 @@ static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
 
 static void gmem__gemm_run(const gmem__engine *engine, gmem__gemm *gemm) {
     const struct gmem__narrow *narrow = gmem__narrow_for(engine, gemm->weight);
+    const gmem__kernels *kernels = gmem__engine_kernels(engine);
     gemm->round_bf16 = gemm->weight->compute != GMEM_COMPUTE_F32;
+    gemm->line = gemm->conv && kernels->lines && !narrow ? gmem__line_width(gemm->conv, kernels->nr) : 0;
     if (narrow)
         gmem__narrow_run(engine, gemm, narrow);
     else

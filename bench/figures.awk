@@ -29,7 +29,7 @@ file == 1 && /^  "[a-z0-9_]+": \{/ { part = name($0); next }
 file == 1 && /^    "cpu"/ && part == "machine" { cpu = value($0); next }
 file == 1 && /^    "threads"/ && part == "machine" { threads = value($0); next }
 file == 1 && /^    "bandwidth_gb"/ && part == "machine" { bandwidth = value($0); next }
-file == 1 && /^ *"[a-z_]+": [^\[{]/ { v[name($0)] = value($0) }
+file == 1 && (part == "gemm" || /^    "/) && /^ *"[a-z_]+": [^\[{]/ { v[name($0)] = value($0) }
 file == 1 && /"architecture"/ { what[part] = value($0) }
 file == 1 && /"autoencoder":/ { what[part] = "a decoding" }
 file == 1 && part ~ /^(network|autoencoder)_/ && /^  \}/ {

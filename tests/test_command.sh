@@ -320,6 +320,9 @@ test_benchmarks() {
     check "bench all --json" json '.machine.cpu and .machine.bandwidth_gb > 0 and (.machine.peak_gflops | length) > 0 and
         .network_bf16.seconds_median > 0 and .autoencoder_bf16.seconds_median > 0 and .bank.rows > 0 and
         (.gemm.results | length) >= 4 and (.network_bf16.profile | length) > 0'
+    awk -v form=table -f bench/figures.awk "$work/out" >"$work/table"
+    check "the table of bench/all has the pass's rate" matches \
+        '^[|] GMem[^|]* bf16 [|] [^|]* [|] [0-9.]* ms [|] [1-9]' "$work/table"
     refuses 2 'does not take --profile' bench bank --profile
     refuses 2 'does not take --network' bench gemm --network x
     refuses 2 'does not take --network' bench autoencoder --network x

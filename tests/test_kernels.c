@@ -282,7 +282,7 @@ static void attention_free(attention_case *c) {
 }
 
 static void test_attention(const gmem__ops *ops) {
-    static const int64_t head_dims[] = {1, 3, 16, 24, 72, 131}, tokens[] = {1, 2, 7, 16, 36, 63, 64, 65, 130, 257};
+    static const int64_t head_dims[] = {1, 3, 16, 24, 72, 131}, tokens[] = {1, 2, 7, 16, 36, 63, 64, 65, 130, 257, 265};
     for (int d = 0; d < LENGTH(head_dims); d++)
         for (int t = 0; t < LENGTH(tokens); t++) {
             attention_case c = attention_make(1 + (t + d) % 3, head_dims[d], tokens[t], 1 + t % 2, 5 * (d % 2));
@@ -292,6 +292,9 @@ static void test_attention(const gmem__ops *ops) {
     attention_case c = attention_make(1, 512, 300, 1, 0);
     attention_check(ops, &c, "autoencoder");
     attention_free(&c);
+    c = attention_make(2, 72, 803, 1, 1);
+    attention_check(ops, &c, "long");
+    attention_free(&c);
     c = attention_make(2, 1031, 70, 1, 1);
     attention_check(ops, &c, "wide");
     attention_free(&c);
@@ -300,12 +303,13 @@ static void test_attention(const gmem__ops *ops) {
 /* Whole numbers, so that the scores are exact in f32 and the bar needs no allowance: some 1e4 in size, of both signs,
  * growing along the keys (every block raises the maximum) or falling. */
 static void test_attention_extremes(const gmem__ops *ops) {
+    const int64_t count = 600; /* several blocks of keys */
     for (int kind = 0; kind < 4; kind++) {
         static const char *const names[] = {"large scores", "rising scores", "falling scores", "equal low scores"};
-        attention_case c = attention_make(1, 16, 200, 1, 0);
+        attention_case c = attention_make(1, 16, count, 1, 0);
         float *q = c.qkv.data, *k = q + 16 * c.qkv.stride;
         for (int64_t d = 0; d < 16; d++)
-            for (int64_t i = 0; i < 200; i++) {
+            for (int64_t i = 0; i < count; i++) {
                 float random = (float)floor(uniform() * 81 - 40);
                 q[d * c.qkv.stride + i] = kind == 0 ? random : (float)(1 + i % 3);
                 k[d * c.qkv.stride + i] = kind == 0   ? (float)floor(uniform() * 81 - 40)
@@ -320,16 +324,17 @@ static void test_attention_extremes(const gmem__ops *ops) {
 }
 
 static void test_attention_nan(const gmem__ops *ops) {
+    const int64_t count = 597;
     for (int part = 0; part < 3; part++)
-        for (int64_t token = 0; token < 133; token += 66) { /* the first, one inside, the last */
-            attention_case c = attention_make(2, 5, 133, 1, 0);
+        for (int64_t token = 0; token < count; token += count / 2) { /* the first, one inside, the last */
+            attention_case c = attention_make(2, 5, count, 1, 0);
             matrix_fill(&c.y, 0, 1);
             c.qkv.data[(10 * part + 5 + 3) * c.qkv.stride + token] = NAN; /* head 1, channel 3 */
             run(ops, 1, run_attention, &c.op);
-            int64_t column = part ? 0 : token, columns = part ? 133 : 1; /* a query harms itself, a key all */
-            int64_t row = part == 2 ? 8 : 5, rows = part == 2 ? 1 : 5;   /* a value its own channel */
+            int64_t column = part ? 0 : token, columns = part ? count : 1; /* a query harms itself, a key all */
+            int64_t row = part == 2 ? 8 : 5, rows = part == 2 ? 1 : 5;     /* a value its own channel */
             CHECK_INT(matrix_nans(&c.y, row, rows, column, columns), rows * columns);
-            CHECK_INT(matrix_nans(&c.y, 0, 10, 0, 133), rows * columns);
+            CHECK_INT(matrix_nans(&c.y, 0, 10, 0, count), rows * columns);
             attention_free(&c);
         }
 }

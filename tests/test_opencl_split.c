@@ -472,7 +472,8 @@ static void test_refused(void) {
         gmem__arena arena;
         memset(&arena, 0, sizeof arena);
         if (!CHECK_OK(gmem__stream_open(context->device, NULL, &stream, NULL))) return;
-        const gmem__engine other = {engine.ops, 1, NULL, NULL, NULL, NULL, stream};
+        gmem__engine other = engine;
+        other.stream = stream;
         const int64_t used = context->device->used;
         arena.grain = grains[i];
         (void)gmem__take(&arena, 18000, 1);
@@ -495,7 +496,8 @@ static void test_failing_buffers(void) {
         gmem__arena arena;
         memset(&arena, 0, sizeof arena);
         if (!CHECK_OK(gmem__stream_open(context->device, NULL, &stream, NULL))) return;
-        const gmem__engine other = {engine.ops, 1, NULL, NULL, NULL, NULL, stream};
+        gmem__engine other = engine;
+        other.stream = stream;
         const int64_t before = cl.buffers, used = context->device->used;
         arena.grain = 1000;
         (void)gmem__take(&arena, PIECES * 3000, 1);

@@ -182,6 +182,7 @@ GMEM__TARGET_END
 GMEM__FN const gmem__kernels *gmem__avx2_kernels(void) {
     static const gmem__kernels kernels = {GMEM__MR,
                                           2 * V_WIDTH,
+                                          1,
                                           gmem__avx2_gemm,
                                           gmem__avx2_norm,
                                           gmem__avx2_rotate,

@@ -43,32 +43,7 @@ GMEM__TARGET_END
 
 GMEM__TARGET_BEGIN("avx2,fma")
 
-/* Words of a block: a strip, widened, and a panel stay in the first-level cache together. */
-#define GMEM__WIDENED 192
-
-#define D_WIDTH             8
-#define D_VECTOR            __m256
-#define D_SUM               __m256
-#define D_ELEMENT           float
-#define D_BROADCAST(p)      _mm256_castsi256_ps(_mm256_set1_epi32((int)*(p)))
-#define D_DOT(sum, w, x)    _mm256_fmadd_ps((w), (x), (sum))
-#define D_ADD(a, b)         _mm256_add_ps((a), (b))
-#define D_ZERO()            _mm256_setzero_ps()
-#define D_LOAD(p)           _mm256_castsi256_ps(_mm256_slli_epi32(GMEM__LOAD_256(p), 16))
-#define D_LOAD_ODD(p)       _mm256_castsi256_ps(GMEM__UPPER_HALVES(GMEM__LOAD_256(p)))
-#define D_LOAD_SUM(p)       _mm256_loadu_ps(p)
-#define D_STORE_SUM(p, sum) _mm256_storeu_ps((p), (sum))
-#define D_BLOCK             GMEM__WIDENED
-#define D_WIDEN(p, even, odd)                                           \
-    (GMEM__STORE_256((even), _mm256_slli_epi32(GMEM__LOAD_256(p), 16)), \
-     GMEM__STORE_256((odd), GMEM__UPPER_HALVES(GMEM__LOAD_256(p))))
-#define GMEM__UPPER_HALVES(words) _mm256_and_si256((words), _mm256_set1_epi32((int)0xffff0000))
-#define GMEM__K(name)             gmem__avx2_bf16_##name
-#define D_VECTORS                 2
-#include "dots.inc"
-#include "dots_end.inc"
-
-/* f32 as it is. */
+/* f32 arithmetic: words of one f32, then of two bf16, which are widened. */
 #define D_WIDTH             8
 #define D_VECTOR            __m256
 #define D_SUM               __m256
@@ -85,6 +60,21 @@ GMEM__TARGET_BEGIN("avx2,fma")
 #include "dots.inc"
 #define GMEM__K(name) gmem__avx2_f32_8_##name
 #define D_VECTORS     1
+#include "dots.inc"
+
+/* Words of a block: a strip, widened, and a panel stay in a first-level cache of 32 KB together. */
+#define GMEM__WIDENED 192
+
+#define GMEM__UPPER_HALVES(words) _mm256_and_si256((words), _mm256_set1_epi32((int)0xffff0000))
+#undef D_LOAD
+#define D_LOAD(p)     _mm256_castsi256_ps(_mm256_slli_epi32(GMEM__LOAD_256(p), 16))
+#define D_LOAD_ODD(p) _mm256_castsi256_ps(GMEM__UPPER_HALVES(GMEM__LOAD_256(p)))
+#define D_BLOCK       GMEM__WIDENED
+#define D_WIDEN(p, even, odd)                                           \
+    (GMEM__STORE_256((even), _mm256_slli_epi32(GMEM__LOAD_256(p), 16)), \
+     GMEM__STORE_256((odd), GMEM__UPPER_HALVES(GMEM__LOAD_256(p))))
+#define GMEM__K(name) gmem__avx2_bf16_##name
+#define D_VECTORS     2
 #include "dots.inc"
 #include "dots_end.inc"
 

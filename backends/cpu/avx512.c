@@ -185,6 +185,7 @@ GMEM__TARGET_END
 GMEM__FN const gmem__kernels *gmem__avx512_kernels(void) {
     static const gmem__kernels kernels = {GMEM__MR,
                                           2 * V_WIDTH,
+                                          1,
                                           gmem__avx512_gemm,
                                           gmem__avx512_norm,
                                           gmem__avx512_rotate,

@@ -17,31 +17,7 @@
 #endif
 GMEM__TARGET_BEGIN("avx512f")
 
-/* Words of a block: a strip, widened, and a panel stay in a first-level cache of 32 KB together. */
-#define GMEM__WIDENED 128
-
-#define D_WIDTH             16
-#define D_VECTOR            __m512
-#define D_SUM               __m512
-#define D_ELEMENT           float
-#define D_BROADCAST(p)      _mm512_castsi512_ps(_mm512_set1_epi32((int)*(p)))
-#define D_DOT(sum, w, x)    _mm512_fmadd_ps((w), (x), (sum))
-#define D_ADD(a, b)         _mm512_add_ps((a), (b))
-#define D_ZERO()            _mm512_setzero_ps()
-#define D_LOAD(p)           _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))
-#define D_LOAD_ODD(p)       _mm512_castsi512_ps(GMEM__UPPER_HALVES(_mm512_loadu_si512(p)))
-#define D_LOAD_SUM(p)       _mm512_loadu_ps(p)
-#define D_STORE_SUM(p, sum) _mm512_storeu_ps((p), (sum))
-#define D_BLOCK             GMEM__WIDENED
-#define D_WIDEN(p, even, odd)                                                   \
-    (_mm512_storeu_si512((even), _mm512_slli_epi32(_mm512_loadu_si512(p), 16)), \
-     _mm512_storeu_si512((odd), GMEM__UPPER_HALVES(_mm512_loadu_si512(p))))
-#define GMEM__UPPER_HALVES(words) _mm512_and_si512((words), _mm512_set1_epi32((int)0xffff0000))
-#define GMEM__K(name)             gmem__avx512f_bf16_##name
-#define D_VECTORS                 2
-#include "dots.inc"
-#include "dots_end.inc"
-
+/* f32 arithmetic: words of one f32, then of two bf16, which are widened. */
 #define D_WIDTH             16
 #define D_VECTOR            __m512
 #define D_SUM               __m512
@@ -58,6 +34,21 @@ GMEM__TARGET_BEGIN("avx512f")
 #include "dots.inc"
 #define GMEM__K(name) gmem__avx512f_f32_16_##name
 #define D_VECTORS     1
+#include "dots.inc"
+
+/* Words of a block: a strip, widened, and a panel stay in a first-level cache of 32 KB together. */
+#define GMEM__WIDENED 128
+
+#define GMEM__UPPER_HALVES(words) _mm512_and_si512((words), _mm512_set1_epi32((int)0xffff0000))
+#undef D_LOAD
+#define D_LOAD(p)     _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))
+#define D_LOAD_ODD(p) _mm512_castsi512_ps(GMEM__UPPER_HALVES(_mm512_loadu_si512(p)))
+#define D_BLOCK       GMEM__WIDENED
+#define D_WIDEN(p, even, odd)                                                   \
+    (_mm512_storeu_si512((even), _mm512_slli_epi32(_mm512_loadu_si512(p), 16)), \
+     _mm512_storeu_si512((odd), GMEM__UPPER_HALVES(_mm512_loadu_si512(p))))
+#define GMEM__K(name) gmem__avx512f_bf16_##name
+#define D_VECTORS     2
 #include "dots.inc"
 #include "dots_end.inc"
 

@@ -168,7 +168,7 @@ static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
     const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
     /* x is packed once for all row blocks where there are several and it fits */
     const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
-    const int share = row_tasks > 1 && packable > 0;
+    const int share = row_tasks > 1 && packable > 0 && !gemm->line;
     if (gemm->norm && (!share || !gmem__norm_fits(gemm))) {
         gmem__cpu_norm(engine, gemm->norm);
         plain.norm = NULL;
@@ -187,7 +187,9 @@ static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
 
 static void gmem__gemm_run(const gmem__engine *engine, gmem__gemm *gemm) {
     const struct gmem__narrow *narrow = gmem__narrow_for(engine, gemm->weight);
+    const gmem__kernels *kernels = gmem__engine_kernels(engine);
     gemm->round_bf16 = gemm->weight->compute != GMEM_COMPUTE_F32;
+    gemm->line = gemm->conv && kernels->lines && !narrow ? gmem__line_width(gemm->conv, kernels->nr) : 0;
     if (narrow)
         gmem__narrow_run(engine, gemm, narrow);
     else

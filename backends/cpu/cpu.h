@@ -61,6 +61,7 @@ typedef struct gmem__gemm {
     int64_t x_stride;
     const gmem__norm *norm; /* or what x comes from, computed while it is packed */
     const gmem__conv *conv; /* or the image whose patches are x, which is then never stored whole */
+    int64_t line; /* of the image: where tiles copy lines of so many pixels (gmem__lines) instead of panels, else 0 */
     int64_t rows, depth, columns;
     /* epilogue: y = residual + gate * activation(W x + bias) */
     const float *bias; /* (rows) or NULL */
@@ -92,6 +93,24 @@ GMEM__INLINE int64_t gmem__tile_row(const gmem__gemm *gemm, const gmem__tile *ti
  * floats apart, the last one padded with zeros. */
 GMEM__FN void gmem__pack(const gmem__gemm *gemm, int64_t k, int64_t depth, int64_t column, int64_t columns, int64_t nr,
                          int64_t panel_step, float *panels);
+
+/* What a tile needs of an image under a 3 x 3 kernel: lines with a pixel more at either end, those of a channel one
+ * after the other. A line serves nine taps, which read it at different places; as panels it would be copied for each.
+ */
+typedef struct gmem__lines {
+    int64_t width, step, channel_step; /* pixels of a line without the ends; floats between lines, and channels */
+} gmem__lines;
+
+/* How long such lines are for panels of nr columns; 0: patches can't be taken from lines. */
+GMEM__FN int64_t gmem__line_width(const gmem__conv *conv, int64_t nr);
+GMEM__FN gmem__lines gmem__lines_of(int64_t width);
+/* Where the patches begin of the pixels from a tile's `column` on, in its first channel. */
+GMEM__INLINE const float *gmem__line_at(const gmem__lines *lines, const float *first, int64_t column) {
+    return first + column / lines->width * lines->step + column % lines->width;
+}
+/* Those of `channels` channels from `first` on around the columns of a tile. */
+GMEM__FN void gmem__pack_lines(const gmem__gemm *gemm, const gmem__lines *lines, int64_t first, int64_t channels,
+                               const gmem__tile *tile, float *out);
 
 struct gmem__narrow;
 struct gmem__narrow_rows;
@@ -156,6 +175,7 @@ typedef struct gmem__exact_sums {
 
 typedef struct gmem__kernels {
     int64_t mr, nr; /* rows and columns of the GEMM's micro-kernel */
+    int lines;      /* it takes lines (gemm->line) */
     /* One tile of y: at most GMEM__MC product rows and GMEM__NC columns. `panels`: the tile's columns of x, packed with
      * the whole depth; or NULL, then the kernel packs them. scratch (GMEM__SCRATCH). */
     void (*gemm)(const gmem__gemm *gemm, const gmem__tile *tile, const float *panels, float *scratch);

@@ -90,6 +90,35 @@ static void gmem__pack_image(const gmem__conv *conv, int64_t k, int64_t depth, i
     }
 }
 
+/* lines ----------------------------------------------------------------------------------------------------------- */
+
+GMEM__FN int64_t gmem__line_width(const gmem__conv *conv, int64_t nr) {
+    const int64_t width = conv->width << conv->upsample;
+    const int whole = width % GMEM__NC == 0 || GMEM__NC % width == 0; /* no tile ends within a line */
+    return conv->kernel == 3 && conv->stride == 1 && width % nr == 0 && whole ? gmem__min(width, GMEM__NC) : 0;
+}
+
+GMEM__FN gmem__lines gmem__lines_of(int64_t width) {
+    gmem__lines lines;
+    lines.width = width;
+    lines.step = gmem__round_up(width + 2, 8);
+    lines.channel_step = width ? (GMEM__NC / width + 2) * lines.step : 0;
+    return lines;
+}
+
+GMEM__FN void gmem__pack_lines(const gmem__gemm *gemm, const gmem__lines *lines, int64_t first, int64_t channels,
+                               const gmem__tile *tile, float *out) {
+    const gmem__conv *conv = gemm->conv;
+    const int64_t width = conv->width << conv->upsample, count = lines->width + 2;
+    const int64_t row = tile->column / width, x = tile->column % width, rows = tile->columns / lines->width;
+    for (int64_t channel = first; channel < first + channels; channel++, out += lines->channel_step)
+        for (int64_t r = 0; r < rows + 2; r++) {
+            float *to = out + r * lines->step;
+            const float *line = gmem__pack_line(conv, channel, row + r - 1, x - 1, count, to);
+            if (line != to) memcpy(to, line, (size_t)count * sizeof *line);
+        }
+}
+
 /* words of bf16 -------------------------------------------------------------------------------------------------- */
 
 /* The taps of some pixels one after the other. A line serves the taps of one row of the kernel; the one before it

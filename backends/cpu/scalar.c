@@ -118,6 +118,7 @@ static void gmem__scalar_scatter(const double *left, const double *right, int64_
 GMEM__FN const gmem__kernels *gmem__scalar_kernels(void) {
     static const gmem__kernels kernels = {1,
                                           GMEM__SCALAR_NR,
+                                          0,
                                           gmem__scalar_gemm,
                                           gmem__scalar_norm,
                                           gmem__scalar_rotate,
