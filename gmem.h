@@ -17203,25 +17203,33 @@ GMEM__FN int64_t gmem__row_block(const gmem__engine *engine, int64_t rows, int64
     return gmem__min(largest, gmem__round_up(gmem__ceil_div(rows, blocks), mr));
 }
 
+/* How long lines are where a tile copies them; 0: panels. Each row task copies lines, 1 to 3 times each row of the
+ * image; panels, with nine copies, are shared by all row tasks. */
+static int64_t gmem__line_choose(const gmem__gemm *gemm, const gmem__kernels *kernels, int64_t row_tasks) {
+    const int64_t width = gemm->conv && kernels->lines ? gmem__line_width(gemm->conv, kernels->nr) : 0;
+    const int64_t rows = width ? GMEM__NC / width : 0;
+    return row_tasks * (rows + 2) < 9 * rows ? width : 0;
+}
+
 static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
     const int64_t halves = gemm->activation == GMEM__ACT_SWIGLU ? 2 : 1;
     gmem__gemm plain = *gemm;
     gmem__gemm_job job;
-    job.gemm = gemm;
+    job.gemm = &plain;
     job.kernels = gmem__engine_kernels(engine);
     job.rows = gemm->rows / halves;
     job.row_block = gmem__row_block(engine, job.rows, gemm->columns, job.kernels->mr,
                                     GMEM__MC / halves / job.kernels->mr * job.kernels->mr);
     const int64_t row_tasks = gmem__ceil_div(job.rows, job.row_block);
+    plain.line = gmem__line_choose(gemm, job.kernels, row_tasks);
     /* x is packed once for all row blocks where there are several and it fits */
     const int64_t packable = GMEM__SHARED / gemm->depth / GMEM__NC * GMEM__NC;
-    const int share = row_tasks > 1 && packable > 0 && !gemm->line;
+    const int share = row_tasks > 1 && packable > 0 && !plain.line;
     if (gemm->norm && (!share || !gmem__norm_fits(gemm))) {
         gmem__cpu_norm(engine, gemm->norm);
         plain.norm = NULL;
         plain.x = gemm->norm->y;
         plain.x_stride = gemm->norm->columns;
-        job.gemm = &plain;
     }
     for (job.column = 0; job.column < gemm->columns; job.column += job.columns) {
         job.columns = gmem__min(gemm->columns - job.column, share ? packable : gemm->columns);
@@ -17234,9 +17242,7 @@ static void gmem__f32_run(const gmem__engine *engine, const gmem__gemm *gemm) {
 
 static void gmem__gemm_run(const gmem__engine *engine, gmem__gemm *gemm) {
     const struct gmem__narrow *narrow = gmem__narrow_for(engine, gemm->weight);
-    const gmem__kernels *kernels = gmem__engine_kernels(engine);
     gemm->round_bf16 = gemm->weight->compute != GMEM_COMPUTE_F32;
-    gemm->line = gemm->conv && kernels->lines && !narrow ? gmem__line_width(gemm->conv, kernels->nr) : 0;
     if (narrow)
         gmem__narrow_run(engine, gemm, narrow);
     else
