@@ -106,16 +106,30 @@ static inline void emulated_mask_storeu_ps(void *p, __mmask16 mask, __m512 a) {
         if (mask >> i & 1) memcpy((float *)p + i, (const float *)&a + i, sizeof(float));
 }
 
-#undef _mm512_madd_epi16 /* SIMDe takes it for the form with a mask */
-#define _mm512_madd_epi16     emulated_madd_epi16
-#define _mm512_cvtps_epi32    emulated_cvtps_epi32
-#define _mm512_cvtepi32_ps    emulated_cvtepi32_ps
-#define _mm512_cvtph_ps       emulated_cvtph_ps
-#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
-#define _mm512_cvtepi8_epi32  emulated_cvtepi8_epi32
-#define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
-#define _mm512_cvtps_pd       emulated_cvtps_pd
+/* Whatever SIMDe has made of them: 0.7 takes madd for its form with a mask, and has few of the others. */
+#undef _mm512_madd_epi16
+#undef _mm512_cvtps_epi32
+#undef _mm512_cvtepi32_ps
+#undef _mm512_cvtph_ps
+#undef _mm512_cvtepu16_epi32
+#undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtepi32_epi16
+#undef _mm512_cvtps_pd
 #undef _mm512_extractf32x8_ps
+#undef _mm512_rcp14_ps
+#undef _mm512_reduce_add_ps
+#undef _mm512_reduce_max_ps
+#undef _mm512_maskz_loadu_ps
+#undef _mm512_mask_storeu_ps
+#undef _mm256_dpbusd_avx_epi32
+#define _mm512_madd_epi16       emulated_madd_epi16
+#define _mm512_cvtps_epi32      emulated_cvtps_epi32
+#define _mm512_cvtepi32_ps      emulated_cvtepi32_ps
+#define _mm512_cvtph_ps         emulated_cvtph_ps
+#define _mm512_cvtepu16_epi32   emulated_cvtepu16_epi32
+#define _mm512_cvtepi8_epi32    emulated_cvtepi8_epi32
+#define _mm512_cvtepi32_epi16   emulated_cvtepi32_epi16
+#define _mm512_cvtps_pd         emulated_cvtps_pd
 #define _mm512_extractf32x8_ps  emulated_extractf32x8_ps
 #define _mm512_rcp14_ps         emulated_rcp14_ps
 #define _mm512_reduce_add_ps    emulated_reduce_add_ps
