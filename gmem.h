@@ -7018,7 +7018,7 @@ typedef struct gmem__narrow_rows {
 
 /* Rows of a bank against a few queries: products and squares, summed in f32; with int8 exactly, for widths up to
  * GMEM__SCAN_I8_WIDTH. */
-#define GMEM__SCAN_ROWS     32
+#define GMEM__SCAN_ROWS     256
 #define GMEM__SCAN_AHEAD    8192 /* bytes */
 #define GMEM__SCAN_I8_WIDTH 4096 /* 128 * 32767 of each value, in 32 bits: 512 values a lane */
 typedef struct gmem__scan_block {
@@ -7030,7 +7030,7 @@ typedef struct gmem__scan_block {
     int64_t ahead;     /* bytes from what is read to what is fetched meanwhile; 0: nothing */
     int64_t queries, query_step; /* 0, 1 or a multiple of 4 */
     float *products;             /* (queries, GMEM__SCAN_ROWS) */
-    float *squares;              /* (rows), rounded up to even */
+    float *squares;              /* (rows) */
 } gmem__scan_block;
 
 /* What a cosine is made of, in double. */
@@ -9545,73 +9545,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -9626,17 +9624,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -9644,44 +9646,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -9723,7 +9714,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -9799,7 +9790,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -9860,73 +9851,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -9941,17 +9930,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -9959,44 +9952,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -10038,7 +10020,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -10114,7 +10096,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -10175,73 +10157,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -10256,17 +10236,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -10274,44 +10258,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -10353,7 +10326,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -10429,7 +10402,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -10517,73 +10490,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -10598,17 +10569,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -10616,44 +10591,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -10695,7 +10659,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -10771,7 +10735,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -12346,73 +12310,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -12427,17 +12389,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -12445,44 +12411,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -12524,7 +12479,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -12600,7 +12555,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -12661,73 +12616,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -12742,17 +12695,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -12760,44 +12717,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -12839,7 +12785,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -12915,7 +12861,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -12976,73 +12922,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -13057,17 +13001,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -13075,44 +13023,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -13154,7 +13091,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -13230,7 +13167,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -13318,73 +13255,71 @@ static const char *S_K(tail)(const char *row, int64_t done, int64_t width, float
     return (const char *)tail;
 }
 
-/* Fetches what comes two pages later, a line at a time: processors stop fetching by themselves where a page ends, and
- * must look up where the next one is. */
-#define S_FETCH(p) \
-    if (end - (p) > GMEM__SCAN_AHEAD) V_PREFETCH((p) + GMEM__SCAN_AHEAD)
+/* Fetches what comes GMEM__SCAN_AHEAD bytes later, a line at a time, where one row of `streams` is read: processors
+ * stop fetching by themselves where a page ends, and must look up where the next one is. */
+#define S_FETCH(p, streams) \
+    if (end - (p) > GMEM__SCAN_AHEAD / (streams)) V_PREFETCH((p) + GMEM__SCAN_AHEAD / (streams))
 
-/* The square of a row, and with a query its product with it. The sums are four each so that none waits for another. */
-#define S_STEP(n, p, i)                                                               \
-    {                                                                                 \
-        const S_VECTOR w = S_LOAD(p);                                                 \
-        square##n = S_MULTIPLY(w, w, square##n);                                      \
-        if (query) product##n = S_MULTIPLY(w, S_LOAD_QUERY(query + (i)), product##n); \
+/* Row i of those that are read at a time, `apart` rows from one another, where r is the first: the last one again where
+ * there are no more. */
+static int64_t S_K(row)(const gmem__scan_block *block, int64_t r, int64_t i, int64_t apart) {
+    return gmem__min(r + i * apart, block->rows - 1);
+}
+
+static const char *S_K(row_data)(const gmem__scan_block *block, int64_t r) {
+    return (const char *)block->data + r * block->row_stride * S_BYTES;
+}
+
+/* Squares of four rows, and with a query their products with it. */
+#define S_STEP(r)                                                               \
+    {                                                                           \
+        const S_VECTOR w = S_LOAD(row##r + at);                                 \
+        square##r = S_MULTIPLY(w, w, square##r);                                \
+        if (query) product##r = S_MULTIPLY(w, S_LOAD_QUERY(query), product##r); \
     }
-GMEM__ALWAYS_INLINE float S_K(row)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query,
-                                   float *product) {
+#define S_STEPS S_STEP(0) S_STEP(1) S_STEP(2) S_STEP(3)
+GMEM__ALWAYS_INLINE void S_K(four_rows)(const gmem__scan_block *block, int64_t r, int64_t apart,
+                                        const S_QUERY_TYPE *query) {
     S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO();
     S_SUM square0 = S_ZERO(), square1 = S_ZERO(), square2 = S_ZERO(), square3 = S_ZERO();
-    float tail[V_WIDTH];
-    int64_t i = 0;
-    for (; i + 4 * S_WIDTH <= width; i += 4 * S_WIDTH) {
-        const char *p = row + i * S_BYTES;
-        for (int64_t line = 0; query && line < 4 * S_WIDTH * S_BYTES; line += 64)
-            S_FETCH(p + line);
-        S_STEP(0, p, i)
-        S_STEP(1, p + S_WIDTH * S_BYTES, i + S_WIDTH)
-        S_STEP(2, p + 2 * S_WIDTH * S_BYTES, i + 2 * S_WIDTH)
-        S_STEP(3, p + 3 * S_WIDTH * S_BYTES, i + 3 * S_WIDTH)
+    const int64_t second = S_K(row)(block, r, 1, apart), third = S_K(row)(block, r, 2, apart);
+    const int64_t last = S_K(row)(block, r, 3, apart), done = block->width / S_WIDTH * S_WIDTH;
+    const char *row0 = S_K(row_data)(block, r), *row1 = S_K(row_data)(block, second);
+    const char *row2 = S_K(row_data)(block, third), *row3 = S_K(row_data)(block, last);
+    const char *end = (const char *)block->end;
+    float tails[4][V_WIDTH], sums[8];
+    int64_t at = 0;
+    for (; at < done * S_BYTES; at += S_WIDTH * S_BYTES) {
+        if (query && at % 64 == 0) {
+            S_FETCH(row0 + at, 4);
+            S_FETCH(row1 + at, 4);
+            S_FETCH(row2 + at, 4);
+            S_FETCH(row3 + at, 4);
+        }
+        S_STEPS
+        if (query) query += S_WIDTH;
     }
-    for (; i + S_WIDTH <= width; i += S_WIDTH)
-        S_STEP(0, row + i * S_BYTES, i)
-    if (i < width) S_STEP(1, S_K(tail)(row, i, width, tail), i)
-    if (query) *product = V_SUM(S_FLOATS(S_ADD(S_ADD(product0, product1), S_ADD(product2, product3))));
-    return V_SUM(S_FLOATS(S_ADD(S_ADD(square0, square1), S_ADD(square2, square3))));
+    if (done < block->width) {
+        row0 = S_K(tail)(row0, done, block->width, tails[0]);
+        row1 = S_K(tail)(row1, done, block->width, tails[1]);
+        row2 = S_K(tail)(row2, done, block->width, tails[2]);
+        row3 = S_K(tail)(row3, done, block->width, tails[3]);
+        at = 0;
+        S_STEPS
+    }
+    V_STORE_SUMS(sums, S_FLOATS(square0), S_FLOATS(square1), S_FLOATS(square2), S_FLOATS(square3));
+    V_STORE_SUMS(sums + 4, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
+    for (int i = 0; i < 4; i++) {
+        const int64_t to = S_K(row)(block, r, i, apart);
+        block->squares[to] = sums[i];
+        if (query) block->products[to] = sums[4 + i];
+    }
 }
+#undef S_STEPS
 #undef S_STEP
 
-/* A row's products with four queries, `step` elements apart, to `products`, GMEM__SCAN_ROWS apart. Returns its square.
- */
-#define S_QUERY(q) product##q = S_MULTIPLY(w, S_LOAD_QUERY(query + (q)*step), product##q);
-#define S_STEP(p)                          \
-    {                                      \
-        const S_VECTOR w = S_LOAD(p);      \
-        square = S_MULTIPLY(w, w, square); \
-        S_QUERY(0)                         \
-        S_QUERY(1)                         \
-        S_QUERY(2)                         \
-        S_QUERY(3)                         \
-    }
-static float S_K(four)(const char *row, const char *end, int64_t width, const S_QUERY_TYPE *query, int64_t step,
-                       float *products) {
-    S_SUM product0 = S_ZERO(), product1 = S_ZERO(), product2 = S_ZERO(), product3 = S_ZERO(), square = S_ZERO();
-    float tail[V_WIDTH], sums[4];
-    int64_t i = 0;
-    for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
-        if (i * S_BYTES % 64 == 0) S_FETCH(row + i * S_BYTES);
-        S_STEP(row + i * S_BYTES)
-    }
-    if (i < width) S_STEP(S_K(tail)(row, i, width, tail))
-    V_STORE_SUMS(sums, S_FLOATS(product0), S_FLOATS(product1), S_FLOATS(product2), S_FLOATS(product3));
-    for (int q = 0; q < 4; q++)
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-    return V_SUM(S_FLOATS(square));
-}
-#undef S_QUERY
-#undef S_STEP
-
-/* The same of two rows, which halves the loads of queries that fill the first-level cache; squares where they are
- * wanted. What comes later is fetched by the last queries (`fetch`), which wait for no memory. */
+/* Two rows' products with four queries; squares where they are wanted. What comes later is fetched by the last queries
+ * (`fetch`), which wait for no memory. */
 #define S_QUERY(q)                      \
     x = S_LOAD_QUERY(query + (q)*step); \
     a##q = S_MULTIPLY(v, x, a##q);      \
@@ -13399,17 +13334,21 @@ static float S_K(four)(const char *row, const char *end, int64_t width, const S_
         S_QUERY(2)                                                                             \
         S_QUERY(3)                                                                             \
     }
-GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const char *end, int64_t width,
-                                   const S_QUERY_TYPE *query, int64_t step, int fetch, float *products,
-                                   float *squares) {
+GMEM__ALWAYS_INLINE void S_K(two_rows)(const gmem__scan_block *block, int64_t r, int64_t apart, int64_t first_query,
+                                       int squares, int fetch) {
+    const int64_t step = block->query_step, width = block->width, other = S_K(row)(block, r, 1, apart);
+    const char *first = S_K(row_data)(block, r), *second = S_K(row_data)(block, other);
+    const char *end = (const char *)block->end;
+    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query + first_query * step;
+    float *products = block->products + first_query * GMEM__SCAN_ROWS;
     S_SUM a0 = S_ZERO(), a1 = S_ZERO(), a2 = S_ZERO(), a3 = S_ZERO(), square0 = S_ZERO();
     S_SUM b0 = S_ZERO(), b1 = S_ZERO(), b2 = S_ZERO(), b3 = S_ZERO(), square1 = S_ZERO();
     float tails[2][V_WIDTH], sums[8];
     int64_t i = 0;
     for (; i + S_WIDTH <= width; i += S_WIDTH, query += S_WIDTH) {
         if (fetch && i * S_BYTES % 64 == 0) {
-            S_FETCH(first + i * S_BYTES);
-            S_FETCH(second + i * S_BYTES);
+            S_FETCH(first + i * S_BYTES, 2);
+            S_FETCH(second + i * S_BYTES, 2);
         }
         S_STEP(first + i * S_BYTES, second + i * S_BYTES)
     }
@@ -13417,44 +13356,33 @@ GMEM__ALWAYS_INLINE void S_K(pair)(const char *first, const char *second, const 
     V_STORE_SUMS(sums, S_FLOATS(a0), S_FLOATS(a1), S_FLOATS(a2), S_FLOATS(a3));
     V_STORE_SUMS(sums + 4, S_FLOATS(b0), S_FLOATS(b1), S_FLOATS(b2), S_FLOATS(b3));
     for (int q = 0; q < 4; q++) {
-        products[q * GMEM__SCAN_ROWS] = sums[q];
-        products[q * GMEM__SCAN_ROWS + 1] = sums[4 + q];
+        products[q * GMEM__SCAN_ROWS + r] = sums[q];
+        products[q * GMEM__SCAN_ROWS + other] = sums[4 + q];
     }
-    if (squares) squares[0] = V_SUM(S_FLOATS(square0)), squares[1] = V_SUM(S_FLOATS(square1));
+    if (squares) block->squares[r] = V_SUM(S_FLOATS(square0)), block->squares[other] = V_SUM(S_FLOATS(square1));
 }
 #undef S_QUERY
 #undef S_STEP
 
-/* Rows of a block from r on, two of them or the last one twice, with more than four queries. */
-static void S_K(two_rows)(const gmem__scan_block *block, int64_t r) {
-    const int64_t row_bytes = block->row_stride * S_BYTES, step = block->query_step;
-    const char *first = (const char *)block->data + r * row_bytes, *second = first;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *end = (const char *)block->end;
-    if (r + 1 < block->rows) second += row_bytes;
-    S_K(pair)(first, second, end, block->width, query, step, 0, block->products + r, block->squares + r);
-    for (int64_t q = 4; q < block->queries; q += 4, query += 4 * step) {
-        float *products = block->products + q * GMEM__SCAN_ROWS + r;
-        if (q + 4 < block->queries)
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 0, products, NULL);
-        else
-            S_K(pair)(first, second, end, block->width, query + 4 * step, step, 1, products, NULL);
-    }
-}
-
+/* Rows that are read side by side lie far apart: processors fetch ahead by themselves where each is read in order, and
+ * several such streams wait for each other's pages less than one does for its own. */
 static void S_K(scan)(const gmem__scan_block *block) {
-    const int64_t row_bytes = block->row_stride * S_BYTES;
-    const S_QUERY_TYPE *query = (const S_QUERY_TYPE *)block->query;
-    const char *row = (const char *)block->data, *end = (const char *)block->end;
-    for (int64_t r = 0; r<block->rows; r += block->queries> 4 ? 2 : 1, row += row_bytes) {
-        if (block->queries == 0)
-            block->squares[r] = S_K(row)(row, end, block->width, NULL, NULL);
-        else if (block->queries == 1)
-            block->squares[r] = S_K(row)(row, end, block->width, query, block->products + r);
-        else if (block->queries == 4)
-            block->squares[r] = S_K(four)(row, end, block->width, query, block->query_step, block->products + r);
+    const int64_t quarter = gmem__ceil_div(block->rows, 4), half = gmem__ceil_div(block->rows, 2);
+    const int64_t last = block->queries - 4;
+    if (block->queries < 4) {
+        const S_QUERY_TYPE *query = block->queries ? (const S_QUERY_TYPE *)block->query : NULL;
+        for (int64_t r = 0; r < quarter; r++)
+            query ? S_K(four_rows)(block, r, quarter, query) : S_K(four_rows)(block, r, quarter, NULL);
+        return;
+    }
+    for (int64_t r = 0; r < half; r++) {
+        if (last == 0)
+            S_K(two_rows)(block, r, half, 0, 1, 1);
         else
-            S_K(two_rows)(block, r);
+            S_K(two_rows)(block, r, half, 0, 1, 0);
+        for (int64_t q = 4; q < last; q += 4)
+            S_K(two_rows)(block, r, half, q, 0, 0);
+        if (last > 0) S_K(two_rows)(block, r, half, last, 0, 1);
     }
 }
 
@@ -13496,7 +13424,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -13572,7 +13500,7 @@ static void S_STRIP(strip_row)(const gmem__scan_block *block, int64_t r, int64_t
     int64_t i = 0;
     for (; i + S_CHUNK <= width; i += S_CHUNK, out += tiles * step) {
         const char *from = row + i * S_BYTES;
-        if ((const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
+        if (block->ahead && (const char *)block->end - from > block->ahead) V_PREFETCH(from + block->ahead);
         S_STEP(from, out, step, 0, 0, 1)
         S_STEP(from, out, step, 2 * S_WIDTH, 2, 3)
     }
@@ -18155,9 +18083,10 @@ static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_r
                                    const float *norms, float *scores) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count;
-    int32_t which[GMEM__SCAN_ROWS * GMEM__NC];
-    for (int64_t done = 0; done < count; done += GMEM__SCAN_ROWS, scores += GMEM__SCAN_ROWS * GMEM__NC) {
-        const int64_t some = gmem__min(GMEM__SCAN_ROWS, count - done);
+    enum { MOST = 32 }; /* rows whose scores are looked through at a time */
+    int32_t which[MOST * GMEM__NC];
+    for (int64_t done = 0; done < count; done += MOST, scores += MOST * GMEM__NC) {
+        const int64_t some = gmem__min(MOST, count - done);
         for (int64_t r = 0; r < some && scan->form; r++)
             gmem__scan_offset(scan->form->offset, scan->count, scores + r * GMEM__NC);
         const int64_t found = job->kernels->above(scores, GMEM__NC, some, scan->count, norms + done, cuts, which);
@@ -18233,7 +18162,8 @@ static void gmem__scan_read(const gmem__scan_group *group, int64_t words) {
         block.rows = gmem__min(narrow->mr, group->count - done);
         block.squares = group->norms + done;
         block.products = narrow->type == GMEM_I8 ? sums : NULL;
-        block.ahead = narrow->strips * narrow->mr * block.row_stride * (int64_t)gmem_type_bytes(block.type);
+        if (narrow->type != GMEM_F32) /* whose products take long enough to fetch all of the next group meanwhile */
+            block.ahead = narrow->strips * narrow->mr * block.row_stride * (int64_t)gmem_type_bytes(block.type);
         group->job->kernels->scan_strip(narrow, &block, group->strips + done * words);
         for (int64_t r = 0; r < block.rows && block.products; r++)
             group->sums[done + r] = (int32_t)sums[r];

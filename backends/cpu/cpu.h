@@ -152,7 +152,7 @@ typedef struct gmem__narrow_rows {
 
 /* Rows of a bank against a few queries: products and squares, summed in f32; with int8 exactly, for widths up to
  * GMEM__SCAN_I8_WIDTH. */
-#define GMEM__SCAN_ROWS     32
+#define GMEM__SCAN_ROWS     256
 #define GMEM__SCAN_AHEAD    8192 /* bytes */
 #define GMEM__SCAN_I8_WIDTH 4096 /* 128 * 32767 of each value, in 32 bits: 512 values a lane */
 typedef struct gmem__scan_block {
@@ -164,7 +164,7 @@ typedef struct gmem__scan_block {
     int64_t ahead;     /* bytes from what is read to what is fetched meanwhile; 0: nothing */
     int64_t queries, query_step; /* 0, 1 or a multiple of 4 */
     float *products;             /* (queries, GMEM__SCAN_ROWS) */
-    float *squares;              /* (rows), rounded up to even */
+    float *squares;              /* (rows) */
 } gmem__scan_block;
 
 /* What a cosine is made of, in double. */

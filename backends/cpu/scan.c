@@ -353,9 +353,10 @@ static void gmem__scan_take_scores(const gmem__scan_job *job, const gmem__scan_r
                                    const float *norms, float *scores) {
     const gmem__scan *scan = job->scan;
     const float *cuts = scan->cuts + rows->thread * scan->count;
-    int32_t which[GMEM__SCAN_ROWS * GMEM__NC];
-    for (int64_t done = 0; done < count; done += GMEM__SCAN_ROWS, scores += GMEM__SCAN_ROWS * GMEM__NC) {
-        const int64_t some = gmem__min(GMEM__SCAN_ROWS, count - done);
+    enum { MOST = 32 }; /* rows whose scores are looked through at a time */
+    int32_t which[MOST * GMEM__NC];
+    for (int64_t done = 0; done < count; done += MOST, scores += MOST * GMEM__NC) {
+        const int64_t some = gmem__min(MOST, count - done);
         for (int64_t r = 0; r < some && scan->form; r++)
             gmem__scan_offset(scan->form->offset, scan->count, scores + r * GMEM__NC);
         const int64_t found = job->kernels->above(scores, GMEM__NC, some, scan->count, norms + done, cuts, which);
@@ -431,7 +432,8 @@ static void gmem__scan_read(const gmem__scan_group *group, int64_t words) {
         block.rows = gmem__min(narrow->mr, group->count - done);
         block.squares = group->norms + done;
         block.products = narrow->type == GMEM_I8 ? sums : NULL;
-        block.ahead = narrow->strips * narrow->mr * block.row_stride * (int64_t)gmem_type_bytes(block.type);
+        if (narrow->type != GMEM_F32) /* whose products take long enough to fetch all of the next group meanwhile */
+            block.ahead = narrow->strips * narrow->mr * block.row_stride * (int64_t)gmem_type_bytes(block.type);
         group->job->kernels->scan_strip(narrow, &block, group->strips + done * words);
         for (int64_t r = 0; r < block.rows && block.products; r++)
             group->sums[done + r] = (int32_t)sums[r];

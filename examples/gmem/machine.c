@@ -69,14 +69,17 @@ int64_t resident_bytes_peak(void) {
 
 #define STREAM_BYTES ((int64_t)512 << 20) /* more than any cache holds */
 
-/* One word of each line of 64 bytes: with more reads than that a processor asks for fewer lines at a time. */
-static uint64_t sum_lines(const uint64_t *words, int64_t count) {
-    uint64_t a = 0, b = 0; /* two sums, so that reads do not wait for additions */
-    for (int64_t i = 0; i + 16 <= count; i += 16) {
-        a += words[i];
-        b += words[i + 8];
-    }
-    return a + b;
+enum { STREAMS_MOST = 4 };
+
+/* One word of each line of 64 bytes: with more reads than that a processor asks for fewer lines at a time. In as many
+ * streams, each a part of the whole: some processors fetch more where several are read. */
+static uint64_t sum_lines(const uint64_t *words, int64_t count, int streams) {
+    const int64_t part = count / streams;
+    uint64_t sums[STREAMS_MOST] = {0};
+    for (int64_t i = 0; i + 8 <= part; i += 8)
+        for (int s = 0; s < streams; s++)
+            sums[s] += words[s * part + i];
+    return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
 double measure_bandwidth(int threads) {
@@ -86,14 +89,15 @@ double measure_bandwidth(int threads) {
     double best = 0;
     if (!words) return 0;
     memset(words, 1, (size_t)STREAM_BYTES);
-    for (int run = 0; run < 5; run++) {
+    for (int run = 0; run < 10; run++) {
+        const int streams = run % 2 ? STREAMS_MOST : 1;
         double start = seconds_now();
         uint64_t sum = 0;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) reduction(+ : sum) schedule(static)
 #endif
         for (int t = 0; t < threads; t++) {
-            sum += sum_lines(words + t * part, part);
+            sum += sum_lines(words + t * part, part, streams);
         }
         double rate = (double)(part * threads * 8) / (seconds_now() - start);
         sink = sink + sum;
